@@ -1,0 +1,238 @@
+"""Every knob, once: its unit in its name, its only default, one line of meaning. No torch, Ray or vLLM here.
+
+After `train.main()` these are plain dataclasses; a section is passed to the code that needs it, and nothing is written
+to it. `Section` remembers which fields were read, so that a key the user set and nothing read can be reported.
+`check()` is every rule about one value or about several together; it returns all it finds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from enum import Enum
+from typing import Any, Optional
+
+from omegaconf import MISSING
+
+_READ: set[str] = set()
+
+
+class Section:
+    """A config dataclass that remembers which of its fields were read in this process."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if not name.startswith("_"):
+            cls = type(self)
+            if name in cls.__dataclass_fields__:  # type: ignore[attr-defined]
+                _READ.add(f"{cls.__name__}.{name}")
+        return object.__getattribute__(self, name)
+
+
+def fields_read() -> set[str]:
+    """`{"RolloutConfig.engines", ...}`: every field this process has read. Workers send theirs to the driver."""
+    return set(_READ)
+
+
+class Dtype(str, Enum):
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+class Device(str, Enum):
+    auto = "auto"
+    cpu = "cpu"
+    gpu = "gpu"
+
+
+class Placement(str, Enum):
+    colocated = "colocated"
+    split = "split"
+
+
+class Schedule(str, Enum):
+    constant = "constant"
+    linear = "linear"
+    cosine = "cosine"
+
+
+class Aggregation(str, Enum):
+    token_mean = "token_mean"
+    sequence_mean = "sequence_mean"
+
+
+class SyncBackend(str, Enum):
+    auto = "auto"
+    shm = "shm"
+    ipc = "ipc"
+    nccl = "nccl"
+
+
+@dataclass
+class ModelConfig(Section):
+    path: str = MISSING  # hub id, local directory, GGUF file, or "demo": the embedded default, made and cached
+    tokenizer: Optional[str] = None  # hub id or directory; None: the model's own
+    dtype: Dtype = Dtype.auto  # of the forward pass; auto: bfloat16 on GPU, float32 on CPU
+
+
+@dataclass
+class DataConfig(Section):
+    train: str = MISSING  # .jsonl .parquet .csv file, hub name[:config][@split], or generate:arithmetic?size=1000&seed=1
+    eval: list[str] = field(default_factory=list)  # held-out sources of the same forms; accuracy is eval/NAME/accuracy
+    prompt_column: str = "auto"  # text or a list of messages; auto: the first of prompt, question, problem, messages
+    answer_column: str = "auto"  # the gold answer; auto: the first of answer, solution, ground_truth, response
+    response_column: str = "response"  # what `rlcore sft` learns to say
+    system_prompt: Optional[str] = None  # put before the user's message by the chat template
+    prompt_template: str = "{prompt}"  # the user's message; {prompt} is the prompt column, other {columns} work too
+    chat_template: bool = True  # False: the prompt text as it is, for base models
+    max_prompt_tokens: int = 512  # longer prompts are left out and counted
+    shuffle: bool = True  # a new order every epoch, from the seed
+
+
+@dataclass
+class RolloutConfig(Section):
+    engines: int = 1  # vLLM engines, each one Ray actor
+    tensor_parallel: int = 1  # GPUs an engine spans
+    temperature: float = 1.0  # of training samples
+    top_p: float = 1.0  # nucleus sampling; below 1 needs temperature 1
+    top_k: int = 0  # 0: all; above 0 needs temperature 1
+    min_response_tokens: int = 0  # no end of sequence before
+    max_response_tokens: int = 256  # longer responses are cut: finish "length"
+    stop: list[str] = field(default_factory=list)  # strings that end a response
+    max_sequences: int = 256  # sequences an engine decodes at once
+    kv_cache_gib: float = 0.5  # CPU: cache of one engine
+    device_memory_fraction: float = 0.6  # GPU: share of the device one engine may fill
+    vllm_args: dict[str, Any] = field(default_factory=dict)  # merged last into vLLM's EngineArgs, and printed
+
+
+@dataclass
+class RewardConfig(Section):
+    fns: list[str] = field(default_factory=list)  # a name from rewards/, a dotted path, or file.py:function
+    weights: list[float] = field(default_factory=list)  # one a function; empty: all 1
+    workers: int = 1  # processes that score side by side
+    timeout_seconds: float = 10.0  # a sample that takes longer has status "timeout"
+    max_failed_fraction: float = 0.05  # more samples without a score in one step end the run with exit 3
+
+
+@dataclass
+class AdvantageConfig(Section):
+    name: str = "grpo"  # a name from algo/advantage.py, a dotted path, or file.py:function
+    std_normalize: bool = True  # divide by the group's standard deviation
+    epsilon: float = 1e-6  # added to that standard deviation
+
+
+@dataclass
+class LossConfig(Section):
+    name: str = "ppo_clip"  # a name from algo/loss.py, a dotted path, or file.py:function
+    clip_low: float = 0.2  # ratio is clipped at 1 - clip_low
+    clip_high: float = 0.2  # and at 1 + clip_high
+    aggregation: Aggregation = Aggregation.token_mean  # how token losses become one number, over the optimizer step
+
+
+@dataclass
+class KLConfig(Section):
+    coef: float = 0.0  # weight of the k3 estimate of KL(policy || reference) in the loss; 0: no reference ranks
+
+
+@dataclass
+class ActorConfig(Section):
+    ranks: int = 1  # processes, one device each
+    zero_stage: int = 3  # DeepSpeed ZeRO stage 0 to 3
+    learning_rate: float = 1e-6
+    schedule: Schedule = Schedule.constant  # after the warm-up; linear and cosine end at 0 at the last step
+    warmup_steps: int = 0  # linear from 0
+    weight_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    adam_epsilon: float = 1e-8
+    max_grad_norm: float = 1.0  # clip the global norm; 0: never
+    epochs_per_step: int = 1  # passes over a step's rollouts
+    minibatches_per_step: int = 1  # optimizer updates a pass
+    microbatch_tokens: int = 8192  # tokens of one forward and backward on one rank
+    logits_chunk_tokens: int = 1024  # rows of the (tokens, V) logits that exist at once
+    gradient_checkpointing: bool = False
+    offload: bool = True  # colocated GPUs: states go to the host while the engines generate
+    deepspeed_args: dict[str, Any] = field(default_factory=dict)  # merged last into DeepSpeed's config, and printed
+
+
+@dataclass
+class ReferenceConfig(Section):
+    ranks: int = 1  # exist only when kl.coef > 0
+
+
+@dataclass
+class SyncConfig(Section):
+    backend: SyncBackend = SyncBackend.auto  # auto: shm on CPU, ipc on colocated GPUs, nccl on split ones
+    bucket_mib: int = 256  # weights gathered and sent at once
+    max_logp_diff: Optional[float] = None  # engine against trainer; None: 0.001 in float32, 1.0 in bfloat16
+
+
+@dataclass
+class EvalConfig(Section):
+    every_steps: int = 0  # 0: only before the first and after the last step
+    prompts: int = 0  # of each source; 0: all
+    temperature: float = 0.0  # 0: greedy
+
+
+@dataclass
+class PlacementConfig(Section):
+    device: Device = Device.auto  # auto: gpu where Ray has GPUs
+    mode: Placement = Placement.colocated  # colocated: roles share devices and take turns; split: each its own
+
+
+@dataclass
+class RayConfig(Section):
+    address: Optional[str] = None  # None: a local Ray, ended with the run; "auto": the running cluster
+    object_store_mib: int = 512  # of the local Ray
+
+
+@dataclass
+class DeadlineConfig(Section):
+    start_seconds: float = 900.0  # Ray, placement groups, models loaded
+    rollout_seconds: float = 3600.0
+    update_seconds: float = 3600.0  # also log-probabilities, saving and exporting
+    publish_seconds: float = 600.0
+
+
+@dataclass
+class TrackerConfig(Section):
+    sinks: list[str] = field(default_factory=list)  # any of wandb, tensorboard; console and metrics.jsonl are always on
+    project: str = "rlcore"
+    name: Optional[str] = None  # None: the run directory's name
+
+
+@dataclass
+class Config(Section):
+    run_dir: str = MISSING  # everything the run writes
+    seed: int = 0
+    steps: int = MISSING
+    prompts_per_step: int = 32  # P
+    rollouts_per_prompt: int = 8  # G
+    save_every_steps: int = 0  # 0: only after the last step
+    keep_checkpoints: int = 2  # older ones are deleted
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    kl: KLConfig = field(default_factory=KLConfig)
+    actor: ActorConfig = field(default_factory=ActorConfig)
+    reference: ReferenceConfig = field(default_factory=ReferenceConfig)
+    sync: SyncConfig = field(default_factory=SyncConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    placement: PlacementConfig = field(default_factory=PlacementConfig)
+    ray: RayConfig = field(default_factory=RayConfig)
+    deadline: DeadlineConfig = field(default_factory=DeadlineConfig)
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
+
+
+def all_keys(cls: type = Config, prefix: str = "") -> dict[str, str]:
+    """`{"rollout.engines": "RolloutConfig.engines", ...}` for every leaf knob."""
+    keys: dict[str, str] = {}
+    for f in fields(cls):  # type: ignore[arg-type]
+        section = f.default_factory if isinstance(f.default_factory, type) else None
+        if section is not None and issubclass(section, Section):
+            keys |= all_keys(section, f"{prefix}{f.name}.")
+        else:
+            keys[prefix + f.name] = f"{cls.__name__}.{f.name}"
+    return keys

@@ -1,0 +1,46 @@
+"""What can go wrong, and the exit code each kind ends the process with.
+
+An error a user can cause says which key, row or file it is about and what to do. `assert` is for ourselves.
+"""
+
+
+class RlcoreError(Exception):
+    """Base of every error that ends a run on purpose. `exit_code` is what the process returns."""
+
+    exit_code = 1
+
+
+class ConfigError(RlcoreError):
+    """A key, a value or a combination that cannot run. Raised before Ray starts (or, for a key nothing read, at the end)."""
+
+    exit_code = 2
+
+
+class DataError(RlcoreError):
+    """A dataset, a row or a tokenizer that cannot be used; names the file and the row."""
+
+    exit_code = 2
+
+
+class RewardError(RlcoreError):
+    """Too many samples of a step ended without a score; names the function and the commonest error."""
+
+    exit_code = 3
+
+
+class WorkerError(RlcoreError):
+    """A worker raised, died or missed its deadline; names role, rank and phase."""
+
+    exit_code = 4
+
+
+class SyncError(RlcoreError):
+    """The engine's weights are not the trainer's."""
+
+    exit_code = 5
+
+
+class CheckpointError(RlcoreError):
+    """A checkpoint that is missing, torn, or of another run."""
+
+    exit_code = 6

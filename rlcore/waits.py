@@ -1,0 +1,108 @@
+"""Every wait of the driver. A wait has a deadline and a name, and ends at once when anything it depends on has died.
+
+`Watch` knows every Ray actor of the run by role and rank and every process of the local Ray. While the driver waits
+for one of them it looks at all of them once a second, so a reference rank killed during the rollout phase ends the run
+then, not when it is next needed.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Callable, Mapping, NamedTuple, Sequence
+
+import ray
+from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayError, RayTaskError
+
+from rlcore.errors import RlcoreError, WorkerError
+
+_LOOK_EVERY_SECONDS = 1.0
+
+
+class Worker(NamedTuple):
+    """A Ray actor of the run: `Worker("actor", 0, handle)` prints as `actor rank 0`."""
+
+    role: str
+    rank: int
+    handle: Any
+
+    def __str__(self) -> str:
+        return f"{self.role} rank {self.rank}"
+
+
+class Watch:
+    """Waits for Ray calls on behalf of the driver.
+
+    `phase` names what the run is doing; it is part of every error. `also_alive` are further checks, each a function
+    that returns None or what has died (the local Ray's own processes, the janitor).
+    """
+
+    def __init__(self) -> None:
+        self.phase = "start"
+        self.workers: list[Worker] = []
+        self.also_alive: list[Callable[[], str | None]] = []
+        self._looked = 0.0
+
+    def look(self) -> None:
+        """Raise WorkerError if anything of the run has died. Cheap: at most once a second it really looks."""
+        if time.monotonic() - self._looked < _LOOK_EVERY_SECONDS:
+            return
+        self._looked = time.monotonic()
+        for alive in self.also_alive:
+            died = alive()
+            if died is not None:
+                raise WorkerError(f"{died} died during phase {self.phase}; the run cannot go on without it")
+        for worker in self.workers:
+            info = ray._private.state.actors(worker.handle._actor_id.hex())
+            if info and info["State"] == "DEAD":
+                raise WorkerError(f"{worker} died during phase {self.phase}: {_death(info)}")
+
+    def any(self, refs: Mapping[ray.ObjectRef, Worker], seconds: float) -> list[ray.ObjectRef]:
+        """The refs that are ready, after at most `seconds`; [] if none is. All ready ones at once, never one by one."""
+        until = time.monotonic() + seconds
+        while True:
+            left = max(0.0, until - time.monotonic())
+            ready, _ = ray.wait(list(refs), num_returns=len(refs), timeout=0, fetch_local=False)
+            if not ready:
+                ready, _ = ray.wait(list(refs), num_returns=1, timeout=min(left, _LOOK_EVERY_SECONDS))
+            self.look()
+            if ready or time.monotonic() >= until:
+                return ready
+
+    def get(self, ref: ray.ObjectRef, worker: Worker) -> Any:
+        """The value of a ref that is ready; what the worker raised comes out naming role, rank and phase."""
+        try:
+            return ray.get(ref, timeout=60)
+        except RayTaskError as e:
+            cause = e.cause if isinstance(e.cause, Exception) else e
+            if isinstance(cause, RlcoreError):
+                raise type(cause)(f"{worker}, phase {self.phase}: {cause}") from e
+            raise WorkerError(f"{worker} raised in phase {self.phase}: {type(cause).__name__}: {cause}\n{e}") from e
+        except (ActorDiedError, ActorUnavailableError) as e:
+            raise WorkerError(f"{worker} died during phase {self.phase}: {e}") from e
+        except GetTimeoutError as e:
+            raise WorkerError(f"{worker}: its finished result did not arrive in 60 s, phase {self.phase}") from e
+        except RayError as e:
+            raise WorkerError(f"{worker}, phase {self.phase}: {type(e).__name__}: {e}") from e
+
+    def gather(self, workers: Sequence[Worker], refs: Sequence[ray.ObjectRef], what: str, seconds: float) -> list[Any]:
+        """All results, in order. Fails on the first worker that raises or dies, or after `seconds`."""
+        worker_of = dict(zip(refs, workers, strict=True))
+        results: dict[ray.ObjectRef, Any] = {}
+        until = time.monotonic() + seconds
+        while len(results) < len(refs):
+            waiting = {r: w for r, w in worker_of.items() if r not in results}
+            for ref in self.any(waiting, min(_LOOK_EVERY_SECONDS, until - time.monotonic())):
+                results[ref] = self.get(ref, worker_of[ref])
+            if len(results) < len(refs) and time.monotonic() > until:
+                late = ", ".join(str(w) for r, w in worker_of.items() if r not in results)
+                raise WorkerError(f"{what}: no answer from {late} within {seconds:g} s, phase {self.phase}")
+        return [results[r] for r in refs]
+
+
+def _death(info: Mapping[str, Any]) -> str:
+    """The one line of Ray's death record that a user can act on."""
+    cause = str(info.get("DeathCause") or "cause unknown")
+    for line in cause.replace("\\n", "\n").splitlines():
+        if "error_message" in line:
+            return line.split("error_message:", 1)[1].strip().strip('"')
+    return cause.strip().splitlines()[0]
