@@ -2,7 +2,7 @@
 
 After `train.main()` these are plain dataclasses; a section is passed to the code that needs it, and nothing is written
 to it. `Section` remembers which fields were read, so that a key the user set and nothing read can be reported.
-`check()` is every rule about one value or about several together; it returns all it finds.
+Rules about values and their combinations are in check.py.
 """
 
 from __future__ import annotations
@@ -30,6 +30,11 @@ class Section:
 def fields_read() -> set[str]:
     """`{"RolloutConfig.engines", ...}`: every field this process has read. Workers send theirs to the driver."""
     return set(_READ)
+
+
+def forget_reads() -> None:
+    """Start counting anew: composing and checking a config reads every field, a run reads those it needs."""
+    _READ.clear()
 
 
 class Dtype(str, Enum):
@@ -202,7 +207,7 @@ class TrackerConfig(Section):
 
 @dataclass
 class Config(Section):
-    run_dir: str = MISSING  # everything the run writes
+    run_dir: Optional[str] = None  # everything the run writes; None: runs/RECIPE-TIME
     seed: int = 0
     steps: int = MISSING
     prompts_per_step: int = 32  # P

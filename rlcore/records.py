@@ -148,15 +148,23 @@ class Batch:
             assert column.shape == self.tokens.shape, f"{name}: {tuple(column.shape)}, want {tuple(self.tokens.shape)}"
         return dataclasses.replace(self, **columns)
 
+    def tokens_of(self, rollouts: Sequence[int]) -> Tensor:
+        """(n,) int64: where the tokens of these rollouts lie in this batch, rollout after rollout."""
+        import torch
+
+        index = torch.as_tensor(rollouts, dtype=torch.int64)
+        lengths = self.lengths[index]
+        starts = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])[:-1]
+        within = torch.arange(int(lengths.sum())) - torch.repeat_interleave(starts, lengths)
+        return torch.repeat_interleave(self.offsets[index], lengths) + within
+
     def select(self, rollouts: Sequence[int]) -> Batch:
         """The batch of these rollouts only, in this order."""
         import torch
 
         index = torch.as_tensor(rollouts, dtype=torch.int64)
-        lengths = self.lengths[index]
-        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
-        within = torch.arange(int(offsets[-1])) - torch.repeat_interleave(offsets[:-1], lengths)
-        token = torch.repeat_interleave(self.offsets[index], lengths) + within
+        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), self.lengths[index].cumsum(0)])
+        token = self.tokens_of(rollouts)
         filled = {n: getattr(self, n)[token] for n in COLUMNS if getattr(self, n) is not None}
         return Batch(
             tokens=self.tokens[token],
