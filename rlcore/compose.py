@@ -40,6 +40,10 @@ class Composed:
     set_by: dict[str, str] = field(default_factory=dict)
 
 
+def recipe_names() -> list[str]:
+    return sorted(p.stem for p in RECIPES.glob("*.yaml"))
+
+
 def recipe_file(name: str) -> Path:
     """The YAML behind a recipe name or a path. Raises ConfigError with the nearest name."""
     if name.endswith((".yaml", ".yml")):
@@ -49,7 +53,7 @@ def recipe_file(name: str) -> Path:
         return path
     path = RECIPES / f"{name}.yaml"
     if not path.is_file():
-        known = sorted(p.stem for p in RECIPES.glob("*.yaml"))
+        known = recipe_names()
         raise ConfigError(f"no recipe {name!r}{_nearest(name, known)}; there are: {', '.join(known)}, or give a FILE.yaml")
     return path
 
@@ -192,12 +196,35 @@ def compose(name: str, overrides: list[str], multirun: bool = False) -> tuple[Co
             merger.put(key, parse_override(f"{key}={value}").value() if sweep else _plain(value), "command line")
         for_hydra.append(_hydra_form(key, override, text, merger))
     errors = merger.errors + [f"{k} is required: set it on the command line or in {path}" for k in merger.missing()]
-    errors += check(_object(merger.config))
+    errors += check(as_config(merger.config))
     if errors:
         raise ConfigError("\n".join(f"  {i}. {e}" for i, e in enumerate(errors, 1)))
     if merger.config.run_dir is None:
         merger.config.run_dir = f"runs/{path.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     return Composed(merger.config, path.stem, merger.set_by), for_hydra
+
+
+def compose_run(run_dir: Path, overrides: list[str]) -> Composed:
+    """The config a run directory was started with, and the user's changes to it.
+
+    Raises ConfigError when the directory holds no run, or a change is wrong.
+    """
+    path = run_dir / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(f"{run_dir} holds no run: there is no {path}")
+    merger = _Merger()
+    for key, value in _flatten(typing.cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.load(path)))).items():
+        merger.put(key, value, str(path))
+    merger.set_by.clear()
+    for text in overrides:
+        override = parse_override(text)
+        merger.put(override.key_or_group, _plain(override.value()), "command line")
+    merger.config.run_dir = None
+    errors = merger.errors + check(as_config(merger.config))
+    if errors:
+        raise ConfigError("\n".join(f"  {i}. {e}" for i, e in enumerate(errors, 1)))
+    merger.config.run_dir = str(run_dir)
+    return Composed(merger.config, run_dir.name, merger.set_by)
 
 
 def _plain(value: Any) -> Any:
@@ -220,9 +247,9 @@ def _hydra_form(key: str, override: Any, text: str, merger: _Merger) -> str:
     return f"{'++' if root else ''}{key}={shown}"
 
 
-def _object(config: DictConfig) -> Config:
+def as_config(config: DictConfig) -> Config:
     """The plain dataclasses; what is still missing stays OmegaConf's "???" so that check() can go on."""
-    plain = OmegaConf.to_object(config) if not OmegaConf.missing_keys(config) else _with_blanks(config)
+    plain = OmegaConf.toas_config(config) if not OmegaConf.missing_keys(config) else _with_blanks(config)
     forget_reads()
     assert is_dataclass(plain)
     return typing.cast(Config, plain)
@@ -235,7 +262,7 @@ def _with_blanks(config: DictConfig) -> Any:
     for key in ("model.path", "data.train"):
         if OmegaConf.select(trial, key) == "???blank":
             OmegaConf.update(trial, key, "")
-    return OmegaConf.to_object(trial)
+    return OmegaConf.toas_config(trial)
 
 
 def run_with_hydra(
@@ -253,7 +280,7 @@ def run_with_hydra(
         state = HydraConfig.get()
         if str(state.mode).endswith("MULTIRUN") and config.run_dir == base:
             config.run_dir = str(Path(base) / str(state.job.num))
-        cfg = _object(config)
+        cfg = as_config(config)
         wrong = check(cfg)
         if wrong:
             raise SystemExit(_say(ConfigError("\n".join(wrong))))

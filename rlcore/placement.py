@@ -43,12 +43,16 @@ class Cluster:
         self.run_id = secrets.token_hex(8)
         self._janitor: subprocess.Popen[bytes] | None = None
         self.local = ray_cfg.address is None
-        self._start(ray_cfg)
-        resources = ray.cluster_resources()
-        gpus = resources.get("GPU", 0)
-        self.device = "gpu" if cfg.device == Device.gpu or (cfg.device == Device.auto and gpus) else "cpu"
         self.colocated = cfg.mode == Placement.colocated
-        self._place("GPU" if self.device == "gpu" else "CPU", resources)
+        try:
+            self._start(ray_cfg)
+            resources = ray.cluster_resources()
+            gpus = resources.get("GPU", 0)
+            self.device = "gpu" if cfg.device == Device.gpu or (cfg.device == Device.auto and gpus) else "cpu"
+            self._place("GPU" if self.device == "gpu" else "CPU", resources)
+        except BaseException:
+            self.close()
+            raise
 
     def _start(self, cfg: RayConfig) -> None:
         os.environ[janitor.VARIABLE] = self.run_id

@@ -29,7 +29,7 @@ _TOLD = {
     "-": ("sells {k}", "loses {k}", "gives away {k}", "uses up {k}"),
     "*": ("ends up with {k} times as many",),
 }
-_LARGEST_START = 49
+_LARGEST_START = 30
 _LARGEST_VALUE = 99
 
 Step = tuple[str, int]  # an operation and its second number
@@ -74,7 +74,7 @@ def _chain(rng: random.Random, value: int, length: int) -> Iterator[Step]:
         ops = ["+"] * (value < _LARGEST_VALUE) + ["-"] * (value > 0) + ["*"] * (0 < value <= _LARGEST_VALUE // 2)
         op = rng.choice(ops)
         most = {"+": _LARGEST_VALUE - value, "-": value, "*": _LARGEST_VALUE // max(value, 1)}[op]
-        k = rng.randint(2, min(most, 5)) if op == "*" else rng.randint(1, min(most, 30))
+        k = rng.randint(2, min(most, 3)) if op == "*" else rng.randint(1, min(most, 9))
         value = _apply(op, value, k)
         yield op, k
 

@@ -28,7 +28,7 @@ def make_tiny_model(directory: Path, tied: bool = True, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=128, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=16, max_position_embeddings=512, tie_word_embeddings=tied,
+        num_key_value_heads=2, head_dim=32, max_position_embeddings=512, tie_word_embeddings=tied,
         bos_token_id=None, eos_token_id=vocab["<eos>"], pad_token_id=vocab["<pad>"],
     )
     directory.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,49 @@
+# Two commands: `make demo` and `make test`. Both install what they need first, for the GPU or the CPU of this machine.
+PYTHON ?= python3
+VENV ?= .venv
+PROFILE ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed-$(PROFILE)
+# A PyTorch CPU build comes from local files where pip has been told of some, else from PyTorch's own index.
+LOCAL_WHEELS := $(or $(PIP_FIND_LINKS),$(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null))
+ifeq ($(PROFILE),cpu)
+TORCH_FROM := $(if $(LOCAL_WHEELS),--find-links $(LOCAL_WHEELS),--torch-backend cpu)
+endif
+
+.PHONY: install demo test lint bench lock clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml .locks/$(PROFILE).txt .locks/overrides-$(PROFILE).txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet uv
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet $(TORCH_FROM) --override .locks/overrides-$(PROFILE).txt -r .locks/$(PROFILE).txt
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --no-deps --editable .
+	touch $@
+
+demo: install
+	$(BIN)/rlcore train demo
+
+test: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/pytest
+
+lint: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/pyright
+
+bench: install
+	$(BIN)/pytest -m slow -s
+
+# Both profiles resolve without installing anything; run it after a change of dependencies.
+lock:
+	$(BIN)/uv pip compile pyproject.toml --quiet --no-header --extra cpu --extra dev --python-version 3.11 \
+	  $(TORCH_FROM) --override .locks/overrides-cpu.txt -o .locks/cpu.txt
+	$(BIN)/uv pip compile pyproject.toml --quiet --no-header --extra gpu --extra dev --python-version 3.11 \
+	  --python-platform x86_64-manylinux_2_28 -o .locks/gpu.txt
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,60 @@
+"""What an optimizer step counts: the totals its averages need, and the statistics it leaves behind."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import NamedTuple, Sequence
+
+from torch import Tensor
+
+from rlcore.records import Batch
+
+
+class Totals(NamedTuple):
+    """Of everything that enters one optimizer step, all micro-batches and all ranks."""
+
+    tokens: int  # masked ones
+    sequences: int  # rollouts with any masked token
+
+    @classmethod
+    def of(cls, batch: Batch) -> Totals:
+        rollouts = batch.rollout_of_token[batch.mask]
+        return cls(tokens=len(rollouts), sequences=len(rollouts.unique()))
+
+
+class Stats:
+    """What one rank saw during the updates of a step. `merge` makes metrics of the ranks' statistics."""
+
+    def __init__(self) -> None:
+        self.updates = 0  # optimizer steps taken or skipped
+        self.skipped = 0  # of these, skipped for a gradient that is not finite
+        self.loss = 0.0  # this rank's share, added over updates
+        self.grad_norm = 0.0  # before clipping, added over the updates that were taken; the same on every rank
+        self.tokens = 0  # masked ones, added over updates
+        self.sums: Counter[str] = Counter()  # by metric name, over masked tokens
+        self.maxima: dict[str, float] = {}
+
+    def add(self, name: str, per_token: Tensor, mask: Tensor) -> None:
+        """One micro-batch of a per-token statistic (n,): a maximum if the name ends in `_max`, else a mean."""
+        values = per_token[mask]
+        if not name.endswith("_max"):
+            self.sums[name] += float(values.double().sum())
+        elif len(values):
+            self.maxima[name] = max(self.maxima.get(name, float("-inf")), float(values.max()))
+
+
+def merge(ranks: Sequence[Stats]) -> dict[str, float]:
+    """The metrics of a step: means over all updates and masked tokens of all ranks, maxima over all of them."""
+    first = ranks[0]
+    taken = first.updates - first.skipped
+    tokens = max(1, sum(s.tokens for s in ranks))
+    metrics = {
+        "actor/loss": sum(s.loss for s in ranks) / max(1, first.updates),
+        "actor/grad_norm": first.grad_norm / taken if taken else float("nan"),
+        "actor/skipped_updates": float(first.skipped),
+    }
+    for name in sorted({n for s in ranks for n in s.sums}):
+        metrics[name] = sum(s.sums[name] for s in ranks) / tokens
+    for name in sorted({n for s in ranks for n in s.maxima}):
+        metrics[name] = max(s.maxima[name] for s in ranks if name in s.maxima)
+    return metrics

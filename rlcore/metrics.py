@@ -1,0 +1,59 @@
+"""The numbers of a step that come from its rollouts. One flat namespace of names; nothing here needs torch."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from typing import Sequence
+
+from rlcore.errors import RewardError
+from rlcore.records import Group, Rollout
+
+
+def of_rollouts(groups: Sequence[Group]) -> dict[str, float]:
+    """`reward/...`, `response/...`, `group/zero_advantage_fraction` over the rollouts of a step.
+
+    Rewards are over scored rollouts only: a failed score is never counted as 0. With none scored they are NaN.
+    """
+    rollouts = [r for g in groups for r in g.rollouts]
+    rewards = [r.reward for r in rollouts if r.reward is not None]
+    tokens = [r.response_tokens for r in rollouts]
+    metrics = {
+        "reward/mean": statistics.fmean(rewards) if rewards else float("nan"),
+        "reward/std": statistics.pstdev(rewards) if rewards else float("nan"),
+        "reward/failed_fraction": 1 - len(rewards) / len(rollouts),
+        "group/zero_advantage_fraction": statistics.fmean(_no_signal(g) for g in groups),
+        "response/tokens_mean": statistics.fmean(tokens),
+        "response/truncated_fraction": statistics.fmean(r.finish == "length" for r in rollouts),
+    }
+    for name in sorted({n for r in rollouts for n in r.parts}):
+        metrics[f"reward/part/{name}"] = statistics.fmean(r.parts[name] for r in rollouts if name in r.parts)
+    return metrics
+
+
+def _no_signal(group: Group) -> bool:
+    """True when no rollout of the group can have an advantage: all scored rewards are equal, or at most one is scored."""
+    return len({r.reward for r in group.rollouts if r.reward is not None}) <= 1
+
+
+def accuracy(groups: Sequence[Group], first: str) -> dict[str, float]:
+    """Of one evaluation source: `accuracy` is the mean of the first reward function `first`; an unscored answer is not
+    right, and how many there were is `failed_fraction`."""
+    rollouts = [r for g in groups for r in g.rollouts]
+    return {
+        "accuracy": statistics.fmean(r.parts[first] if r.reward is not None else 0.0 for r in rollouts),
+        "failed_fraction": statistics.fmean(r.reward is None for r in rollouts),
+        "tokens_mean": statistics.fmean(r.response_tokens for r in rollouts),
+    }
+
+
+def demand_scores(groups: Sequence[Group], most: float, quarantine: str) -> None:
+    """Raise RewardError when more than the fraction `most` of the rollouts ended without a score."""
+    failed: list[Rollout] = [r for g in groups for r in g.rollouts if r.reward is None]
+    total = sum(len(g.rollouts) for g in groups)
+    if len(failed) > most * total:
+        (name, status), n = Counter(s for r in failed for s in r.status.items()).most_common(1)[0]
+        raise RewardError(
+            f"{len(failed)} of {total} rollouts have no score, more than reward.max_failed_fraction {most:g}; commonest: "
+            f"{name} ended with status {status!r} {n} times; tracebacks, rows and texts are in {quarantine}"
+        )

@@ -1,0 +1,95 @@
+"""Supervised fine-tuning: the training half of the loop on rows of prompts and responses, loss on the response only.
+
+The same ranks, packing, loss and checkpoints as reinforcement learning; the policy loss is `sft`, and prompts_per_step
+rows make one optimizer update.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Callable
+
+from rlcore import checkpoint
+from rlcore.build import as_directory, cache_dir, compute_dtype, start_actor, with_model
+from rlcore.checkpoint import Checkpoints, export
+from rlcore.config import Config
+from rlcore.data import Examples
+from rlcore.placement import Cluster
+from rlcore.records import Batch, Group
+from rlcore.tracker import Tracker
+from rlcore.waits import Watch
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+def sft(cfg: Config, resolved: DictConfig, say: Callable[[str], None]) -> Path:
+    """Train for `steps` updates; returns the exported model's directory, `run_dir/export`. Resumes like a training run."""
+    from rlcore.workers.model import load_tokenizer
+
+    assert cfg.run_dir is not None
+    cfg = as_directory(cfg)
+    run_dir = Path(cfg.run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    examples = Examples(
+        cfg.data.train, cfg.data, load_tokenizer(cfg.model), cfg.seed, cfg.rollout.max_response_tokens
+    )
+    say(f"data: {len(examples)} examples; {examples.dropped} left out as too long")
+    watch = Watch()
+    cluster = Cluster(cfg.ray, cfg.placement, cfg.deadline, {"actor": cfg.actor.ranks}, watch)
+    try:
+        actor = start_actor(cfg, cluster, watch)
+        actor.group.call("start", seconds=cfg.deadline.start_seconds)
+        checkpoints = Checkpoints(run_dir, cfg.keep_checkpoints)
+        step = 0
+        if (found := checkpoints.latest()) is not None:
+            actor.load(found)
+            state = checkpoint.state_of(found)
+            step = state["step"]
+            examples.restore(state["data"])
+        tracker = Tracker(run_dir, cfg.tracker, resolved, cfg.steps, resume_at=step)
+        watch.phase = "sft"
+        while step < cfg.steps:
+            began = time.monotonic()
+            batch = Batch.from_groups([Group([r]) for r in examples.take(cfg.prompts_per_step)])
+            numbers = actor.update(batch, step)
+            step += 1
+            numbers["perf/tokens_per_second"] = len(batch.tokens) / (time.monotonic() - began)
+            tracker.log(step, {k: v for k, v in numbers.items() if k.startswith(("actor/", "perf/"))})
+            if step == cfg.steps or (cfg.save_every_steps and step % cfg.save_every_steps == 0):
+                checkpoints.save(step, actor.save, {"data": examples.state()})
+        out = export(run_dir, run_dir / "export", compute_dtype(cfg, cluster.device))
+        tracker.close("done")
+        return out
+    finally:
+        cluster.close()
+
+
+def demo_model(say: Callable[[str], None]) -> Path:
+    """The embedded default, warmed up: made once on this machine by `rlcore sft demo_sft`, then cached.
+
+    The cache is keyed by everything that makes it: generators, tokenizer, recipe and library versions.
+    """
+    import torch
+    import transformers
+
+    from rlcore import demo, problems
+    from rlcore.compose import RECIPES, as_config, compose
+
+    sources = [Path(demo.__file__), Path(problems.__file__), RECIPES / "demo_sft.yaml"]
+    digest = hashlib.sha256(b"\0".join(p.read_bytes() for p in sources))
+    digest.update(f"{torch.__version__} {transformers.__version__}".encode())
+    ready = cache_dir() / f"demo-{digest.hexdigest()[:16]}"
+    if (ready / "config.json").is_file():
+        return ready
+    work = cache_dir() / f".{ready.name}.partial"
+    shutil.rmtree(work, ignore_errors=True)
+    base = demo.make_base(work / "base")
+    composed, _ = compose("demo_sft", [f"model.path={base}", f"run_dir={work / 'run'}"])
+    say(f"demo model: warming up a fresh one by supervised training ({composed.config.steps} steps, once; cached after)")
+    sft(with_model(as_config(composed.config), str(base)), composed.config, say).rename(ready)
+    shutil.rmtree(work, ignore_errors=True)
+    return ready

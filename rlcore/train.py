@@ -1,0 +1,105 @@
+"""THE LOOP, and the entry `python -m rlcore.train --config-name NAME key=value` (the same as `rlcore train NAME ...`)."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from rlcore import metrics
+from rlcore.errors import SyncError
+from rlcore.records import Batch
+
+if TYPE_CHECKING:
+    from rlcore.build import Parts
+
+
+def train(parts: Parts) -> None:
+    """Train until step `cfg.steps`. Resumes from the newest checkpoint of the run directory when there is one."""
+    cfg, phases = parts.cfg, parts.phases
+    step = parts.restore()
+    with phases("publish"):
+        parts.publish(version=step)
+    if step == 0 and parts.evals:
+        parts.tracker.log(step, evaluate(parts, step))
+    while step < cfg.steps:
+        began = time.monotonic()
+        phases.seconds.clear()
+        with phases("rollout"):  # P prompts, G scored rollouts each
+            groups = parts.rollouts.collect(cfg.prompts_per_step)
+        numbers = metrics.of_rollouts(groups)
+        parts.tracker.rollouts(step + 1, groups)
+        metrics.demand_scores(groups, cfg.reward.max_failed_fraction, parts.quarantine)
+        with phases("credit"):
+            batch = annotate(Batch.from_groups(groups), parts)
+            batch = batch.with_(advantage=parts.advantage(batch, cfg.advantage))
+        with phases("update"):
+            numbers |= parts.actor.update(batch, step)
+        demand_same_weights(numbers["sync/logp_diff_max"], parts.max_logp_diff, step)
+        step += 1
+        with phases("publish"):
+            numbers |= parts.publish(version=step)
+        numbers |= {"rollout/staleness_steps": float(step - 1 - min(r.version for g in groups for r in g.rollouts))}
+        numbers |= {"perf/tokens_per_second": len(batch.tokens) / (time.monotonic() - began), **phases.metrics()}
+        last = step == cfg.steps
+        if last or (cfg.eval.every_steps and step % cfg.eval.every_steps == 0):
+            numbers |= evaluate(parts, step)
+        parts.tracker.log(step, numbers)
+        if last:
+            demand_same_weights(parts.probe(), parts.max_logp_diff, step)
+        if last or (cfg.save_every_steps and step % cfg.save_every_steps == 0):
+            parts.save(step)
+
+
+def annotate(batch: Batch, parts: Parts) -> Batch:
+    """Fill the columns this configuration needs, and only those."""
+    if parts.needs_old_logp:
+        batch = batch.with_(old_logp=parts.actor.logp(batch))
+    if parts.reference is not None:
+        batch = batch.with_(ref_logp=parts.reference.logp(batch))
+    return batch
+
+
+def evaluate(parts: Parts, step: int) -> dict[str, float]:
+    """`eval/NAME/...` of every held-out source with the weights the engines hold now."""
+    numbers: dict[str, float] = {}
+    for name, prompts in parts.evals.items():
+        with parts.phases("eval"):
+            groups = parts.rollouts.sample(prompts, samples=1, temperature=parts.cfg.eval.temperature)
+        found = metrics.accuracy(groups, parts.reward_names[0])
+        numbers |= {f"eval/{name}/{k}": v for k, v in found.items()}
+        parts.tracker.evaluation(step, name, found, groups)
+    return numbers
+
+
+def demand_same_weights(difference: float, most: float, step: int) -> None:
+    """Raise SyncError (exit 5) when the engine's log-probabilities of the step's own tokens are not the trainer's."""
+    if not difference <= most:
+        raise SyncError(
+            f"step {step}: the engine's and the trainer's log-probabilities differ by {difference:.3g} (sync.max_logp_diff "
+            f"{most:g}), so the engine does not sample from version {step} of the weights; the run stops before it trains on them again"
+        )
+
+
+def main() -> None:
+    """Hydra's own command line: `--config-name NAME` (or `--config-dir DIR --config-name NAME`), then flags and overrides."""
+    from rlcore.cli import train_command
+
+    args = sys.argv[1:]
+    name = directory = None
+    rest: list[str] = []
+    while args:
+        flag, _, value = args.pop(0).partition("=")
+        if flag in ("--config-name", "-cn"):
+            name = value or args.pop(0)
+        elif flag in ("--config-dir", "-cd"):
+            directory = value or args.pop(0)
+        else:
+            rest.append(f"{flag}={value}" if value else flag)
+    if directory and name:
+        name = f"{directory}/{name.removesuffix('.yaml')}.yaml"
+    sys.exit(train_command([*([name] if name else []), *rest]))
+
+
+if __name__ == "__main__":
+    main()

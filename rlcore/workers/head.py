@@ -1,0 +1,110 @@
+"""The output layer: from hidden states to log-probabilities, without the (n, V) logits of all tokens at once."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from rlcore.errors import ConfigError
+
+# What a model does to the logits after its output layer, by model type. A multiplier of one type can be a divisor of
+# another, so a type that is not listed and has such a field is refused.
+_MULTIPLIERS = {
+    "cohere": lambda c: c.logit_scale,
+    "cohere2": lambda c: c.logit_scale,
+    "granite": lambda c: 1.0 / c.logits_scaling,
+    "granitemoe": lambda c: 1.0 / c.logits_scaling,
+    "granitemoeshared": lambda c: 1.0 / c.logits_scaling,
+}
+_MULTIPLIER_FIELDS = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier", "unpadded_vocab_size")
+
+
+class Transform(NamedTuple):
+    """`z = softcap(logits * multiplier) / temperature`, softcap(x) = cap * tanh(x / cap) where there is a cap."""
+
+    multiplier: float
+    cap: float | None
+    temperature: float
+
+    def apply(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(z, dz/dlogits), in float32 and in place; None stands for the constant `multiplier / temperature`."""
+        if self.cap is None:
+            return logits.float().mul_(self.multiplier / self.temperature), None
+        tanh = logits.float().mul_(self.multiplier / self.cap).tanh_()
+        slope = (1.0 - tanh.square()).mul_(self.multiplier / self.temperature)
+        return tanh.mul_(self.cap / self.temperature), slope
+
+
+class LogpHead(nn.Module):
+    """Takes the place of a model's output layer, with the same parameters under the same names.
+
+    A module of its own because ZeRO-3 gathers parameters when a module is called: this one is called once a
+    micro-batch, whatever the number of chunks.
+    """
+
+    def __init__(self, head: nn.Linear, config: Any) -> None:
+        super().__init__()
+        self.weight = head.weight
+        self.bias = head.bias
+        self.cap: float | None = getattr(config, "final_logit_softcapping", None)
+        self.multiplier = 1.0
+        if config.model_type in _MULTIPLIERS:
+            self.multiplier = float(_MULTIPLIERS[config.model_type](config))
+        elif field := next((f for f in _MULTIPLIER_FIELDS if getattr(config, f, None) not in (None, 1.0)), None):
+            raise ConfigError(f"model.path: model type {config.model_type} changes its logits by `{field}`, unknown here")
+
+    def forward(
+        self, hidden: Tensor, targets: Tensor, temperature: float, chunk_tokens: int, entropy: bool
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """hidden (m, d), targets (m,) -> log-probability of each target (m,) and entropy (m,), float32."""
+        transform = Transform(self.multiplier, self.cap, temperature)
+        return _ChunkedLogp.apply(hidden, self.weight, self.bias, targets, transform, chunk_tokens, entropy)  # type: ignore
+
+
+class _ChunkedLogp(torch.autograd.Function):
+    """Forward keeps one number a token (the log-sum-exp); backward makes each chunk's logits once more."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, transform: Transform,
+        chunk_tokens: int, entropy: bool,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        rows = len(targets)
+        logp = torch.empty(rows, device=hidden.device)
+        total = torch.empty(rows, device=hidden.device)
+        entropies = torch.zeros(rows, device=hidden.device)
+        for begin in range(0, rows, chunk_tokens):
+            c = slice(begin, begin + chunk_tokens)
+            z, _ = transform.apply(linear(hidden[c], weight, bias))
+            total[c] = z.logsumexp(-1)
+            logp[c] = z.gather(-1, targets[c, None])[:, 0] - total[c]
+            if entropy:
+                entropies[c] = total[c] - (z - total[c, None]).exp_().mul_(z).sum(-1)
+        ctx.save_for_backward(hidden, weight, bias, targets, total)
+        ctx.transform, ctx.chunk_tokens = transform, chunk_tokens
+        ctx.mark_non_differentiable(entropies)
+        return logp, entropies
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, targets, total = ctx.saved_tensors
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        grad_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
+        for begin in range(0, len(targets), ctx.chunk_tokens):
+            c = slice(begin, begin + ctx.chunk_tokens)
+            grad = grads[0][c, None]
+            z, slope = ctx.transform.apply(linear(hidden[c], weight, bias))
+            d = (z - total[c, None]).exp_().mul_(-grad)
+            d.scatter_add_(-1, targets[c, None], grad)
+            d = d.mul_(slope if slope is not None else ctx.transform.multiplier / ctx.transform.temperature)
+            d = d.to(hidden.dtype)
+            grad_hidden[c] = d @ weight
+            if grad_weight is not None:
+                grad_weight.addmm_(d.t(), hidden[c])
+            if grad_bias is not None:
+                grad_bias += d.sum(0)
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None

@@ -1,0 +1,186 @@
+"""A Hugging Face causal language model, and the log-probability of every token of a flat batch under it.
+
+`token_logp()` is the only place that shifts by one.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.initialization import no_init_weights
+
+from rlcore.config import Dtype, ModelConfig
+from rlcore.errors import ConfigError
+from rlcore.workers import attention
+from rlcore.workers.head import LogpHead
+
+_PACKABLE_LAYERS = {"full_attention", "sliding_attention"}
+
+
+def model_dtype(cfg: ModelConfig, device: str) -> torch.dtype:
+    """Of the forward pass: `model.dtype`, or by device (cpu: float32, anything else: bfloat16)."""
+    if cfg.dtype is Dtype.auto:
+        return torch.float32 if device == "cpu" else torch.bfloat16
+    return torch.float32 if cfg.dtype is Dtype.float32 else torch.bfloat16
+
+
+def load_model(cfg: ModelConfig, dtype: torch.dtype, weights: bool = True) -> PreTrainedModel:
+    """The model of `model.path` (hub id, local directory or GGUF file) on the CPU, ready for `token_logp`.
+
+    `weights=False` makes the same modules with memory that was never written, for ranks that get the weights from
+    rank 0. Nothing of the checkpoint is executed: no remote code, no pickle. Raises ConfigError naming model.path when
+    it cannot be loaded or its architecture cannot be packed.
+    """
+    where = _source(cfg.path)
+    try:
+        if weights:
+            model = AutoModelForCausalLM.from_pretrained(
+                **where, dtype=dtype, use_safetensors=True, **_dequantized(cfg.path)
+            )  # fmt: skip
+        else:
+            with no_init_weights():
+                model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(**where), dtype=dtype)
+                model.tie_weights()
+    except (OSError, ValueError, KeyError, ImportError) as e:
+        raise ConfigError(f"model.path: cannot load {cfg.path}: {_first_line(e)}") from e
+    return pack(model)
+
+
+def load_tokenizer(cfg: ModelConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer of `model.tokenizer`, or the model's own. Raises ConfigError naming the key."""
+    key, path = ("model.tokenizer", cfg.tokenizer) if cfg.tokenizer else ("model.path", cfg.path)
+    try:
+        return AutoTokenizer.from_pretrained(**_source(path))
+    except (OSError, ValueError, KeyError, ImportError) as e:
+        raise ConfigError(f"{key}: no tokenizer in {path}: {_first_line(e)}") from e
+
+
+def to_directory(cfg: ModelConfig, out: Path) -> Path | str:
+    """`model.path` as something vLLM loads: itself, or, for a GGUF file, the directory `out`, made if it is not there.
+
+    Weights are float32 as dequantized; config, generation config and tokenizer with its chat template come along.
+    """
+    if not _is_gguf(cfg.path):
+        return cfg.path
+    if out.is_dir():
+        return out
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            **_source(cfg.path), dtype=torch.float32, **_dequantized(cfg.path)
+        )  # fmt: skip
+    except (OSError, ValueError, KeyError, ImportError) as e:
+        raise ConfigError(f"model.path: cannot load {cfg.path}: {_first_line(e)}") from e
+    # Written aside and renamed, so that a killed process leaves no half a model that looks whole.
+    aside = out.with_name(f"{out.name}.{os.getpid()}.partial")
+    model.save_pretrained(aside)
+    load_tokenizer(cfg).save_pretrained(aside)
+    aside.rename(out)
+    return out
+
+
+def pack(model: PreTrainedModel) -> PreTrainedModel:
+    """Make `model`, in place, one that `token_logp` can run: packed attention, the chunked head, no dropout.
+
+    Parameters keep their names. Raises ConfigError (key model.path) for architectures in which a token could see
+    another rollout, or whose logits are not understood.
+    """
+    text = model.config.get_text_config()
+    head = model.get_output_embeddings()
+    reason = None
+    if not model._can_set_attn_implementation():
+        reason = "has attention that cannot be replaced"
+    elif unknown := sorted(set(getattr(text, "layer_types", None) or ()) - _PACKABLE_LAYERS):
+        reason = f"has layers of type {', '.join(unknown)}"
+    elif any(isinstance(m, nn.Conv1d) for m in model.base_model.modules()):
+        reason = "mixes tokens by convolution"
+    elif "position_ids" not in model.base_model.forward.__code__.co_varnames and not _takes(model.base_model):
+        reason = "does not take position_ids"
+    elif not isinstance(head, nn.Linear):
+        reason = f"has a {type(head).__name__} for output layer, not a linear one"
+    if reason:
+        raise ConfigError(f"model.path: {type(model).__name__} {reason}; rlcore trains softmax-attention decoders only")
+    assert isinstance(head, nn.Linear)
+    model.set_attn_implementation(attention.NAME)
+    model.set_output_embeddings(LogpHead(head, text))
+    model.config.use_cache = False
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model
+
+
+def token_logp(
+    model: PreTrainedModel, tokens: Tensor, offsets: Tensor, mask: Tensor, temperature: float, chunk_tokens: int,
+    entropy: bool = False,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """`(logp (n,), entropy (n,))`, float32, of rollouts laid end to end; 0 where `mask` is False and at first tokens.
+
+    logp[i] = log p(token i | the tokens before it in its rollout) after dividing the logits by `temperature` (0 counts
+    as 1); the entropy, in nats, is of that distribution over the vocabulary, without gradient (zeros when not asked
+    for). `model` has been through `pack()`. At most `chunk_tokens` rows of logits exist at once.
+    """
+    device = tokens.device
+    host_offsets = offsets.cpu()
+    lengths = host_offsets[1:] - host_offsets[:-1]
+    first = torch.repeat_interleave(host_offsets[:-1], lengths).to(device)
+    position = torch.arange(len(tokens), device=device) - first
+    segments = attention.Segments.of(host_offsets, device)
+    hidden = model.base_model(
+        input_ids=tokens.long()[None], position_ids=position[None], use_cache=False, segments=segments
+    ).last_hidden_state[0]
+    # The hidden state before token i predicts it.
+    index = (mask & (position > 0)).nonzero()[:, 0]
+    head: Any = model.get_output_embeddings()
+    some_logp, some_entropy = head(hidden[index - 1], tokens[index].long(), temperature or 1.0, chunk_tokens, entropy)
+    zeros = torch.zeros(len(tokens), device=device)
+    return zeros.index_put((index,), some_logp), zeros.index_put((index,), some_entropy)
+
+
+class TokenLogp(nn.Module):
+    """`token_logp` as a module, for DeepSpeed to wrap."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, tokens: Tensor, offsets: Tensor, mask: Tensor, temperature: float, chunk_tokens: int, entropy: bool
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        return token_logp(self.model, tokens, offsets, mask, temperature, chunk_tokens, entropy)
+
+
+def _takes(backbone: nn.Module) -> bool:
+    import inspect
+
+    return "position_ids" in inspect.signature(backbone.forward).parameters
+
+
+def _is_gguf(path: str) -> bool:
+    return path.endswith(".gguf")
+
+
+def _source(path: str) -> dict[str, str]:
+    """What `from_pretrained` calls a path."""
+    if not _is_gguf(path):
+        return {"pretrained_model_name_or_path": path}
+    file = Path(path)
+    if not file.is_file():
+        raise ConfigError(f"model.path: no file {path} (looked for {file.resolve()})")
+    return {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+
+
+def _dequantized(path: str) -> dict[str, Any]:
+    if not _is_gguf(path):
+        return {}
+    from transformers import GgufConfig
+
+    return {"quantization_config": GgufConfig(dequantize=True)}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,128 @@
+"""The rules of the design that a machine can hold: import directions, sizes, no dead knob, no evaluated text."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from rlcore.config import all_keys
+
+ROOT = Path(__file__).parent.parent.parent
+FILES = sorted(p for d in ("rlcore", "rewards", "rollout", "examples") for p in (ROOT / d).rglob("*.py"))
+
+# Who may import whom, lowest first: a module imports only from its own layer's entry or lower ones.
+LAYERS = [
+    {"rlcore.errors", "rlcore.janitor"},
+    {"rlcore.records", "rlcore.config", "rlcore.problems"},
+    {"rlcore.protocols", "rlcore.waits"},
+    {"rlcore.algo", "rewards", "rlcore.weights", "rlcore.metrics"},
+    {"rlcore.placement"},
+    {"rlcore.workers", "rollout", "rlcore.data", "rlcore.tracker", "rlcore.checkpoint", "rlcore.demo", "rlcore.check"},
+    {"rlcore.build", "rlcore.compose"},
+    {"rlcore.sft", "rlcore.train"},
+    {"rlcore.cli"},
+]
+ONLY_IN = {
+    "vllm": ("rollout",),
+    "deepspeed": ("rlcore.workers",),
+    "wandb": ("rlcore.tracker",),
+    "tensorboard": ("rlcore.tracker",),
+    "hydra": ("rlcore.compose",),
+}
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def part_of(module: str) -> str | None:
+    return next((m for layer in LAYERS for m in layer if module == m or module.startswith(m + ".")), None)
+
+
+def imports(path: Path) -> list[str]:
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [a.name for a in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found += [f"{node.module}.{a.name}" for a in node.names]
+    return found
+
+
+def layer(part: str) -> int:
+    return next(i for i, layer in enumerate(LAYERS) if part in layer)
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if "examples" not in p.parts and p != ROOT / "rlcore/__init__.py"], ids=module_name)
+def test_imports_go_one_way(path: Path) -> None:
+    name = module_name(path)
+    mine = part_of(name)
+    assert mine is not None, f"{name} has no place in LAYERS"
+    for imported in imports(path):
+        theirs = part_of(imported)
+        if theirs is None or theirs == mine:
+            continue
+        allowed = layer(theirs) < layer(mine) or (name, theirs) == ("rlcore.train", "rlcore.cli")
+        assert allowed, f"{name} imports {imported}, which is not below it"
+
+
+@pytest.mark.parametrize("library", ONLY_IN)
+def test_libraries_stay_where_they_belong(library: str) -> None:
+    for path in FILES:
+        if not module_name(path).startswith(ONLY_IN[library]):
+            named = [i for i in imports(path) if i.split(".")[0] == library]
+            assert not named, f"{path.relative_to(ROOT)} imports {named}"
+
+
+def test_sizes() -> None:
+    for path in FILES:
+        text = path.read_text()
+        assert len(text.splitlines()) <= 400, f"{path.relative_to(ROOT)} has over 400 lines: a noun is missing"
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                length = (node.end_lineno or 0) - node.lineno + 1
+                assert length <= 60, f"{path.relative_to(ROOT)}:{node.name} has {length} lines"
+
+
+def test_examples_are_short() -> None:
+    for path in (ROOT / "examples").glob("*.py"):
+        assert len(path.read_text().splitlines()) < 60, path
+
+
+def test_every_knob_is_read_by_the_code() -> None:
+    code = "\n".join(p.read_text() for p in FILES if p.name not in ("config.py", "check.py", "compose.py"))
+    unread = [k for k in all_keys() if not re.search(rf"\.{k.split('.')[-1]}\b", code)]
+    assert not unread, f"knobs nothing reads: {unread}"
+
+
+def test_at_most_120_knobs() -> None:
+    assert len(all_keys()) <= 120
+
+
+def test_no_text_is_evaluated() -> None:
+    forbidden = {"eval", "exec", "compile", "sympify", "parse_expr"}
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                name = node.func.id if isinstance(node.func, ast.Name) else ""
+                assert name not in forbidden, f"{path.relative_to(ROOT)}:{node.lineno} calls {name}"
+        for library in ("pickle", "cloudpickle", "dill", "shelve", "marshal"):
+            assert not any(i.split(".")[0] == library for i in imports(path)), f"{path} imports {library}"
+        assert "torch.load" not in path.read_text(), path
+        assert "shell=True" not in path.read_text(), path
+
+
+def test_recipes_are_flat_and_differ_from_the_defaults() -> None:
+    from rlcore.compose import RECIPES, _flatten, _read_recipe, recipe_names
+    from rlcore.config import Config
+    from omegaconf import OmegaConf
+
+    defaults = OmegaConf.structured(Config)
+    for name in recipe_names():
+        for key, value in _flatten(_read_recipe(RECIPES / f"{name}.yaml")).items():
+            assert key in all_keys(), f"{name}: {key}"
+            root = OmegaConf.select(defaults, key, throw_on_missing=False)
+            assert root != value, f"{name}: {key} is already {value}"
