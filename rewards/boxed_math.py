@@ -1,27 +1,34 @@
 r"""Mathematics with the answer in `\boxed{}`, judged by math-verify.
 
 math-verify alone gets some verdicts wrong (`2=3` equals 3, `1\,000` is 0, full-width digits are no digits) and can be
-sent into minutes of big-number work, so text is cleaned and refused here first. Only its LaTeX grammar is used: its
-plain-expression reader evaluates what it reads as Python.
+sent into minutes of big-number work, so text is cleaned and refused here first. Its plain-expression reader evaluates
+text as Python, and so does sympy wherever it is handed a string, as its LaTeX reader does for every number: only the
+LaTeX reader is used, and while it works sympy reads numbers and refuses every other string.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
 import math_verify
 import sympy
+import sympy.physics.units  # reads strings of its own while it is imported
 from latex2sympy2_extended.latex2sympy2 import NormalizationConfig
 from math_verify.errors import TimeoutException
 from sympy.core import random as sympy_random
+from sympy.core.sympify import SympifyError
+from sympy.parsing import sympy_parser
 
 from rlcore.records import Prompt, Score
 
 MOST_CHARACTERS = 400  # a longer answer is wrong, whatever it says
+DEEPEST = 8  # an answer nested deeper is wrong: the LaTeX reader's time grows faster than the depth
 _READ_SECONDS = 5  # math-verify's own timeout, an integer: it is an alarm signal
 _LATEX = [
     math_verify.LatexExtractionConfig(
@@ -32,21 +39,23 @@ _LATEX = [
     )
 ]
 
+_BRACE = re.compile(r"[{}]")
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _THOUSANDS = re.compile(r"(?<=\d)(?:\\[,!;:]|\{,\}|\\ |\s)(?=\d{3}(?!\d))")
 _NUMBER = re.compile(r"[+-]?(?:\d+|\d{1,3}(?:,\d{3})+)(?:\.\d+)?", re.ASCII)
+_LITERAL = re.compile(r"\d+|(?:\d+\.\d*|\.\d+|\d+)(?:[eE][+-]?\d{1,3})?", re.ASCII)
 _EQUALS = re.compile(r"(?<![\\<>!:])=")
 _TEXT_UNIT = re.compile(
-    r"(?:\\[,!;: ]|~|\s)*\\(?:text|textrm|textbf|mathrm|mathbf|mbox|operatorname)\s*\{\s*(?P<unit>[A-Za-z][A-Za-z ./]*)\}"
-    r"(?P<power>\^\{?[23]\}?)?$"
+    r"(?:\\[,!;: ]|~|\s)*\\(?:text|textrm|textbf|mathrm|mathbf|mbox|operatorname)"
+    r"\s*\{\s*(?P<unit>[A-Za-z][A-Za-z ./]*)\}(?P<power>\^\{?[23]\}?)?$"
 )
 _BARE_UNIT = re.compile(
-    r"(?<=[\d}])(?:\\[,!;: ]|~|\s)*(?<!\\)\b(?P<unit>mm|cm|dm|km|kg|mg|ml|mi|ft|mph|inch(?:es)?|feet|meters?|miles?|hours?|"
-    r"minutes?|seconds?|days?|years?|degrees?|dollars?|cents?|units?)(?P<power>\^\{?[23]\}?)?$"
+    r"(?<=[\d}])(?:\\[,!;: ]|~|\s)*(?<!\\)\b"
+    r"(?P<unit>mm|cm|dm|km|kg|mg|ml|mi|ft|mph|inch(?:es)?|feet|meters?|miles?|hours?|minutes?|seconds?|days?|years?|degrees?|dollars?|cents?|units?)(?P<power>\^\{?[23]\}?)?$"
 )
 _LONE_UNIT = re.compile(r"(?<=\d)(?:\\[,!;: ]|~|\s)+(?P<unit>[mgsLlh])(?P<power>\^\{?[23]\}?)?$")
 _DEGREES = re.compile(r"\^\s*\{?\s*\\circ\s*\}?$")
-# Numbers whose digits would not fit: towers, exponents of five digits, powers of powers of powers, big factorials.
+# What would not fit into memory: towers, exponents of five digits, powers of powers of powers, big factorials, ...
 _HUGE = (
     re.compile(r"\^\s*[{(\s]*-?\d+[\s})]*\^"),
     re.compile(r"(?:\^|\*\*)\s*[{(\s]*-?\d{5,}"),
@@ -55,6 +64,7 @@ _HUGE = (
     re.compile(r"\d{4,}\s*!|[\d!]\s*!\s*!|!\s*[)}]+\s*!"),
     re.compile(r"\d{5,}[\s}]*\}?\s*\\choose|\\binom\s*\{?\s*\d{5,}"),
     re.compile(r"\d{101,}"),
+    re.compile(r"operatorname\s*\{\s*(?:eye|zeros|ones|diag)"),
 )
 
 
@@ -80,10 +90,10 @@ def last_box(text: str) -> str | None:
     if opened is None:
         return None
     depth = 1
-    for i in range(opened.end(), min(len(text), opened.end() + 4 * MOST_CHARACTERS)):
-        depth += {"{": 1, "}": -1}.get(text[i], 0)
+    for brace in _BRACE.finditer(text, opened.end(), opened.end() + 20 * MOST_CHARACTERS):
+        depth += 1 if brace.group() == "{" else -1
         if depth == 0:
-            return text[opened.end() : i]
+            return text[opened.end() : brace.start()]
     return None
 
 
@@ -112,13 +122,21 @@ def _equal(gold: str, answer: str) -> bool:
     value, unit = _split_unit(answer, gold)
     if gold_unit and unit and gold_unit != unit:
         return False
-    if any(huge.search(value) for huge in _HUGE):
+    if _depth(value) > DEEPEST or any(huge.search(value) for huge in _HUGE):
         return False
     if _same(gold_value, value):
         return True
     if unit == "%" and not gold_unit:
         return _same(gold_value, f"\\frac{{{value}}}{{100}}")
     return gold_unit == "%" and not unit and _same(f"\\frac{{{gold_value}}}{{100}}", value)
+
+
+def _depth(text: str) -> int:
+    depth = deepest = 0
+    for character in text:
+        depth += (character in "{([") - (character in "])}")
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def _split_unit(text: str, other: str) -> tuple[str, str]:
@@ -157,11 +175,35 @@ def _contradicts_itself(answer: str) -> bool:
 
 @lru_cache(maxsize=1024)
 def _parse(text: str) -> list[Any]:
-    return math_verify.parse(f"${text}$", _LATEX, parsing_timeout=_READ_SECONDS, raise_on_error=True) if text else []
+    if not text:
+        return []
+    try:
+        with _numbers_only():
+            return math_verify.parse(f"${text}$", _LATEX, parsing_timeout=_READ_SECONDS, raise_on_error=True)
+    except Exception:  # no mathematics
+        return []
+
+
+def _read_number(text: Any, *args: Any, **kwargs: Any) -> sympy.Number:
+    """In place of sympy's parse_expr, which compiles and runs its text."""
+    if not _LITERAL.fullmatch(str(text)):
+        raise SympifyError(text)
+    return sympy.Integer(str(text)) if str(text).isdigit() else sympy.Float(str(text))
+
+
+@contextmanager
+def _numbers_only() -> Iterator[None]:
+    evaluating = sympy_parser.parse_expr
+    sympy_parser.parse_expr = _read_number  # where sympify() looks it up
+    try:
+        yield
+    finally:
+        sympy_parser.parse_expr = evaluating
 
 
 def _verify(gold: list[Any], answer: list[Any]) -> bool:
     try:
-        return math_verify.verify(gold, answer, timeout_seconds=_READ_SECONDS, raise_on_error=True)
+        with _numbers_only():
+            return math_verify.verify(gold, answer, timeout_seconds=_READ_SECONDS, raise_on_error=True)
     except Exception:  # sympy fails in many ways on what a model may write: it is not the gold answer
         return False

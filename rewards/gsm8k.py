@@ -42,13 +42,15 @@ def _gold(prompt: Prompt) -> Decimal:
 
 
 def _numbers(text: str) -> list[Decimal]:
-    """All numbers, in order. A minus counts only where no digit or letter stands before it: `5-3` is 5 and 3."""
+    """All numbers, in order. `is -7` is negative; `9-7` and `9 - 7` take 7 away."""
     plain = unicodedata.normalize("NFKC", text).replace("\u2212", "-")
     numbers = []
     for found in _NUMBER.finditer(plain):
-        value = _value(found)
-        before = plain[max(0, found.start() - 8) : found.start()].rstrip()[-1:] if found["sign"] else ""
-        numbers.append(-value if before.isalnum() or before == ")" else value)
+        before = plain[max(0, found.start() - 8) : found.start()]
+        if plain[found.end("sign")].isspace():
+            before = before.rstrip()
+        minus = found["sign"] and not (before and (before[-1].isalnum() or before[-1] == ")"))
+        numbers.append(_value(found) if minus else abs(_value(found)))
     return numbers
 
 

@@ -18,8 +18,9 @@ import os
 import selectors
 import time
 from collections import Counter, deque
+from collections.abc import Hashable, Sequence
 from pathlib import Path
-from typing import Any, Hashable, NamedTuple, Sequence
+from typing import Any, NamedTuple
 
 from rewards import BUILTIN
 from rewards.process import Process, Progress, Task, plain
@@ -112,7 +113,7 @@ class RewardPool:
         self._feed()
 
     def poll(self, wait_seconds: float) -> list[tuple[Any, Result]]:
-        """Results as soon as there are any, in the order they finished; [] after `wait_seconds` or if none is pending."""
+        """Results as soon as there are any, first finished first; [] after `wait_seconds` or if none is pending."""
         until = time.monotonic() + wait_seconds
         self._advance(0.0)
         while not self._done and self.pending and (left := until - time.monotonic()) > 0:

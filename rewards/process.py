@@ -12,8 +12,9 @@ import sys
 import tempfile
 import time
 from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Iterator, NamedTuple, Sequence
+from typing import Any, NamedTuple
 
 from rewards.worker import HEADER, PROGRESS
 from rlcore.records import Prompt

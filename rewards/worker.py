@@ -23,7 +23,8 @@ import struct
 import sys
 import time
 import traceback
-from typing import Any, BinaryIO, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, BinaryIO
 
 from rewards import BUILTIN
 from rlcore.errors import ConfigError
@@ -156,10 +157,11 @@ def _serve(requests: BinaryIO, answers: int, progress: mmap.mmap) -> None:
         PROGRESS.pack_into(progress, 0, began, 0, number)
         task = json.loads(body)
         prompt, response = Prompt(**task["prompt"]), task["response"]
+        seed = f"{prompt.id}\n{response}".encode(errors="surrogatepass")
         outcomes = []
         for i, (spec, fn) in enumerate(zip(specs, fns, strict=True)):
             PROGRESS.pack_into(progress, 0, began, i, number)
-            random.seed(f"{prompt.id}\n{response}")  # the same verdict from every worker, whatever it scored before
+            random.seed(seed)  # the same verdict from every worker, whatever it scored before
             outcomes.append(score(spec, fn, prompt, response))
             if os.getpid() != me:  # the function forked, and its child came back too
                 os._exit(0)

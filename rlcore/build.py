@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Callable
 
 from rlcore import checkpoint
 from rlcore.checkpoint import Checkpoints
-from rlcore.config import Config, Dtype, SyncBackend
+from rlcore.config import Config, SyncBackend, compute_dtype
 from rlcore.data import Prompts, source_name
 from rlcore.errors import ConfigError
 from rlcore.placement import Cluster, Phases
@@ -173,13 +173,6 @@ def _cluster(cfg: Config, watch: Watch) -> Cluster:
     return Cluster(cfg.ray, cfg.placement, cfg.deadline, roles, watch)
 
 
-def compute_dtype(cfg: Config, device: str) -> str:
-    """ "float32" or "bfloat16": model.dtype, where auto is bfloat16 on a GPU."""
-    if cfg.model.dtype != Dtype.auto:
-        return cfg.model.dtype.value
-    return "bfloat16" if device == "gpu" else "float32"
-
-
 def _sync_backend(cfg: Config, cluster: Cluster) -> str:
     if cfg.sync.backend != SyncBackend.auto:
         backend = cfg.sync.backend.value
@@ -210,12 +203,15 @@ def _start(
     from rollout.collector import Collector
     from rollout.engine import Engine
 
-    dtype = compute_dtype(cfg, cluster.device)
+    dtype = compute_dtype(cfg.model, cluster.device)
     context = cfg.data.max_prompt_tokens + cfg.rollout.max_response_tokens
     sleep = cluster.device == "gpu" and cluster.colocated
+    backend = _sync_backend(cfg, cluster)
     engines = WorkerGroup(
         "rollout", Engine, cfg.rollout.engines, cluster, watch, cfg.deadline,
-        lambda i: (cfg.model.path, cfg.rollout, dtype, cluster.device, cfg.seed, context, i, sleep),
+        lambda i: (
+            cfg.model.path, cfg.rollout, dtype, cluster.device, cfg.seed, context, i, sleep, cfg.model.tokenizer, backend
+        ),
         devices_each=cfg.rollout.tensor_parallel,
     )  # fmt: skip
     actor = start_actor(cfg, cluster, watch)
@@ -226,13 +222,15 @@ def _start(
     groups = [engines, actor.group] + ([reference.group] if reference else [])
     say(f"workers: starting {' + '.join(f'{len(g.workers)} {g.role}' for g in groups)} on {cluster.device}, {dtype}")
     refs = [(w, w.handle.start.remote()) for g in groups for w in g.workers]
-    watch.gather([w for w, _ in refs], [r for _, r in refs], "start", cfg.deadline.start_seconds)
-    actor.connect(engines.workers, _sync_backend(cfg, cluster), cfg.deadline.publish_seconds)
+    started = watch.gather([w for w, _ in refs], [r for _, r in refs], "start", cfg.deadline.start_seconds)
+    actor.connect(engines.workers, backend, cfg.deadline.publish_seconds)
     rollouts = Collector(
         engines.workers, prompts, pool, lambda t: tokenizer.decode(t, skip_special_tokens=True), watch, cfg.rollout,
-        cfg.rollouts_per_prompt, cfg.seed, cfg.deadline.rollout_seconds,
+        cfg.rollouts_per_prompt, cfg.seed, cfg.deadline.rollout_seconds, eos=started[0]["eos"],
     )  # fmt: skip
-    tracker = Tracker(Path(str(cfg.run_dir)), cfg.tracker, resolved, cfg.steps)
+    tracker = Tracker(Path(str(cfg.run_dir)), cfg.tracker, resolved, cfg.steps, decode=tokenizer.decode)
+    watch.on_fatal = lambda error: tracker.event("failed", error="WorkerError", message=str(error), phase=watch.phase)
+    tracker.event("workers", **{str(w): s for (w, _), s in zip(refs, started, strict=True)})
     rollouts.on_progress = tracker.progress
     tolerance = cfg.sync.max_logp_diff
     return Parts(

@@ -193,10 +193,14 @@ def _train(cfg: Config, composed: Composed) -> int:
     except BaseException as e:
         parts.tracker.event("failed", error=type(e).__name__, message=str(e), phase=parts.watch.phase)
         parts.tracker.close("failed")
+        details = getattr(e, "details", "") or traceback.format_exc()
+        (run_dir / "error.txt").write_text(details)
+        if isinstance(e, RlcoreError) and e.details:
+            say(f"the worker's traceback: {run_dir / 'error.txt'}")
         if parts.checkpoints.latest() is not None:
             say(f"the run can go on: rlcore resume {run_dir}")
         if not isinstance(e, (RlcoreError, KeyboardInterrupt)):
-            traceback.print_exc()
+            say(f"the traceback: {run_dir / 'error.txt'}")
             raise RlcoreError(f"{type(e).__name__} in phase {parts.watch.phase}: {e}") from e
         raise
     finally:

@@ -7,6 +7,7 @@ recipes. Nothing here imports torch or Ray, so a wrong key costs a second.
 from __future__ import annotations
 
 import difflib
+import sys
 import time
 import typing
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -249,7 +250,7 @@ def _hydra_form(key: str, override: Any, text: str, merger: _Merger) -> str:
 
 def as_config(config: DictConfig) -> Config:
     """The plain dataclasses; what is still missing stays OmegaConf's "???" so that check() can go on."""
-    plain = OmegaConf.toas_config(config) if not OmegaConf.missing_keys(config) else _with_blanks(config)
+    plain = OmegaConf.to_object(config) if not OmegaConf.missing_keys(config) else _with_blanks(config)
     forget_reads()
     assert is_dataclass(plain)
     return typing.cast(Config, plain)
@@ -262,7 +263,7 @@ def _with_blanks(config: DictConfig) -> Any:
     for key in ("model.path", "data.train"):
         if OmegaConf.select(trial, key) == "???blank":
             OmegaConf.update(trial, key, "")
-    return OmegaConf.toas_config(trial)
+    return OmegaConf.to_object(trial)
 
 
 def run_with_hydra(
@@ -273,6 +274,7 @@ def run_with_hydra(
     Returns the exit code: the largest of the jobs'.
     """
     codes: list[int] = []
+    failed: list[BaseException] = []
     base = str(composed.config.run_dir)
     ConfigStore.instance().store(name="rlcore_run", node=composed.config)
 
@@ -280,30 +282,30 @@ def run_with_hydra(
         state = HydraConfig.get()
         if str(state.mode).endswith("MULTIRUN") and config.run_dir == base:
             config.run_dir = str(Path(base) / str(state.job.num))
-        cfg = as_config(config)
-        wrong = check(cfg)
-        if wrong:
-            raise SystemExit(_say(ConfigError("\n".join(wrong))))
-        codes.append(task(cfg, composed))
+        try:
+            cfg = as_config(config)
+            if wrong := check(cfg):
+                raise ConfigError("\n".join(wrong))
+            forget_reads()
+            codes.append(task(cfg, composed))
+        except BaseException as e:  # Hydra would print a traceback of its own and exit 1
+            failed.append(e)
+            if not isinstance(e, RlcoreError):
+                raise
 
     quiet = [
         "hydra/job_logging=none", "hydra/hydra_logging=none", "hydra.output_subdir=null",
         f"hydra.run.dir='{base}'", f"hydra.sweep.dir='{base}'", "hydra.job.chdir=false",
     ]  # fmt: skip
-    import sys
-
     before = sys.argv
     sys.argv = [before[0], *flags, *quiet, *overrides]
     try:
         GlobalHydra.instance().clear()
-        hydra.main(config_path=None, config_name="rlcore_run", version_base="1.3")(job)()
+        hydra.main(config_path=str(RECIPES), config_name="rlcore_run", version_base="1.3")(job)()
+    except BaseException as e:
+        raise failed[0] if failed else e from None
     finally:
         sys.argv = before
+    if failed:
+        raise failed[0]
     return max(codes, default=0)
-
-
-def _say(e: RlcoreError) -> int:
-    import sys
-
-    print(f"{type(e).__name__}:\n{e}" if "\n" in str(e) else f"{type(e).__name__}: {e}", file=sys.stderr)
-    return e.exit_code

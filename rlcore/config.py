@@ -79,6 +79,13 @@ class ModelConfig(Section):
     dtype: Dtype = Dtype.auto  # of the forward pass; auto: bfloat16 on GPU, float32 on CPU
 
 
+def compute_dtype(cfg: ModelConfig, device: str) -> str:
+    """ "float32" or "bfloat16": model.dtype, where auto is bfloat16 on a GPU ("gpu") and float32 on a CPU."""
+    if cfg.dtype != Dtype.auto:
+        return cfg.dtype.value
+    return "bfloat16" if device == "gpu" else "float32"
+
+
 @dataclass
 class DataConfig(Section):
     train: str = MISSING  # .jsonl .parquet .csv file, hub name[:config][@split], or generate:arithmetic?size=1000&seed=1

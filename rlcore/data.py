@@ -1,166 +1,29 @@
-"""Dataset rows to prompts: load, fill the template, tokenize once, leave out what is too long, hand out in a seeded order.
+"""Dataset rows to prompts: fill the template, tokenize once, leave out what is too long, hand out in a seeded order.
 
-A source is a .jsonl, .parquet or .csv file, a Hugging Face dataset `name[:config][@split]`, or generated problems
-`generate:arithmetic?size=1000&seed=1`. The tokenizer is the caller's; nothing heavy is imported here.
+Where rows come from is sources.py. The tokenizer is the caller's; nothing heavy is imported here.
 """
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import difflib
-import inspect
 import json
 import random
 import string
-from pathlib import Path
-from typing import Any, Iterable, Iterator, Mapping, NamedTuple, Sequence
-from urllib.parse import parse_qsl
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rlcore.config import DataConfig
 from rlcore.errors import ConfigError, DataError
-from rlcore.problems import GENERATORS
 from rlcore.records import Prompt, Rollout
+from rlcore.sources import Rows, load_rows, nearest, source_name
 
-Row = dict[str, Any]
+__all__ = ["Examples", "Order", "Prompts", "load_rows", "source_name"]
+
 Message = Mapping[str, Any]
+Template = list[tuple[str, str | None]]  # literal text, then the column after it
 
-_GENERATE = "generate:"
-_FILES = (".jsonl", ".parquet", ".csv")
 _PROMPT_COLUMNS = ("prompt", "question", "problem", "messages")
 _ANSWER_COLUMNS = ("answer", "solution", "ground_truth", "response")
-
-
-class Rows(NamedTuple):
-    """The rows of one source. `lines[i]` is the line of row i in its file, where the file has lines."""
-
-    source: str
-    name: str
-    rows: list[Row]
-    lines: list[int] | None = None
-
-    def at(self, row: int) -> str:
-        """Where a row is, for an error: `data/train.jsonl, line 17`. Rows count from 0, lines from 1."""
-        return f"{self.source}, " + (f"row {row}" if self.lines is None else f"line {self.lines[row]}")
-
-
-def source_name(source: str) -> str:
-    """The short name of a source, as in `eval/NAME/accuracy`: `data/test.jsonl` is test, `a/gsm8k:main@test` is gsm8k."""
-    if source.startswith(_GENERATE):
-        return source[len(_GENERATE) :].partition("?")[0]
-    if Path(source).suffix in _FILES:
-        return Path(source).stem
-    return Path(_hub_parts(source)[0]).name
-
-
-def load_rows(source: str) -> Rows:
-    """Every row of a source, as dicts. Raises DataError naming the source and line: missing, empty or malformed."""
-    rows, lines = _load(source)
-    if not rows:
-        raise DataError(f"{source}: no rows")
-    return Rows(source, source_name(source), rows, lines)
-
-
-def _load(source: str) -> tuple[list[Row], list[int] | None]:
-    if source.startswith(_GENERATE):
-        return _generate(source), None
-    path = Path(source)
-    if path.suffix not in _FILES:
-        if path.is_file():
-            raise DataError(f"{source}: cannot read a {path.suffix or 'nameless'} file; use {', '.join(_FILES)}")
-        return _load_hub(source), None
-    if not path.is_file():
-        raise DataError(f"{source}: no such file (looked for {path.resolve()}){_nearest(path.name, _siblings(path))}")
-    try:
-        if path.suffix == ".jsonl":
-            return _unzip(_read_jsonl(path))
-        if path.suffix == ".csv":
-            return _unzip(_read_csv(path))
-        return _read_parquet(path), None
-    except (UnicodeDecodeError, OSError) as e:
-        raise DataError(f"{source}: cannot be read: {e}") from e
-
-
-def _unzip(numbered: Iterable[tuple[int, Row]]) -> tuple[list[Row], list[int]]:
-    pairs = list(numbered)
-    return [row for _, row in pairs], [line for line, _ in pairs]
-
-
-def _read_jsonl(path: Path) -> Iterator[tuple[int, Row]]:
-    with path.open(encoding="utf-8-sig") as file:
-        for line, text in enumerate(file, start=1):
-            if not text.strip():
-                continue
-            try:
-                row = json.loads(text)
-            except json.JSONDecodeError as e:
-                raise DataError(f"{path}, line {line}: not valid JSON: {e.msg} at column {e.colno}") from e
-            if not isinstance(row, dict):
-                raise DataError(f"{path}, line {line}: a JSON {type(row).__name__}, must be an object {{...}}")
-            yield line, row
-
-
-def _read_csv(path: Path) -> Iterator[tuple[int, Row]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, strict=True)
-        try:
-            for row in reader:
-                if None in row or None in row.values():
-                    columns = len(reader.fieldnames or ())
-                    raise DataError(f"{path}, line {reader.line_num}: not {columns} fields, as the first line has")
-                yield reader.line_num, row
-        except csv.Error as e:
-            raise DataError(f"{path}, line {reader.line_num}: not valid CSV: {e}") from e
-
-
-def _read_parquet(path: Path) -> list[Row]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        return pyarrow.parquet.read_table(path).to_pylist()
-    except pyarrow.ArrowException as e:
-        raise DataError(f"{path}: not a readable parquet file: {e}") from e
-
-
-def _hub_parts(source: str) -> tuple[str, str | None, str]:
-    name, _, split = source.partition("@")
-    name, _, config = name.partition(":")
-    return name, config or None, split or "train"
-
-
-def _load_hub(source: str) -> list[Row]:
-    import datasets
-
-    name, config, split = _hub_parts(source)
-    try:
-        return list(datasets.load_dataset(name, config, split=split))  # type: ignore[arg-type]
-    except Exception as e:  # the hub's own errors have no common base
-        raise DataError(
-            f"{source}: neither a {', '.join(_FILES)} file nor a Hugging Face dataset that loads "
-            f"(name {name}, config {config}, split {split}): {type(e).__name__}: {e}"
-        ) from e
-
-
-def _generate(source: str) -> list[Row]:
-    name, _, query = source[len(_GENERATE) :].partition("?")
-    if name not in GENERATORS:
-        raise DataError(f"{source}: no generator {name}; there are {', '.join(GENERATORS)}")
-    known = inspect.signature(GENERATORS[name]).parameters
-    arguments: dict[str, Any] = {}
-    try:
-        pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=True) if query else []
-    except ValueError as e:
-        raise DataError(f"{source}: write the arguments as ?size=1000&seed=1: {e}") from e
-    for key, value in pairs:
-        if key not in known:
-            raise DataError(f"{source}: no argument {key}{_nearest(key, known)}; there are {', '.join(known)}")
-        kind = type(known[key].default)
-        try:
-            arguments[key] = kind(value)
-        except ValueError as e:
-            raise DataError(f"{source}: {key}={value} is not of type {kind.__name__}") from e
-    return GENERATORS[name](**arguments)
 
 
 class Prompts:
@@ -283,7 +146,7 @@ class Order:
     def restore(self, state: Mapping[str, Any]) -> None:
         for name, now in (("rows", self._rows), ("seed", self._seed)):
             if state[name] != now:
-                raise DataError(f"{self._source}: {name} is {now}, was {state[name]} when saved: not the same data order")
+                raise DataError(f"{self._source}: {name} is {now}, was {state[name]} when saved: another data order")
         self._epoch, self._position = state["epoch"], state["position"]
         self._indices = self._of_epoch(self._epoch)
 
@@ -299,13 +162,18 @@ def _example(prompt: Prompt, response: list[int], text: str) -> Rollout:
 
 
 def _read_rows(loaded: Rows, cfg: DataConfig) -> tuple[list[list[Message]], list[str], list[str | None]]:
-    """Of each row: the conversation up to the response, the gold answer, and what the assistant said last, if anything."""
+    """Of each row: the conversation before the response, the gold answer, what the assistant said last, if it did."""
     columns = list(loaded.rows[0])
     prompt_column = _choose(loaded, "data.prompt_column", cfg.prompt_column, _PROMPT_COLUMNS)
-    answer_column = _choose(loaded, "data.answer_column", cfg.answer_column, _ANSWER_COLUMNS, needed=False)
+    if prompt_column is None:
+        raise DataError(
+            f"{loaded.source}: none of the columns {', '.join(_PROMPT_COLUMNS)}; "
+            f"set data.prompt_column to one of {', '.join(columns)}"
+        )
+    answer_column = _choose(loaded, "data.answer_column", cfg.answer_column, _ANSWER_COLUMNS)
     template = _parse_template(cfg.prompt_template, columns, answer_column)
     messages, answers, said = [], [], []
-    for i, row in enumerate(loaded.rows):
+    for i in range(len(loaded.rows)):
         conversation = _conversation(_cell(loaded, i, prompt_column), loaded.at(i), prompt_column)
         said.append(conversation.pop()["content"] if conversation[-1]["role"] == "assistant" else None)
         if cfg.system_prompt is not None:
@@ -318,21 +186,121 @@ def _read_rows(loaded: Rows, cfg: DataConfig) -> tuple[list[list[Message]], list
     return messages, answers, said
 
 
-def _choose(loaded: Rows, key: str, column: str, candidates: Sequence[str], needed: bool = True) -> str | None:
-    """The column to use: the one named, or with "auto" the first candidate the first row has."""
+def _choose(loaded: Rows, key: str, column: str, candidates: Sequence[str]) -> str | None:
+    """The column to use: the one named, or with "auto" the first candidate that the first row has, if any."""
     columns = list(loaded.rows[0])
     if column != "auto":
         if column not in columns:
             raise DataError(
-                f"{loaded.source}: no column {column}{_nearest(column, columns)}; "
+                f"{loaded.source}: no column {column}{nearest(column, columns)}; "
                 f"{key} must be one of {', '.join(columns)}"
             )
         return column
-    for candidate in candidates:
-        if candidate in columns:
-            return candidate
-    if not needed:
+    return next((c for c in candidates if c in columns), None)
+
+
+def _cell(loaded: Rows, i: int, column: str) -> Any:
+    row = loaded.rows[i]
+    if row.get(column) is None:
+        what = "is empty" if column in row else f"is missing{nearest(column, row)}"
+        raise DataError(f"{loaded.at(i)}: column {column} {what}")
+    return row[column]
+
+
+def _conversation(value: Any, where: str, column: str) -> list[Message]:
+    """A prompt cell as a list of messages that a response can follow, or that ends with one."""
+    if isinstance(value, str):
+        if not value.strip():
+            raise DataError(f"{where}: column {column} is empty")
+        return [{"role": "user", "content": value}]
+    messages = value if isinstance(value, list) else [value]
+    if not all(isinstance(m, Mapping) and {"role", "content"} <= m.keys() for m in messages):
+        raise DataError(f"{where}: column {column} must be text or a list of {{role, content}} messages")
+    if not any(m["role"] == "user" for m in messages):
+        raise DataError(f"{where}: column {column} has no user message")
+    return list(messages)
+
+
+def _parse_template(template: str, columns: list[str], answer_column: str | None) -> Template | None:
+    """`"Q: {prompt}"` as [("Q: ", "prompt")]: literal text, then the column after it. None for a plain "{prompt}".
+
+    Not str.format: nothing but column names is looked up, and a row's own braces stay as they are.
+    """
+    if template == "{prompt}":
         return None
-    raise DataError(
-        f"{loaded.source}: none of the columns {', '.join(candidates)}; set {key} to one of {', '.join(columns)}"
-    )
+    try:
+        pieces = list(string.Formatter().parse(template))
+    except ValueError as e:
+        raise ConfigError(f"data.prompt_template: {e}; write a literal brace twice, as in \\boxed{{{{}}}}") from e
+    for _, name, spec, conversion in pieces:
+        if name is None:
+            continue
+        if spec or conversion or name not in ("prompt", *columns):
+            raise ConfigError(
+                f"data.prompt_template: {{{name}}} is not a column{nearest(name, columns)}; use {{prompt}} or one of "
+                f"{', '.join(columns)}, and write a literal brace twice, as in \\boxed{{{{}}}}"
+            )
+        if name == answer_column and name != "prompt":
+            raise ConfigError(f"data.prompt_template: {{{name}}} is the answer column: the prompt would give it away")
+    if not any(name == "prompt" for _, name, _, _ in pieces):
+        raise ConfigError("data.prompt_template: must contain {prompt}, the prompt column")
+    return [(text, name) for text, name, _, _ in pieces]
+
+
+def _fill(message: Message, template: Template, loaded: Rows, i: int) -> Message:
+    if message["role"] != "user" or not isinstance(message["content"], str):
+        raise DataError(f"{loaded.at(i)}: data.prompt_template needs the last message to be the user's, and text")
+    parts = []
+    for text, name in template:
+        parts.append(text)
+        if name is not None:
+            parts.append(message["content"] if name == "prompt" else _as_text(_cell(loaded, i, name)))
+    return {**message, "content": "".join(parts)}
+
+
+def _as_text(value: Any) -> str:
+    """A cell as text: text as it is, anything else as JSON (72, true, {"ground_truth": "72"})."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _response(loaded: Rows, i: int, cfg: DataConfig, said: str | None) -> str:
+    """What is to be learned from row i: the response column, else the assistant's last message."""
+    column = cfg.response_column
+    if said is not None and column not in loaded.rows[i]:
+        return said
+    text = _as_text(_cell(loaded, i, column))
+    if not text:
+        raise DataError(f"{loaded.at(i)}: column {column} is empty")
+    return text
+
+
+def _tokenize_prompts(
+    loaded: Rows, conversations: list[list[Message]], cfg: DataConfig, tokenizer: Any
+) -> list[list[int]]:
+    """The token ids of each prompt. A chat template writes its own special tokens; plain text gets the tokenizer's."""
+    if cfg.chat_template:
+        texts = [_render(loaded.at(i), c, tokenizer) for i, c in enumerate(conversations)]
+    else:
+        texts = [_plain(loaded.at(i), c) for i, c in enumerate(conversations)]
+    tokens = tokenizer(texts, add_special_tokens=not cfg.chat_template)["input_ids"]
+    for i, ids in enumerate(tokens):
+        if not ids:
+            raise DataError(f"{loaded.at(i)}: the prompt has no tokens")
+    return tokens
+
+
+def _render(where: str, conversation: list[Message], tokenizer: Any) -> str:
+    if not tokenizer.chat_template:
+        raise DataError("the tokenizer has no chat template; with a base model set data.chat_template=False")
+    try:
+        return tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
+    except Exception as e:  # a template is a program of the model's authors and raises what it likes
+        raise DataError(f"{where}: the tokenizer's chat template refuses it: {type(e).__name__}: {e}") from e
+
+
+def _plain(where: str, conversation: list[Message]) -> str:
+    if len(conversation) > 1 or not isinstance(conversation[0]["content"], str):
+        raise DataError(
+            f"{where}: several messages (a system prompt is one) need a chat template; set data.chat_template=True"
+        )
+    return conversation[0]["content"]

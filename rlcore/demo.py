@@ -82,8 +82,8 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
         max_position_embeddings=_CONTEXT,
         tie_word_embeddings=True,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=_SPECIAL.index("<|end|>"),
+        pad_token_id=_SPECIAL.index("<|pad|>"),
     )
     with torch.random.fork_rng():
         torch.manual_seed(_SEED)

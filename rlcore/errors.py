@@ -8,6 +8,7 @@ class RlcoreError(Exception):
     """Base of every error that ends a run on purpose. `exit_code` is what the process returns."""
 
     exit_code = 1
+    details = ""  # a worker's traceback: written to the run directory, not to the screen
 
 
 class ConfigError(RlcoreError):

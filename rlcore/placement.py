@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -63,8 +64,17 @@ class Cluster:
             env={k: v for k, v in os.environ.items() if k != janitor.VARIABLE},
         )  # fmt: skip
         self.watch.also_alive.append(self._janitor_died)
+        self.watch.guard()
         debug = bool(os.environ.get("RLCORE_DEBUG"))
         common: dict[str, Any] = {"log_to_driver": debug, "logging_level": "INFO" if debug else "ERROR"}
+        handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        try:
+            self._init(cfg, common)
+        finally:  # Ray puts its own, which abort the driver before it can clean up
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+    def _init(self, cfg: RayConfig, common: dict[str, Any]) -> None:
         if not self.local:
             try:
                 ray.init(address=cfg.address, **common)
@@ -146,6 +156,7 @@ class Cluster:
         """End everything the run started; safe to call twice, and after any failure."""
         if self._janitor is None:
             return
+        self.watch.closed = True
         if self.local:
             ray.shutdown()
         else:

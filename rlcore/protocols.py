@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Mapping, NamedTuple, Protocol
 
@@ -95,6 +96,7 @@ def plugin(spec: str, key: str) -> Callable[..., Any]:
         found = importlib.util.spec_from_file_location(f"rlcore_plugin_{path.stem}", path)
         assert found is not None and found.loader is not None
         module = importlib.util.module_from_spec(found)
+        sys.modules[found.name] = module  # where dataclasses look a class's module up
         found.loader.exec_module(module)
     elif "." in spec:
         file, _, name = spec.rpartition(".")

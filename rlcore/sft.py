@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Callable
 
 from rlcore import checkpoint
-from rlcore.build import as_directory, cache_dir, compute_dtype, start_actor, with_model
+from rlcore.build import as_directory, cache_dir, start_actor, with_model
 from rlcore.checkpoint import Checkpoints, export
-from rlcore.config import Config
+from rlcore.config import Config, compute_dtype
 from rlcore.data import Examples
 from rlcore.placement import Cluster
 from rlcore.records import Batch, Group
@@ -61,7 +61,7 @@ def sft(cfg: Config, resolved: DictConfig, say: Callable[[str], None]) -> Path:
             tracker.log(step, {k: v for k, v in numbers.items() if k.startswith(("actor/", "perf/"))})
             if step == cfg.steps or (cfg.save_every_steps and step % cfg.save_every_steps == 0):
                 checkpoints.save(step, actor.save, {"data": examples.state()})
-        out = export(run_dir, run_dir / "export", compute_dtype(cfg, cluster.device))
+        out = export(run_dir, run_dir / "export", compute_dtype(cfg.model, cluster.device))
         tracker.close("done")
         return out
     finally:

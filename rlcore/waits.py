@@ -7,6 +7,9 @@ then, not when it is next needed.
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
 import time
 from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
@@ -40,6 +43,8 @@ class Watch:
         self.phase = "start"
         self.workers: list[Worker] = []
         self.also_alive: list[Callable[[], str | None]] = []
+        self.closed = False  # set when the run ends: what dies from then on is meant to
+        self.on_fatal: Callable[[WorkerError], None] = lambda error: None  # the last thing done before such an exit
         self._looked = 0.0
 
     def look(self) -> None:
@@ -51,10 +56,33 @@ class Watch:
             died = alive()
             if died is not None:
                 raise WorkerError(f"{died} died during phase {self.phase}; the run cannot go on without it")
+        if not self.workers:
+            return
+        dead = ray._private.state.actors(job_id=ray._private.worker.global_worker.current_job_id, actor_state_name="DEAD")
         for worker in self.workers:
-            info = ray._private.state.actors(worker.handle._actor_id.hex())
-            if info and info["State"] == "DEAD":
+            if info := dead.get(worker.handle._actor_id.hex()):
                 raise WorkerError(f"{worker} died during phase {self.phase}: {_death(info)}")
+
+    def guard(self) -> None:
+        """Watch `also_alive` from a thread too: when Ray's own processes die, a call into Ray may never return.
+
+        The driver gets 10 s to raise by itself; then the process says what died and exits, and the janitor cleans up.
+        """
+        threading.Thread(target=self._guard, daemon=True).start()
+
+    def _guard(self) -> None:
+        while not self.closed:
+            time.sleep(_LOOK_EVERY_SECONDS)
+            died = next((d for alive in self.also_alive if (d := alive()) is not None), None)
+            if died is None:
+                continue
+            time.sleep(10)
+            if self.closed:
+                return
+            error = WorkerError(f"{died} died during phase {self.phase}, and Ray no longer answers")
+            print(f"rlcore: WorkerError: {error}", file=sys.stderr, flush=True)
+            self.on_fatal(error)
+            os._exit(error.exit_code)
 
     def any(self, refs: Mapping[ray.ObjectRef, Worker], seconds: float) -> list[ray.ObjectRef]:
         """The refs that are ready, after at most `seconds`; [] if none is. All ready ones at once, never one by one."""
@@ -76,9 +104,11 @@ class Watch:
             cause = e.cause if isinstance(e.cause, Exception) else e
             if isinstance(cause, RlcoreError):
                 raise type(cause)(f"{worker}, phase {self.phase}: {cause}") from e
-            raise WorkerError(f"{worker} raised in phase {self.phase}: {type(cause).__name__}: {cause}\n{e}") from e
+            error = WorkerError(f"{worker} raised in phase {self.phase}: {type(cause).__name__}: {cause}")
+            error.details = str(e)
+            raise error from e
         except (ActorDiedError, ActorUnavailableError) as e:
-            raise WorkerError(f"{worker} died during phase {self.phase}: {e}") from e
+            raise WorkerError(f"{worker} died during phase {self.phase}: {_short(str(e))}") from e
         except GetTimeoutError as e:
             raise WorkerError(f"{worker}: its finished result did not arrive in 60 s, phase {self.phase}") from e
         except RayError as e:
@@ -100,9 +130,14 @@ class Watch:
 
 
 def _death(info: Mapping[str, Any]) -> str:
-    """The one line of Ray's death record that a user can act on."""
-    cause = str(info.get("DeathCause") or "cause unknown")
-    for line in cause.replace("\\n", "\n").splitlines():
-        if "error_message" in line:
-            return line.split("error_message:", 1)[1].strip().strip('"')
-    return cause.strip().splitlines()[0]
+    return _short(str(info.get("DeathCause") or "cause unknown").replace("\\n", "\n"))
+
+
+def _short(death: str) -> str:
+    """What of Ray's long death notice a user can act on."""
+    if "Worker exit detail:" in death:
+        death = death.split("Worker exit detail:", 1)[1].split("Some common causes", 1)[0]
+        return f"{death.strip()} (killed, out of memory, or crashed; Ray's logs are under /tmp/ray/session_latest/logs)"
+    if "error_message:" in death:
+        death = death.split("error_message:", 1)[1]
+    return death.strip().strip('"').splitlines()[0]

@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +18,12 @@ from transformers.initialization import no_init_weights
 
 from rlcore.config import Dtype, ModelConfig
 from rlcore.errors import ConfigError
+from rlcore.records import COLUMNS, Batch
 from rlcore.workers import attention
 from rlcore.workers.head import LogpHead
 
 _PACKABLE_LAYERS = {"full_attention", "sliding_attention"}
+_NOT_A_MODEL = (OSError, ValueError, KeyError, ImportError)  # what transformers raises for a bad path or file
 
 
 def model_dtype(cfg: ModelConfig, device: str) -> torch.dtype:
@@ -36,18 +40,23 @@ def load_model(cfg: ModelConfig, dtype: torch.dtype, weights: bool = True) -> Pr
     rank 0. Nothing of the checkpoint is executed: no remote code, no pickle. Raises ConfigError naming model.path when
     it cannot be loaded or its architecture cannot be packed.
     """
-    where = _source(cfg.path)
+    return load_path(cfg.path, dtype, weights)
+
+
+def load_path(path: str, dtype: torch.dtype, weights: bool = True) -> PreTrainedModel:
+    """`load_model` of another path than the config's: a checkpoint's."""
+    where = _source(path)
     try:
         if weights:
             model = AutoModelForCausalLM.from_pretrained(
-                **where, dtype=dtype, use_safetensors=True, **_dequantized(cfg.path)
+                **where, dtype=dtype, use_safetensors=True, **_dequantized(path)
             )  # fmt: skip
         else:
             with no_init_weights():
                 model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(**where), dtype=dtype)
                 model.tie_weights()
-    except (OSError, ValueError, KeyError, ImportError) as e:
-        raise ConfigError(f"model.path: cannot load {cfg.path}: {_first_line(e)}") from e
+    except _NOT_A_MODEL as e:
+        raise ConfigError(f"model.path: cannot load {path}: {_first_line(e)}") from e
     return pack(model)
 
 
@@ -56,7 +65,7 @@ def load_tokenizer(cfg: ModelConfig) -> PreTrainedTokenizerBase:
     key, path = ("model.tokenizer", cfg.tokenizer) if cfg.tokenizer else ("model.path", cfg.path)
     try:
         return AutoTokenizer.from_pretrained(**_source(path))
-    except (OSError, ValueError, KeyError, ImportError) as e:
+    except _NOT_A_MODEL as e:
         raise ConfigError(f"{key}: no tokenizer in {path}: {_first_line(e)}") from e
 
 
@@ -73,7 +82,7 @@ def to_directory(cfg: ModelConfig, out: Path) -> Path | str:
         model = AutoModelForCausalLM.from_pretrained(
             **_source(cfg.path), dtype=torch.float32, **_dequantized(cfg.path)
         )  # fmt: skip
-    except (OSError, ValueError, KeyError, ImportError) as e:
+    except _NOT_A_MODEL as e:
         raise ConfigError(f"model.path: cannot load {cfg.path}: {_first_line(e)}") from e
     # Written aside and renamed, so that a killed process leaves no half a model that looks whole.
     aside = out.with_name(f"{out.name}.{os.getpid()}.partial")
@@ -98,7 +107,7 @@ def pack(model: PreTrainedModel) -> PreTrainedModel:
         reason = f"has layers of type {', '.join(unknown)}"
     elif any(isinstance(m, nn.Conv1d) for m in model.base_model.modules()):
         reason = "mixes tokens by convolution"
-    elif "position_ids" not in model.base_model.forward.__code__.co_varnames and not _takes(model.base_model):
+    elif "position_ids" not in inspect.signature(model.base_model.forward).parameters:
         reason = "does not take position_ids"
     elif not isinstance(head, nn.Linear):
         reason = f"has a {type(head).__name__} for output layer, not a linear one"
@@ -154,10 +163,36 @@ class TokenLogp(nn.Module):
         return token_logp(self.model, tokens, offsets, mask, temperature, chunk_tokens, entropy)
 
 
-def _takes(backbone: nn.Module) -> bool:
-    import inspect
+def microbatch(batch: Batch, rollouts: list[int], device: torch.device) -> Batch:
+    """These rollouts, on the device. None of them: one token that nobody chose, so that a forward and a backward run
+    and the collectives of the other ranks find this one; its loss is 0."""
+    if rollouts:
+        chosen = batch.select(rollouts)
+    else:
+        zero = torch.zeros(1)
+        filled = {name: zero for name in COLUMNS if getattr(batch, name) is not None}
+        chosen = Batch(
+            tokens=zero.int(), offsets=torch.tensor([0, 1]), mask=zero.bool(), rollout_logp=zero, reward=zero,
+            group=zero.long(), **filled,
+        )  # fmt: skip
+    columns = {f.name: getattr(chosen, f.name) for f in dataclasses.fields(Batch)}
+    return Batch(**{k: v if v is None else v.to(device) for k, v in columns.items()})
 
-    return "position_ids" in inspect.signature(backbone.forward).parameters
+
+@torch.no_grad()
+def batch_logp(
+    module: Callable[..., tuple[Tensor, Tensor]], batch: Batch, microbatches: list[list[int]], temperature: float,
+    chunk_tokens: int, device: torch.device,
+) -> Tensor:  # fmt: skip
+    """(n,) float32 on the host: `token_logp` of a whole batch, one micro-batch after the other. `module` is a
+    TokenLogp, or DeepSpeed's engine around one."""
+    logp = torch.zeros(len(batch.tokens))
+    for rollouts in microbatches:
+        micro = microbatch(batch, rollouts, device)
+        some, _ = module(micro.tokens, micro.offsets, micro.mask, temperature, chunk_tokens, False)
+        if rollouts:
+            logp[batch.tokens_of(rollouts)] = some.cpu()
+    return logp
 
 
 def _is_gguf(path: str) -> bool:

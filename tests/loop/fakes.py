@@ -66,7 +66,7 @@ class ToyActor:
         self.adam.zero_grad()
         loss.backward()
         self.adam.step()
-        return {"actor/loss": float(loss), "sync/logp_diff_max": float(difference.max()) if len(difference) else 0.0}
+        return {"actor/loss": loss.item(), "sync/logp_diff_max": float(difference.max()) if len(difference) else 0.0}
 
     def publish(self, version: int) -> dict[str, float]:
         self.published[version] = self.table.detach().clone()

@@ -17,7 +17,7 @@ FILES = sorted(p for d in ("rlcore", "rewards", "rollout", "examples") for p in 
 LAYERS = [
     {"rlcore.errors", "rlcore.janitor"},
     {"rlcore.records", "rlcore.config", "rlcore.problems"},
-    {"rlcore.protocols", "rlcore.waits"},
+    {"rlcore.protocols", "rlcore.waits", "rlcore.sources"},
     {"rlcore.algo", "rewards", "rlcore.weights", "rlcore.metrics"},
     {"rlcore.placement"},
     {"rlcore.workers", "rollout", "rlcore.data", "rlcore.tracker", "rlcore.checkpoint", "rlcore.demo", "rlcore.check"},
@@ -111,7 +111,7 @@ def test_no_text_is_evaluated() -> None:
                 assert name not in forbidden, f"{path.relative_to(ROOT)}:{node.lineno} calls {name}"
         for library in ("pickle", "cloudpickle", "dill", "shelve", "marshal"):
             assert not any(i.split(".")[0] == library for i in imports(path)), f"{path} imports {library}"
-        assert "torch.load" not in path.read_text(), path
+        assert not re.search(r"(?<!safetensors\.)torch\.load\(", path.read_text()), path
         assert "shell=True" not in path.read_text(), path
 
 

@@ -1,0 +1,273 @@
+"""One vLLM engine, inside one Ray actor: token ids in, token ids and log-probabilities out, one sample a request.
+
+The engine runs in the actor's own process and steps only inside `advance`, so pausing is not calling it, a finished
+sample leaves at once, and no process is left when the actor dies. vLLM is imported by `start`, not by this module.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+
+from rlcore import config
+from rlcore.config import RolloutConfig
+from rlcore.errors import ConfigError, SyncError
+from rlcore.protocols import Sample, SampleRequest
+from rlcore.weights import WeightInfo
+
+_LINGER_SECONDS = 0.02  # a call of `advance` goes on this long, so that answering it does not cost more than stepping
+_NEVER = -1
+
+
+class Engine:
+    """A `protocols.RolloutEngine`, and the receiving end of `rlcore.weights.Sender`.
+
+    model_path         hub id or Hugging Face directory
+    dtype              "float32" or "bfloat16"
+    device             "cpu" or "gpu"
+    max_model_tokens   prompt and response together, at most
+    index              which of the engines this is, for messages
+    sleep              give the GPU's memory back between `sleep` and `wake` (colocated GPUs; nothing to do on CPU)
+    tokenizer          where the tokenizer is, if not with the model; needed for stop strings only
+    backend            how weights come: "shm", "ipc" or "nccl"
+
+    It samples only with weights that came by a complete publish: from construction on, after `sleep`, and while a
+    publish is under way, `submit` and `advance` raise SyncError.
+    """
+
+    def __init__(
+        self, model_path: str, cfg: RolloutConfig, dtype: str, device: str, seed: int, max_model_tokens: int,
+        index: int, sleep: bool = False, tokenizer: str | None = None, backend: str = "shm",
+    ) -> None:  # fmt: skip
+        self.model_path, self.cfg, self.dtype, self.device = model_path, cfg, dtype, device
+        self.seed, self.max_model_tokens, self.index = seed, max_model_tokens, index
+        self.sleeps = sleep and device == "gpu"
+        self.tokenizer, self.backend = tokenizer, backend
+        self.version = _NEVER
+        self._keys: dict[str, tuple[int, int]] = {}
+        self._requests = 0
+        self._incoming: Any = None
+        self._llm: Any = None
+
+    def start(self) -> dict[str, Any]:
+        """Load the model. Returns {"eos": end-of-sequence token ids, "seconds", "memory_bytes"}.
+
+        Raises ConfigError for what vLLM refuses: an unknown `rollout.vllm_args` name, a context longer than the
+        model's, a cache too small for one sequence.
+        """
+        began = time.monotonic()
+        _prepare(self.device, self.model_path)
+        from vllm import EngineArgs
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        from rollout import receiver
+
+        receiver.register()
+        self.check_args()
+        try:
+            self._llm = LLMEngine.from_engine_args(EngineArgs(**self._args()))
+        except ValueError as e:
+            raise ConfigError(
+                f"vLLM refuses this run: {e}\n(its context is data.max_prompt_tokens + rollout.max_response_tokens, "
+                f"its cache rollout.kv_cache_gib on CPU and rollout.device_memory_fraction on a GPU)"
+            ) from e
+        return {
+            "eos": self._eos(),
+            "seconds": time.monotonic() - began,
+            "memory_bytes": psutil.Process().memory_info().rss,
+        }
+
+    def check_args(self) -> None:
+        """Raise ConfigError for a name in `rollout.vllm_args` that vLLM does not know. Imports vLLM."""
+        from vllm import EngineArgs
+
+        known = [f.name for f in dataclasses.fields(EngineArgs)]
+        for name in self.cfg.vllm_args:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 3, 0.5)
+                hint = f"; nearest: {', '.join(near)}" if near else ""
+                raise ConfigError(f"rollout.vllm_args.{name}: vLLM's EngineArgs has no such field{hint}")
+
+    def _args(self) -> dict[str, Any]:
+        """vLLM's EngineArgs: ours, then what only this device needs, then `rollout.vllm_args` over all."""
+        cfg = self.cfg
+        filtered = cfg.top_p < 1.0 or cfg.top_k > 0 or cfg.min_response_tokens > 0
+        args: dict[str, Any] = {
+            "model": self.model_path,
+            "dtype": self.dtype,
+            "seed": self.seed,
+            "max_model_len": self.max_model_tokens,
+            "max_num_seqs": cfg.max_sequences,
+            "enable_prefix_caching": True,
+            # "processed" is after temperature and after top-p, top-k and the minimum length have renormalised, which
+            # the trainer does not do: then the model's own, and config.check() demands temperature 1.
+            "logprobs_mode": "raw_logprobs" if filtered else "processed_logprobs",
+            "skip_tokenizer_init": not cfg.stop,
+            "generation_config": "auto",
+            "disable_log_stats": True,
+            "use_tqdm_on_load": False,
+            "weight_transfer_config": {"backend": f"rlcore_{self.backend}"},
+        }
+        if cfg.stop and self.tokenizer is not None:
+            args["tokenizer"] = self.tokenizer
+        if self.device == "cpu":
+            args |= {
+                "enforce_eager": True,  # compiling costs minutes and brings a few percent
+                "kv_cache_memory_bytes": int(cfg.kv_cache_gib * 2**30),
+                "block_size": 32,  # a prefix is shared in whole blocks, and vLLM's 128 is longer than many prompts
+            }
+        else:
+            args |= {
+                "gpu_memory_utilization": cfg.device_memory_fraction,
+                "enable_sleep_mode": self.sleeps,
+                "tensor_parallel_size": cfg.tensor_parallel,
+                "worker_extension_cls": "rollout.receiver.WorkerExtension",
+            }
+            if cfg.tensor_parallel > 1:
+                args["distributed_executor_backend"] = "ray"
+        return args | cfg.vllm_args
+
+    def _eos(self) -> list[int]:
+        """What ends a response: the generation config's end-of-sequence tokens, the ones vLLM stops at."""
+        found = self._llm.input_processor.generation_config_fields.get("eos_token_id")
+        if found is None:
+            raise ConfigError(
+                f"{self.model_path}: neither generation_config.json nor config.json has an eos_token_id, so no "
+                "response would end"
+            )
+        return [found] if isinstance(found, int) else sorted(found)
+
+    def submit(self, requests: list[SampleRequest]) -> None:
+        """Queue samples; nothing runs before `advance`. Samples of one prompt share its prefix."""
+        from vllm.inputs.engine import tokens_input
+        from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+        self._demand_weights()
+        cfg = self.cfg
+        common: dict[str, Any] = {
+            "top_p": cfg.top_p,
+            "top_k": cfg.top_k,
+            "max_tokens": cfg.max_response_tokens,
+            "min_tokens": cfg.min_response_tokens,
+            "stop": list(cfg.stop) or None,
+            "detokenize": bool(cfg.stop),
+            "logprobs": 0,  # of the sampled token only
+            "flat_logprobs": True,
+            "output_kind": RequestOutputKind.FINAL_ONLY,
+        }
+        for request in requests:
+            name = str(self._requests)
+            self._requests += 1
+            self._keys[name] = request.key
+            params = SamplingParams(seed=request.seed, temperature=request.temperature, **common)
+            self._llm.add_request(name, tokens_input(request.tokens), params)
+
+    def advance(self, seconds: float) -> list[Sample]:
+        """Step for up to `seconds`; returns soon after samples have finished, or with [] at the end of time or work."""
+        self._demand_weights()
+        began = time.monotonic()
+        done: list[Sample] = []
+        while self._keys:
+            for output in self._llm.step():
+                if output.finished:
+                    done.append(self._sample(output))
+            passed = time.monotonic() - began
+            if passed >= seconds or (done and passed >= _LINGER_SECONDS):
+                break
+        return done
+
+    def _sample(self, output: Any) -> Sample:
+        response = output.outputs[0]
+        tokens, logp = list(response.token_ids), list(response.logprobs.logprobs)
+        assert len(tokens) == len(logp), f"{len(tokens)} tokens, {len(logp)} log-probabilities"
+        return Sample(self._keys.pop(output.request_id), tokens, logp, response.finish_reason)
+
+    def abort(self) -> None:
+        """Drop every sample not finished yet."""
+        self._llm.abort_request(list(self._keys))
+        self._keys.clear()
+        while self._llm.has_unfinished_requests():
+            self._llm.step()
+
+    def sleep(self) -> None:
+        """Give the device's memory back, weights included: the next publish brings them anyway."""
+        if self.sleeps:
+            assert not self._keys, f"asked to sleep with {len(self._keys)} samples unfinished"
+            self.version = _NEVER
+            self._llm.engine_core.sleep(level=2)
+
+    def wake(self) -> None:
+        """Take the device's memory again. Sampling waits for the next publish."""
+        if self.sleeps:
+            self._llm.engine_core.wake_up()
+
+    def connect_weights(self, info: dict[str, Any]) -> None:
+        """Once, before the first publish by ipc or nccl: vLLM's own `init_info` of that backend."""
+        self._rpc("init_weight_transfer_engine", info)
+
+    def begin_weights(self, version: int, infos: list[WeightInfo]) -> None:
+        """From here to `end_weights` the engine holds no version. `infos`: every parameter that will come.
+
+        After a publish that failed or was interrupted this starts over.
+        """
+        from rollout import receiver
+
+        if self._keys:
+            raise SyncError(f"version {version} begins while {len(self._keys)} samples are unfinished")
+        self.version = _NEVER
+        self._incoming = receiver.Incoming(version, infos)
+        self._rpc(receiver.forget)
+        self._rpc("start_weight_update")
+
+    def load_bucket(self, indices: list[int], payload: Any) -> None:
+        """Load the parameters `infos[i]`. `payload`: their bytes (shm), their handles (ipc), None (nccl)."""
+        if self._incoming is None:
+            raise SyncError("a bucket of weights came without begin_weights")
+        self._rpc("update_weights", self._incoming.update(indices, payload))
+
+    def end_weights(self) -> dict[str, Any]:
+        """Check that every parameter of the model came, and take the version. Returns `weights.manifest(...)`."""
+        if self._incoming is None:
+            raise SyncError("end_weights came without begin_weights")
+        manifest = self._incoming.manifest()
+        self._rpc("finish_weight_update")
+        self._llm.engine_core.set_weight_version(str(self._incoming.version))
+        if not self._llm.reset_prefix_cache():
+            raise SyncError(f"version {self._incoming.version}: the prefix cache of the old weights would not go")
+        self.version, self._incoming = self._incoming.version, None
+        return manifest
+
+    def _rpc(self, method: str | Callable[[Any], None], *args: Any) -> None:
+        self._llm.engine_core.collective_rpc(method, None, args)
+
+    def _demand_weights(self) -> None:
+        if self.version == _NEVER:
+            why = "a publish is half done" if self._incoming is not None else "no weights have been published to it yet"
+            raise SyncError(f"rollout rank {self.index} will not sample: {why}")
+
+    def fields_read(self) -> set[str]:
+        """The config fields this process has read."""
+        return config.fields_read()
+
+
+def _prepare(device: str, model_path: str) -> None:
+    """vLLM reads its settings from the environment while it is imported; a variable the user set stays."""
+    quiet = "DEBUG" if "RLCORE_DEBUG" in os.environ else "ERROR"
+    settings = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": quiet, "VLLM_NO_USAGE_STATS": "1"}
+    if os.path.isdir(model_path):
+        settings["HF_HUB_OFFLINE"] = "1"
+    if device == "cpu":
+        settings |= {
+            "OMP_NUM_THREADS": "1",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            # vLLM compiles one line of its sampler even in eager mode: 20 s at the first token.
+            "TORCH_COMPILE_DISABLE": "1",
+        }
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)

@@ -1,0 +1,297 @@
+"""The real actor and reference ranks: Ray processes, gloo, DeepSpeed."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+from typing import Any, Iterator
+
+import pytest
+import ray
+import torch
+
+from rlcore.algo.stats import merge
+from rlcore.config import Config, Dtype
+from rlcore.records import Batch
+from rlcore.workers.actor import ActorRank
+from rlcore.workers.packing import plan, split
+from rlcore.workers.reference import ReferenceRank
+from tests.tiny import make_tiny_model
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_ray() -> Iterator[None]:
+    ray.init(num_cpus=4, include_dashboard=False, object_store_memory=200 << 20, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("model") / "tiny", tied=True)
+
+
+def config_of(model: Path, **actor: Any) -> Config:
+    cfg = Config()
+    cfg.model.path = str(model)
+    cfg.kl.coef = 0.1
+    cfg.actor.learning_rate = 1e-3
+    cfg.actor.max_grad_norm = 0.0
+    for key, value in actor.items():
+        setattr(cfg.actor, key, value)
+    return cfg
+
+
+class Restartable(ActorRank):
+    """Starting a process costs far more than starting an engine in it."""
+
+    def restart(self, cfg: Config) -> dict[str, Any]:
+        self.cfg = cfg
+        return self._load_model(cfg)
+
+
+class Ranks:
+    """All ranks of a role; a call is a call on each of them."""
+
+    def __init__(self, cls: type, cfg: Config, ranks: int) -> None:
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            port = s.getsockname()[1]
+        remote = ray.remote(cls)
+        self.handles = [remote.remote(r, ranks, "127.0.0.1", port, cfg, "cpu") for r in range(ranks)]
+        self.started = self("start")[0]
+
+    def restart(self, cfg: Config) -> Ranks:
+        self.started = self("restart", *[(cfg,)] * len(self.handles))[0]
+        return self
+
+    def __call__(self, method: str, *each: tuple[Any, ...]) -> list[Any]:
+        args = each or [()] * len(self.handles)
+        return ray.get([getattr(h, method).remote(*a) for h, a in zip(self.handles, args, strict=True)], timeout=300)
+
+    def update(self, batch: Batch, microbatch_tokens: int, minibatches: int = 1, rate: float = 1e-3) -> dict[str, float]:
+        work = split(batch, len(self.handles), microbatch_tokens, minibatches)
+        return merge(self("update", *[(w, rate) for w in work]))
+
+    def logp(self, batch: Batch, microbatch_tokens: int) -> torch.Tensor:
+        out = torch.zeros(len(batch.tokens))
+        shares = plan(batch.lengths.tolist(), len(self.handles), microbatch_tokens)
+        mine = [[i for m in share for i in m] for share in shares]
+        local = [[[m.index(i) for i in micro] for micro in share] for m, share in zip(mine, shares, strict=True)]
+        parts = self("logp", *[(batch.select(m), s) for m, s in zip(mine, local, strict=True)])
+        for indices, part in zip(mine, parts, strict=True):
+            out[batch.tokens_of(indices)] = part
+        return out
+
+    def save(self, directory: Path) -> Path:
+        self("save", *[(str(directory),)] * len(self.handles))
+        return directory
+
+    def load(self, directory: Path) -> None:
+        self("load", *[(str(directory),)] * len(self.handles))
+
+    def end(self) -> None:
+        for handle in self.handles:
+            ray.kill(handle)
+
+
+def batch_of(rollouts: int = 12, seed: int = 0, **columns: Any) -> Batch:
+    g = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(6, 40, (rollouts,), generator=g)
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    n = int(offsets[-1])
+    first = torch.repeat_interleave(offsets[:-1], lengths)
+    mask = torch.arange(n) - first >= 4
+    mask[offsets[2] : offsets[3]] = False  # a rollout whose reward failed
+    noise = torch.randn(n, generator=g)
+    return Batch(
+        tokens=torch.randint(4, 100, (n,), generator=g, dtype=torch.int32), offsets=offsets, mask=mask,
+        rollout_logp=torch.full((n,), -4.8), reward=torch.zeros(rollouts), group=torch.arange(rollouts) // 4,
+        advantage=noise * mask, ref_logp=-4.8 + 0.3 * noise, **columns,
+    )  # fmt: skip
+
+
+def tensors(directory: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return {k: v for f in sorted(directory.rglob("*.safetensors")) for k, v in load_file(f).items()}
+
+
+def gradient(group: Ranks, to: Path, microbatch_tokens: int) -> dict[str, torch.Tensor]:
+    """Of one update: Adam's first exp_avg is a tenth of it."""
+    metrics = group.update(batch_of(), microbatch_tokens)
+    assert metrics["actor/skipped_updates"] == 0
+    numbers = {k: torch.tensor(metrics[k]) for k in ("actor/loss", "actor/grad_norm", "actor/entropy", "actor/kl")}
+    return numbers | {k: v for k, v in tensors(group.save(to)).items() if k.startswith("exp_avg/")}
+
+
+@pytest.fixture(scope="module")
+def one(tiny: Path) -> Iterator[Ranks]:
+    """One rank, stage 0."""
+    group = Ranks(Restartable, config_of(tiny, zero_stage=0), 1)
+    yield group
+    group.end()
+
+
+@pytest.fixture(scope="module")
+def two(tiny: Path) -> Iterator[Ranks]:
+    group = Ranks(Restartable, config_of(tiny, ranks=2), 2)
+    yield group
+    group.end()
+
+
+@pytest.fixture(scope="module")
+def reference_gradient(one: Ranks, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    return gradient(one, tmp_path_factory.mktemp("one"), 10_000)
+
+
+def assert_same_gradient(found: dict[str, torch.Tensor], want: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == want.keys() and len(want) > 10
+    for name, value in want.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=float(value.abs().max()) * 2e-6, msg=name)
+
+
+def test_four_microbatches_give_the_gradient_of_one(
+    one: Ranks, tiny: Path, tmp_path: Path, reference_gradient: dict[str, torch.Tensor]
+) -> None:
+    one.restart(config_of(tiny, zero_stage=0))
+    assert len(split(batch_of(), 1, 80)[0][0].microbatches) >= 4
+    assert_same_gradient(gradient(one, tmp_path, 80), reference_gradient)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_two_ranks_of_any_stage_give_the_gradient_of_one(
+    two: Ranks, tiny: Path, tmp_path: Path, reference_gradient: dict[str, torch.Tensor], stage: int, checkpointing: bool
+) -> None:
+    two.restart(config_of(tiny, ranks=2, zero_stage=stage, gradient_checkpointing=checkpointing))
+    assert_same_gradient(gradient(two, tmp_path, 80), reference_gradient)
+
+
+def test_zero_3_that_keeps_nothing_gathered_gives_the_same_gradient(
+    two: Ranks, tiny: Path, tmp_path: Path, reference_gradient: dict[str, torch.Tensor]
+) -> None:
+    args = {"zero_optimization": {"stage3_param_persistence_threshold": 0, "stage3_max_live_parameters": 0}}
+    two.restart(config_of(tiny, ranks=2, deepspeed_args=args, gradient_checkpointing=True))
+    assert two.started["deepspeed"]["zero_optimization"]["stage3_max_live_parameters"] == 0
+    assert_same_gradient(gradient(two, tmp_path, 80), reference_gradient)
+
+
+def test_a_rank_without_rollouts_keeps_in_step(two: Ranks, one: Ranks, tiny: Path, tmp_path: Path) -> None:
+    alone = batch_of().select([0])
+    found = []
+    for group, name in ((one, "one"), (two, "two")):
+        group.restart(config_of(tiny, ranks=len(group.handles)))
+        metrics = group.update(alone, 80)
+        saved = tensors(group.save(tmp_path / name))
+        found.append({k: v for k, v in saved.items() if k.startswith("exp_avg/")} | {"l": torch.tensor(metrics["actor/loss"])})
+    assert_same_gradient(found[1], found[0])
+
+
+def test_resumed_in_new_processes_is_never_interrupted_to_the_bit(two: Ranks, tiny: Path, tmp_path: Path) -> None:
+    cfg = config_of(tiny, ranks=2, weight_decay=0.1, max_grad_norm=0.5)
+    first, second = batch_of(seed=1), batch_of(seed=2)
+    two.restart(cfg).update(first, 80)
+    half = two.save(tmp_path / "half")
+    two.update(second, 80)
+    whole = tensors(two.save(tmp_path / "whole"))
+
+    fresh = Ranks(Restartable, cfg, 2)
+    fresh.load(half)
+    fresh.update(second, 80)
+    resumed = tensors(fresh.save(tmp_path / "resumed"))
+    fresh.end()
+    assert json.loads((tmp_path / "resumed" / "optimizer.json").read_text()) == {"step": 2}
+    assert resumed.keys() == whole.keys()
+    assert all(resumed[k].equal(whole[k]) for k in whole)
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_a_checkpoint_loads_in_another_stage_and_number_of_ranks(
+    one: Ranks, two: Ranks, tiny: Path, tmp_path: Path, stage: int
+) -> None:
+    two.restart(config_of(tiny, ranks=2)).update(batch_of(seed=1), 80)
+    saved = two.save(tmp_path / "saved")
+    one.restart(config_of(tiny, zero_stage=stage)).load(saved)
+    again = one.save(tmp_path / "again")
+    assert all(v.equal(tensors(saved)[k]) for k, v in tensors(again).items())
+    torch.testing.assert_close(one.logp(batch_of(), 80), two.logp(batch_of(), 80), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_bfloat16_keeps_float32_master_weights_and_resumes_to_the_bit(
+    two: Ranks, tiny: Path, tmp_path: Path, stage: int
+) -> None:
+    cfg = config_of(tiny, ranks=2, zero_stage=stage)
+    cfg.model.dtype = Dtype.bfloat16
+    two.restart(cfg).update(batch_of(seed=1), 80, rate=1e-5)
+    half = two.save(tmp_path / "half")
+    before = two.logp(batch_of(), 80)
+    two.update(batch_of(seed=2), 80, rate=1e-5)
+    whole = tensors(two.save(tmp_path / "whole"))
+    two.restart(cfg).load(half)
+    assert two.logp(batch_of(), 80).equal(before)
+    two.update(batch_of(seed=2), 80, rate=1e-5)
+    resumed = tensors(two.save(tmp_path / "resumed"))
+    assert all(resumed[k].equal(whole[k]) for k in whole)
+    weight = whole["model.layers.0.mlp.up_proj.weight"]
+    assert weight.dtype is torch.float32 and not weight.equal(weight.bfloat16().float())
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted(
+    two: Ranks, tiny: Path, tmp_path: Path, stage: int
+) -> None:
+    two.restart(config_of(tiny, ranks=2, zero_stage=stage))
+    batch = batch_of()
+    batch.advantage[batch.mask.nonzero()[0]] = float("nan")
+    before = two.logp(batch, 80)
+    assert two.update(batch, 80)["actor/skipped_updates"] == 1
+    assert two.logp(batch, 80).equal(before)
+    assert two.update(batch_of(), 80)["actor/skipped_updates"] == 0
+    assert not two.logp(batch, 80).equal(before)
+
+
+def test_several_updates_a_step(two: Ranks, tiny: Path) -> None:
+    two.restart(config_of(tiny, ranks=2, learning_rate=1e-2))
+    batch = batch_of()
+    old = two.logp(batch, 80)
+    assert float(old[~batch.mask].abs().sum()) == 0
+    metrics = two.update(batch.with_(old_logp=old), 80, minibatches=3, rate=1e-2)
+    assert metrics["actor/ratio_max"] > 1.01 and metrics["actor/clip_fraction"] > 0
+    assert metrics["sync/logp_diff_max"] == pytest.approx(float((old + 4.8).abs()[batch.mask].max()))
+    on_policy = two.update(batch, 80)
+    assert on_policy["actor/ratio_max"] == 1.0 and on_policy["actor/clip_fraction"] == 0.0
+
+
+def test_the_saved_model_is_a_hugging_face_model(two: Ranks, tiny: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    two.restart(config_of(tiny, ranks=2)).update(batch_of(), 80)
+    directory = two.save(tmp_path) / "model"
+    model = AutoModelForCausalLM.from_pretrained(directory)
+    assert model.dtype is torch.float32 and model.config._attn_implementation != "rlcore_packed"
+    tokens = batch_of().tokens[:20].long()
+    logp = model(tokens[None]).logits[0, :-1].log_softmax(-1).gather(-1, tokens[1:, None])[:, 0]
+    batch = batch_of()
+    whole = Batch(
+        tokens=tokens.int(), offsets=torch.tensor([0, 20]), mask=torch.arange(20) > 0, rollout_logp=torch.zeros(20),
+        reward=torch.zeros(1), group=torch.zeros(1, dtype=torch.int64),
+    )  # fmt: skip
+    torch.testing.assert_close(two.logp(whole, 80)[1:], logp, rtol=0, atol=1e-5)
+    assert AutoTokenizer.from_pretrained(directory).chat_template
+    assert len(batch) == 12
+
+
+def test_reference_ranks_agree_with_the_actor(two: Ranks, tiny: Path) -> None:
+    two.restart(config_of(tiny, ranks=2))
+    cfg = config_of(tiny)
+    cfg.reference.ranks = 2
+    reference = Ranks(ReferenceRank, cfg, 2)
+    batch = batch_of()
+    for _ in range(2):
+        torch.testing.assert_close(reference.logp(batch, 80), two.logp(batch, 120), rtol=0, atol=1e-5)
+    torch.testing.assert_close(reference.logp(batch.select([0]), 80), two.logp(batch.select([0]), 80), rtol=0, atol=1e-5)
+    assert "KLConfig.coef" not in reference("fields_read")[0]
+    reference.end()

@@ -1,0 +1,217 @@
+"""vLLM engines in Ray actors on CPU: what they sample, with which log-probabilities, and how a response ends."""
+
+import itertools
+
+import pytest
+import ray
+import torch
+from transformers import AutoModelForCausalLM
+
+from rlcore.config import RolloutConfig
+from rlcore.errors import ConfigError
+from rlcore.protocols import SampleRequest
+from rlcore.waits import Watch, Worker
+from rlcore.weights import Sender, WeightInfo
+from rollout.collector import Collector
+from rollout.engine import Engine
+from tests.tiny import make_tiny_model
+
+EOS = 1
+TOKENS = 24
+STOP = ["a", "Q7"]
+
+
+def actor(directory, cfg, index=0, **more):
+    options = {"num_cpus": 0.5, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}}
+    return ray.remote(Engine).options(**options).remote(str(directory), cfg, "float32", "cpu", 0, 128, index, **more)
+
+
+def publish(model, engines, version=0):
+    named = list(model.named_parameters())
+    infos = [WeightInfo(n, tuple(p.shape), "float32") for n, p in named]
+    return Sender("shm", engines, rank=0, seconds=120).publish(infos, lambda some: gather(named, some), version)
+
+
+class gather:
+    """The plain model's stand-in for a ZeRO-3 gather."""
+
+    def __init__(self, named, indices):
+        self.tensors = [named[i][1] for i in indices]
+
+    def __enter__(self):
+        return self.tensors
+
+    def __exit__(self, *_):
+        return None
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory):
+    """(plain model, two engines of it, one engine that filters and has stop strings), all holding version 0."""
+    directory = make_tiny_model(tmp_path_factory.mktemp("model"))
+    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=200 << 20)
+    small = {"max_sequences": 32, "kv_cache_gib": 0.0625}
+    plain = RolloutConfig(max_response_tokens=TOKENS, **small)
+    filtered = RolloutConfig(
+        max_response_tokens=TOKENS, min_response_tokens=6, top_p=0.8, top_k=50, stop=STOP, **small
+    )
+    engines = [actor(directory, plain, 0), actor(directory, plain, 1), actor(directory, filtered, 2)]
+    try:
+        started = ray.get([e.start.remote() for e in engines], timeout=400)
+        assert all(s["eos"] == [EOS] for s in started)
+        model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).requires_grad_(False)
+        publish(model, engines)
+        yield model, engines[:2], engines[2]
+    finally:
+        ray.shutdown()
+
+
+def requests(prompts=6, samples=4, temperature=1.0):
+    """Prompts of 3 to 53 tokens: shorter and longer than a block of the cache."""
+    for p, s in itertools.product(range(prompts), range(samples)):
+        tokens = [2] + [10 + (7 * p + i) % 80 for i in range(1 + 10 * p)] + [3]
+        yield SampleRequest((p, s), tokens, 1000 * p + s, temperature)
+
+
+def run(engine, asked):
+    asked = list(asked)
+    ray.get(engine.submit.remote(asked))
+    done = []
+    while batch := ray.get(engine.advance.remote(30.0), timeout=120):
+        done += batch
+    assert {s.key for s in done} == {r.key for r in asked} and len(done) == len(asked)
+    return {s.key: s for s in done}
+
+
+def reference_logp(model, prompt, response):
+    logits = model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
+    return torch.log_softmax(logits, -1).gather(1, torch.tensor(response)[:, None])[:, 0]
+
+
+def test_log_probabilities_are_the_models(stack):
+    model, (engine, _), _ = stack
+    asked = {r.key: r for r in requests()}
+    found = run(engine, asked.values())
+    for key, sample in found.items():
+        want = reference_logp(model, asked[key].tokens, sample.tokens)
+        torch.testing.assert_close(torch.tensor(sample.logp), want, atol=1e-4, rtol=0)
+    assert len({tuple(s.tokens) for s in found.values()}) == len(found), "samples of one prompt must differ"
+
+
+def test_temperature_is_in_the_log_probabilities(stack):
+    model, (engine, _), _ = stack
+    asked = {r.key: r for r in requests(2, 4, temperature=0.5)}
+    for key, sample in run(engine, asked.values()).items():
+        prompt = asked[key].tokens
+        logits = model(torch.tensor([prompt + sample.tokens])).logits[0, len(prompt) - 1 : -1] / 0.5
+        want = torch.log_softmax(logits, -1).gather(1, torch.tensor(sample.tokens)[:, None])[:, 0]
+        torch.testing.assert_close(torch.tensor(sample.logp), want, atol=1e-4, rtol=0)
+
+
+def test_a_response_ends_with_its_eos_or_at_its_length(stack):
+    _, (engine, _), _ = stack
+    found = run(engine, requests(6, 8)).values()
+    assert {s.finish for s in found} == {"stop", "length"}
+    for sample in found:
+        assert len(sample.tokens) == len(sample.logp)
+        if sample.finish == "stop":
+            assert sample.tokens[-1] == EOS and EOS not in sample.tokens[:-1]
+        else:
+            assert len(sample.tokens) == TOKENS and EOS not in sample.tokens
+
+
+def test_one_engine_or_two_and_any_batching_give_the_same_samples(stack):
+    _, (first, second), _ = stack
+    asked = list(requests(6, 8))
+    alone = run(first, asked)
+    split = run(first, asked[1::2][::-1]) | run(second, asked[0::2])
+    singly = {}
+    for request in asked[:6]:
+        singly |= run(second, [request])
+    for key, sample in (split | singly).items():
+        assert sample.tokens == alone[key].tokens and sample.finish == alone[key].finish
+        torch.testing.assert_close(torch.tensor(sample.logp), torch.tensor(alone[key].logp), atol=1e-5, rtol=0)
+
+
+def test_greedy_samples_are_the_models_likeliest_tokens(stack):
+    model, (engine, _), _ = stack
+    asked = {r.key: r for r in requests(6, 1, temperature=0.0)}
+    for key, sample in run(engine, asked.values()).items():
+        prompt = asked[key].tokens
+        logits = model(torch.tensor([prompt + sample.tokens])).logits[0, len(prompt) - 1 : -1]
+        assert logits.argmax(-1).tolist() == sample.tokens
+
+
+def test_stop_strings_minimum_length_and_the_models_own_log_probabilities_under_top_p(stack):
+    model, _, engine = stack
+    asked = {r.key: r for r in requests(6, 8)}
+    found = run(engine, asked.values())
+    letters = {i: chr(c) for i, c in enumerate(range(32, 127), start=4)} | {99: "\n"}
+    by_string = 0
+    for key, sample in found.items():
+        text = "".join(letters.get(t, "") for t in sample.tokens)
+        want = reference_logp(model, asked[key].tokens, sample.tokens)
+        torch.testing.assert_close(torch.tensor(sample.logp), want, atol=1e-4, rtol=0)
+        assert len(sample.tokens) >= 6
+        if sample.finish == "stop" and sample.tokens[-1] != EOS:
+            by_string += 1
+            assert any(text.endswith(s) for s in STOP), "the stop string's own tokens are kept"
+        if sample.finish == "length":
+            assert not any(s in text[6:] for s in STOP)
+    assert by_string > 0
+
+
+def test_an_aborted_engine_starts_afresh(stack):
+    _, (engine, _), _ = stack
+    asked = list(requests(4, 8))
+    whole = run(engine, asked)
+    ray.get(engine.submit.remote(asked))
+    ray.get(engine.advance.remote(0.0))
+    ray.get(engine.abort.remote())
+    assert ray.get(engine.advance.remote(5.0)) == []
+    again = run(engine, asked)
+    assert {k: s.tokens for k, s in again.items()} == {k: s.tokens for k, s in whole.items()}
+
+
+class Length:
+    """A reward pool in this process: the response's length."""
+
+    def __init__(self):
+        self.done = []
+
+    def submit(self, key, prompt, text):
+        self.done.append((key, type("Result", (), {"reward": float(len(text)), "parts": {}, "status": {}})))
+
+    def poll(self, wait_seconds):
+        done, self.done = self.done, []
+        return done
+
+
+def test_the_collector_gives_the_same_groups_with_one_engine_and_two(stack):
+    from rlcore.records import Prompt
+
+    _, engines, _ = stack
+    prompts = [Prompt(f"p:{r.key[0]}", r.tokens, "") for r in requests(6, 1)]
+    watch = Watch()
+    found = []
+    for n in (1, 2):
+        workers = [Worker("rollout", i, e) for i, e in enumerate(engines[:n])]
+        cfg = RolloutConfig(max_sequences=8, max_response_tokens=TOKENS)
+        made = Collector(workers, None, Length(), lambda t: "".join(map(chr, t)), watch, cfg, 4, 0, 120.0, {EOS})
+        found.append(made.sample(prompts, 4, 1.0))
+    for one, two in zip(*found, strict=True):
+        assert one.prompt is two.prompt
+        assert [r.tokens for r in one.rollouts] == [r.tokens for r in two.rollouts]
+        assert [r.reward for r in one.rollouts] == [r.reward for r in two.rollouts]
+        assert all(r.reward == r.response_tokens - (r.tokens[-1] == EOS) for r in one.rollouts)
+
+
+def test_a_name_vllm_does_not_know_is_a_config_error(stack):
+    _, (engine, _), _ = stack
+    cfg = RolloutConfig(vllm_args={"max_num_seq": 4})
+
+    def check(_):  # in the engine's process, which has vLLM loaded
+        Engine("nowhere", cfg, "float32", "cpu", 0, 128, 0).check_args()
+
+    with pytest.raises(ConfigError, match=r"rollout.vllm_args.max_num_seq.*max_num_seqs"):
+        ray.get(engine.__ray_call__.remote(check))

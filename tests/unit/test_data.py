@@ -1,0 +1,309 @@
+"""Rows in, prompts out: sources, templates, lengths, order and resuming, and what a user is told when a row is wrong."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from rlcore.config import DataConfig
+from rlcore.data import Examples, Prompts
+from rlcore.errors import ConfigError, DataError
+from rlcore.sources import load_rows, source_name
+from tests.tiny import make_tiny_model
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(make_tiny_model(tmp_path_factory.mktemp("tiny")))
+
+
+def jsonl(path: Path, rows: list[dict]) -> str:
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return str(path)
+
+
+def sums(path: Path, count: int = 10) -> str:
+    return jsonl(path / "sums.jsonl", [{"question": f"{i}+1", "answer": i + 1} for i in range(count)])
+
+
+def text_of(tokenizer, prompt) -> str:
+    return tokenizer.decode(prompt.tokens)
+
+
+def test_every_kind_of_source_gives_the_same_rows(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [{"question": "2+2?", "answer": "4"}, {"question": 'a "b", c\nd', "answer": "ü"}]
+    jsonl(tmp_path / "a.jsonl", rows)
+    with (tmp_path / "a.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["question", "answer"])
+        writer.writeheader()
+        writer.writerows(rows)
+    (tmp_path / "hub").mkdir()
+    for name in ("a.parquet", "hub/train.parquet", "hub/test.parquet"):
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / name)
+    for source in ("a.jsonl", "a.csv", "a.parquet", "hub", "hub@test"):
+        loaded = load_rows(str(tmp_path / source))
+        assert loaded.rows == rows, source
+
+
+def test_source_names() -> None:
+    names = {
+        "data/test.jsonl": "test", "gsm8k/main.parquet": "main", "openai/gsm8k:main@test": "gsm8k",
+        "gsm8k": "gsm8k", "generate:arithmetic?size=3&seed=1": "arithmetic", "generate:countdown": "countdown",
+    }  # fmt: skip
+    assert {s: source_name(s) for s in names} == names
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "complaint"),
+    [
+        ("a.jsonl", '{"question": "x"}\n\n{"question": \n', "a.jsonl, line 3: not valid JSON"),
+        ("a.jsonl", '{"question": "x"}\n[1, 2]\n', "line 2: a JSON list, must be an object"),
+        ("a.jsonl", "\n \n", "no rows"),
+        ("a.jsonl", b'{"question": "\xff"}\n', "cannot be read"),
+        ("a.csv", "question,answer\nx,1\ny\n", "line 3: not 2 fields"),
+        ("a.csv", "question,answer\nx,1,2\n", "line 2: not 2 fields"),
+        ("a.csv", 'question,answer\nx,"1\n', "not valid CSV"),
+        ("a.csv", "question,answer\n", "no rows"),
+        ("a.parquet", "not parquet", "not a readable parquet file"),
+        ("a.json", "[]", "cannot read a .json file"),
+    ],
+)
+def test_a_broken_file_is_named_with_its_line(tmp_path: Path, name: str, content: str | bytes, complaint: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(DataError, match=complaint) as e:
+        load_rows(str(path))
+    assert str(path) in str(e.value)
+
+
+def test_a_missing_file_is_told_with_the_nearest_name(tmp_path: Path) -> None:
+    sums(tmp_path)
+    with pytest.raises(DataError, match="no such file .*did you mean sums.jsonl"):
+        load_rows(str(tmp_path / "sum.jsonl"))
+
+
+def test_a_dataset_that_does_not_load_is_told_with_its_parts(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nor a Hugging Face dataset that loads .name .*, config None, split dev"):
+        load_rows(f"{tmp_path / 'nowhere'}@dev")
+
+
+def test_rows_become_prompts(tmp_path: Path, tokenizer) -> None:
+    prompts = Prompts(sums(tmp_path), DataConfig(), tokenizer, seed=0)
+    first = prompts.all()[0]
+    assert (first.id, first.answer, first.row) == ("sums:0", "1", {"question": "0+1", "answer": 1})
+    assert text_of(tokenizer, first) == "<user>0+1<assistant>"
+    assert len(prompts) == len(prompts.all()) == 10 and [p.id for p in prompts.all(limit=2)] == ["sums:0", "sums:1"]
+
+
+def test_tokens_are_those_of_the_chat_template_itself(tmp_path: Path, tokenizer) -> None:
+    prompts = Prompts(sums(tmp_path), DataConfig(system_prompt="Add."), tokenizer, seed=0)
+    messages = [{"role": "system", "content": "Add."}, {"role": "user", "content": "3+1"}]
+    wanted = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert prompts.all()[3].tokens == wanted
+
+
+def test_messages_column_and_system_prompt(tmp_path: Path, tokenizer) -> None:
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}, {"role": "user", "content": "2?"}]
+    source = jsonl(tmp_path / "chat.jsonl", [{"messages": turns, "solution": "2"}])
+    cfg = DataConfig(prompt_template="Q: {prompt}")
+    assert text_of(tokenizer, Prompts(source, cfg, tokenizer, 0).all()[0]) == "<user>hi<assistant>ho<user>Q: 2?<assistant>"
+    old = [{"role": "system", "content": "old"}, *turns[:1]]
+    source = jsonl(tmp_path / "system.jsonl", [{"prompt": old, "answer": "x"}])
+    assert "system>new<user>hi" in text_of(
+        tokenizer, Prompts(source, DataConfig(system_prompt="new"), tokenizer, 0).all()[0]
+    )
+
+
+def test_plain_text_prompts(tmp_path: Path, tokenizer) -> None:
+    prompts = Prompts(sums(tmp_path), DataConfig(chat_template=False), tokenizer, 0)
+    assert text_of(tokenizer, prompts.all()[0]) == "0+1"
+    with pytest.raises(DataError, match="need a chat template"):
+        Prompts(sums(tmp_path), DataConfig(chat_template=False, system_prompt="Add."), tokenizer, 0)
+
+
+def test_template_fills_columns_once_and_keeps_braces(tmp_path: Path, tokenizer) -> None:
+    rows = [{"question": "{topic}?", "topic": "{answer}", "answer": "secret", "level": 3}]
+    source = jsonl(tmp_path / "t.jsonl", rows)
+    cfg = DataConfig(prompt_template="{topic} {level}: {prompt} in \\boxed{{}}")
+    assert text_of(tokenizer, Prompts(source, cfg, tokenizer, 0).all()[0]) == (
+        "<user>{answer} 3: {topic}? in \\boxed{}<assistant>"
+    )
+
+
+@pytest.mark.parametrize(
+    ("template", "complaint"),
+    [
+        ("{prompt} in \\boxed{}", "write a literal brace twice"),
+        ("{prompt", "write a literal brace twice"),
+        ("{prompt} {answr}", "did you mean answer"),
+        ("{prompt} = {answer}", "give it away"),
+        ("{prompt.__class__}", "not a column"),
+        ("{prompt!r}", "not a column"),
+        ("{question}", "must contain {prompt}"),
+    ],
+)
+def test_a_wrong_template_is_a_config_error(tmp_path: Path, tokenizer, template: str, complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        Prompts(sums(tmp_path), DataConfig(prompt_template=template), tokenizer, 0)
+
+
+@pytest.mark.parametrize(
+    ("rows", "cfg", "complaint"),
+    [
+        ([{"text": "a"}], DataConfig(), "none of the columns prompt, question.*one of text"),
+        ([{"question": "a"}], DataConfig(prompt_column="questions"), "did you mean question"),
+        ([{"question": "a"}], DataConfig(answer_column="gold"), "data.answer_column must be one of question"),
+        ([{"question": "a"}, {"qestion": "b"}], DataConfig(), "line 2: column question is missing .did you mean qestion"),
+        ([{"question": "a"}, {"question": None}], DataConfig(), "line 2: column question is empty"),
+        ([{"question": " "}], DataConfig(), "line 1: column question is empty"),
+        ([{"question": 5}], DataConfig(), "text or a list of"),
+        ([{"question": [{"role": "user"}]}], DataConfig(), "text or a list of"),
+        ([{"question": []}], DataConfig(), "no user message"),
+    ],
+)
+def test_a_wrong_row_is_named(tmp_path: Path, tokenizer, rows: list[dict], cfg: DataConfig, complaint: str) -> None:
+    source = jsonl(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(DataError, match=complaint) as e:
+        Prompts(source, cfg, tokenizer, 0)
+    assert source in str(e.value)
+
+
+def test_a_tokenizer_without_a_chat_template_is_told(tmp_path: Path, tokenizer) -> None:
+    import copy
+
+    base = copy.deepcopy(tokenizer)
+    base.chat_template = None
+    with pytest.raises(DataError, match="data.chat_template=False"):
+        Prompts(sums(tmp_path), DataConfig(), base, 0)
+
+
+def test_answers_are_text(tmp_path: Path, tokenizer) -> None:
+    rows = [{"prompt": "a", "answer": a} for a in ("x #### 7", 7, 1.5, True, {"ground_truth": "7"}, [1, "b"])]
+    prompts = Prompts(jsonl(tmp_path / "a.jsonl", rows), DataConfig(), tokenizer, 0).all()
+    assert [p.answer for p in prompts] == ["x #### 7", "7", "1.5", "true", '{"ground_truth": "7"}', '[1, "b"]']
+    free = Prompts(jsonl(tmp_path / "free.jsonl", [{"prompt": "a"}]), DataConfig(), tokenizer, 0).all()
+    assert free[0].answer == ""
+
+
+def test_overlong_prompts_are_left_out_and_counted(tmp_path: Path, tokenizer) -> None:
+    rows = [{"question": "x" * n, "answer": ""} for n in (1, 9, 3)]
+    source = jsonl(tmp_path / "long.jsonl", rows)
+    prompts = Prompts(source, DataConfig(max_prompt_tokens=6), tokenizer, 0)
+    assert prompts.dropped == 1 and [p.id for p in prompts.all()] == ["long:0", "long:2"]
+    with pytest.raises(DataError, match="all 3 prompts are longer"):
+        Prompts(source, DataConfig(max_prompt_tokens=2), tokenizer, 0)
+
+
+def test_an_epoch_has_every_row_once_and_batches_run_on_into_the_next(tmp_path: Path, tokenizer) -> None:
+    prompts = Prompts(sums(tmp_path), DataConfig(), tokenizer, seed=1)
+    ids = [p.id for _ in range(5) for p in prompts.take(6)]
+    epochs = [[i for i in ids if i.endswith(f"@{e}")] for e in (2, 3)]
+    assert sorted(ids[:10]) == sorted(f"sums:{i}" for i in range(10))
+    assert ids[10:20] == epochs[0] and ids[20:] == epochs[1]
+    assert sorted(epochs[0]) == sorted(f"sums:{i}@2" for i in range(10))
+    assert [i.removesuffix("@2") for i in epochs[0]] != ids[:10], "every epoch has an order of its own"
+    assert len(set(ids)) == 30
+
+
+def test_order_is_a_function_of_the_seed(tmp_path: Path, tokenizer) -> None:
+    def order(seed: int, **knobs) -> list[str]:
+        return [p.id for p in Prompts(sums(tmp_path), DataConfig(**knobs), tokenizer, seed).take(10)]
+
+    assert order(1) == order(1) != order(2)
+    # Held to the letter: another Python or platform must give the same run.
+    assert order(1) == [f"sums:{i}" for i in ORDER_OF_SEED_1]
+    assert order(1, shuffle=False) == [f"sums:{i}" for i in range(10)]
+
+
+ORDER_OF_SEED_1 = []
+
+
+def test_take_more_than_there_is(tmp_path: Path, tokenizer) -> None:
+    ids = [p.id for p in Prompts(sums(tmp_path, 3), DataConfig(), tokenizer, 0).take(8)]
+    assert len(set(ids)) == 8 and [i.partition("@")[2] for i in ids] == [""] * 3 + ["2"] * 3 + ["3"] * 2
+
+
+@pytest.mark.parametrize("before", [0, 4, 10, 13, 27])
+def test_resuming_goes_on_exactly(tmp_path: Path, tokenizer, before: int) -> None:
+    source = sums(tmp_path)
+    whole = Prompts(source, DataConfig(), tokenizer, seed=3)
+    whole.take(before)
+    state = json.loads(json.dumps(whole.state()))
+    resumed = Prompts(source, DataConfig(), tokenizer, seed=3)
+    resumed.take(2)
+    resumed.restore(state)
+    assert [p.id for p in resumed.take(25)] == [p.id for p in whole.take(25)]
+
+
+def test_resuming_on_other_data_is_refused(tmp_path: Path, tokenizer) -> None:
+    state = Prompts(sums(tmp_path), DataConfig(), tokenizer, seed=3).state()
+    with pytest.raises(DataError, match="rows is 9, was 10"):
+        Prompts(sums(tmp_path, 9), DataConfig(), tokenizer, seed=3).restore(state)
+    with pytest.raises(DataError, match="seed is 4, was 3"):
+        Prompts(sums(tmp_path), DataConfig(), tokenizer, seed=4).restore(state)
+
+
+def test_examples_have_the_response_in_the_mask(tmp_path: Path, tokenizer) -> None:
+    source = jsonl(tmp_path / "sft.jsonl", [{"prompt": "1+1", "response": "2!", "answer": "2"}])
+    (rollout,) = Examples(source, DataConfig(), tokenizer, 0, max_response_tokens=8).take(1)
+    chosen = [t for t, m in zip(rollout.tokens, rollout.mask, strict=True) if m]
+    assert tokenizer.decode(rollout.tokens) == "<user>1+1<assistant>2!<eos>" and tokenizer.decode(chosen) == "2!<eos>"
+    assert rollout.prompt.tokens == rollout.tokens[: -len(chosen)] and rollout.response_tokens == 3
+    assert (rollout.reward, rollout.version, rollout.finish, rollout.text) == (0.0, 0, "stop", "2!")
+    assert rollout.logp == [0.0] * len(rollout.tokens) and rollout.prompt.answer == "2"
+
+
+def test_examples_from_messages_learn_the_last_turn(tmp_path: Path, tokenizer) -> None:
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    source = jsonl(tmp_path / "chat.jsonl", [{"messages": turns}])
+    (rollout,) = Examples(source, DataConfig(), tokenizer, 0, 8).take(1)
+    assert tokenizer.decode(rollout.tokens) == "<user>a<assistant>b<eos>" and rollout.response_tokens == 2
+    assert text_of(tokenizer, Prompts(source, DataConfig(), tokenizer, 0).all()[0]) == "<user>a<assistant>"
+
+
+def test_examples_without_a_response_are_refused_and_long_ones_counted(tmp_path: Path, tokenizer) -> None:
+    source = jsonl(tmp_path / "none.jsonl", [{"prompt": "a", "answer": "b"}])
+    with pytest.raises(DataError, match="line 1: column response is missing"):
+        Examples(source, DataConfig(), tokenizer, 0, 8)
+    source = jsonl(tmp_path / "long.jsonl", [{"prompt": "a", "response": "b" * n} for n in (7, 8)])
+    examples = Examples(source, DataConfig(), tokenizer, 0, max_response_tokens=8)
+    assert examples.dropped == 1 and [r.prompt.id for r in examples.take(2)] == ["long:0", "long:0@2"]
+
+
+def test_the_demo_tokenizer_reads_and_writes_any_text(tmp_path: Path) -> None:
+    from rlcore.demo import make_tokenizer
+
+    made = make_tokenizer()
+    for text in ("Mia has 14 apples. She buys 7 more. How many now?", "14+7=21\n#### 21", "Ünïcode ∑ 90210 \t<|x|>"):
+        assert made.decode(made(text)["input_ids"]) == text
+    # Digits are tokens of their own, known words are one token with their spaces.
+    assert [made.decode([t]) for t in made("Mia has 14 apples")["input_ids"]] == ["Mia ", "has ", "1", "4", " apples"]
+    prompts = Prompts("generate:arithmetic?size=50", DataConfig(), made, 0)
+    assert max(len(p.tokens) for p in prompts.all()) < 40
+
+
+def test_the_demo_base_is_the_same_every_time(tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from rlcore.demo import make_base
+
+    torch.manual_seed(7)
+    one = AutoModelForCausalLM.from_pretrained(make_base(tmp_path / "one"))
+    after = torch.rand(1)
+    torch.manual_seed(7)
+    assert torch.rand(1) == after, "making it must not move the caller's random state"
+    two = AutoModelForCausalLM.from_pretrained(make_base(tmp_path / "two"))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+    assert 1_000_000 <= sum(p.numel() for p in one.parameters()) <= 5_000_000
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "one")
+    assert loaded("3+4=7")["input_ids"] == AutoTokenizer.from_pretrained(tmp_path / "two")("3+4=7")["input_ids"]
+    assert loaded.chat_template and one.config.eos_token_id == loaded.eos_token_id

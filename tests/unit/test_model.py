@@ -1,0 +1,210 @@
+"""token_logp on packed rollouts: equal to one rollout at a time through the untouched Hugging Face model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from rlcore.config import Dtype, ModelConfig
+from rlcore.errors import CheckpointError, ConfigError
+from rlcore.workers.head import LogpHead
+from rlcore.workers.model import load_model, load_tokenizer, model_dtype, pack, to_directory, token_logp
+from rlcore.workers.shards import ShardWriter, read_shards
+from tests.tiny import make_tiny_model
+
+LENGTHS = [5, 1, 9, 7, 9, 30, 2]
+SMALL: dict[str, Any] = dict(
+    vocab_size=128, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=8, max_position_embeddings=128, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("model") / "tiny", tied=request.param)
+
+
+def rollouts() -> tuple[Tensor, Tensor, Tensor]:
+    offsets = torch.tensor([0, *LENGTHS]).cumsum(0)
+    n = int(offsets[-1])
+    g = torch.Generator().manual_seed(0)
+    return torch.randint(4, 100, (n,), generator=g, dtype=torch.int32), offsets, torch.rand(n, generator=g) > 0.3
+
+
+def one_by_one(model: PreTrainedModel, temperature: float) -> tuple[Tensor, Tensor]:
+    """What token_logp should give: each rollout alone, logits of all its tokens."""
+    tokens, offsets, mask = rollouts()
+    logp, entropy = [], []
+    for a, b in zip(offsets[:-1], offsets[1:], strict=True):
+        log_p = (model(tokens[None, a:b].long(), use_cache=False).logits[0].float() / temperature).log_softmax(-1)
+        shifted = log_p[:-1].gather(-1, tokens[a + 1 : b, None].long())[:, 0]
+        ones = torch.cat([torch.zeros(1), shifted]), torch.cat([torch.zeros(1), -(log_p.exp() * log_p).sum(-1)[:-1]])
+        logp.append(ones[0])
+        entropy.append(ones[1])
+    return torch.cat(logp) * mask, torch.cat(entropy) * mask
+
+
+def gradients(model: PreTrainedModel, logp: Tensor) -> dict[str, Tensor]:
+    """Of a loss that weighs every token differently."""
+    model.zero_grad()
+    (logp * torch.linspace(-1, 1, len(logp))).sum().backward()
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("chunk_tokens", [7, 1000])
+def test_packed_equals_one_by_one(directory: Path, chunk_tokens: int, checkpointing: bool) -> None:
+    plain = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    model = load_model(ModelConfig(path=str(directory)), torch.float32).train()
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    logp, entropy = token_logp(model, *rollouts(), 0.7, chunk_tokens, entropy=True)
+    want, want_entropy = one_by_one(plain, 0.7)
+    torch.testing.assert_close(logp, want, rtol=0, atol=1e-5)
+    torch.testing.assert_close(entropy, want_entropy.detach(), rtol=0, atol=1e-5)
+    assert not entropy.requires_grad
+    found, expected = gradients(model, logp), gradients(plain, want)
+    assert found.keys() == expected.keys()
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-5, msg=name)
+
+
+def test_no_token_sees_another_rollout(directory: Path) -> None:
+    model = load_model(ModelConfig(path=str(directory)), torch.float32)
+    tokens, offsets, _ = rollouts()
+    everywhere = torch.ones(len(tokens), dtype=torch.bool)
+    before, _ = token_logp(model, tokens, offsets, everywhere, 1.0, 64)
+    others = tokens.clone()
+    others[: offsets[3]] = 50
+    others[offsets[4] :] = 60
+    after, _ = token_logp(model, others, offsets, everywhere, 1.0, 64)
+    mine = slice(int(offsets[3]), int(offsets[4]))
+    assert after[mine].equal(before[mine])
+    assert not after[: offsets[3]].equal(before[: offsets[3]])
+
+
+def test_only_masked_tokens_pass_the_head_and_none_of_them_is_fine(directory: Path) -> None:
+    model = load_model(ModelConfig(path=str(directory)), torch.float32)
+    tokens, offsets, mask = rollouts()
+    rows: list[int] = []
+    model.get_output_embeddings().register_forward_hook(lambda m, args, out: rows.append(len(args[0])))
+    token_logp(model, tokens, offsets, mask, 1.0, 64)
+    first = torch.zeros_like(mask)
+    first[offsets[:-1]] = True
+    logp, _ = token_logp(model, tokens, offsets, torch.zeros_like(mask), 1.0, 64)
+    assert rows == [int((mask & ~first).sum()), 0]
+    logp.sum().backward()
+    assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
+
+
+def test_temperature_zero_counts_as_one(directory: Path) -> None:
+    model = load_model(ModelConfig(path=str(directory)), torch.float32)
+    assert token_logp(model, *rollouts(), 0.0, 64)[0].equal(token_logp(model, *rollouts(), 1.0, 64)[0])
+
+
+def test_the_logits_of_all_tokens_never_exist_at_once() -> None:
+    """Peak of what autograd keeps and what one chunk needs, against (n, V)."""
+    head = LogpHead(torch.nn.Linear(8, 5000, bias=False), AutoConfig.for_model("llama", **SMALL))
+    sizes: list[int] = []
+
+    class Sizes(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            sizes.extend(t.numel() for t in (out if isinstance(out, tuple) else (out,)) if isinstance(t, Tensor))
+            return out
+
+    with Sizes():
+        logp, _ = head(torch.randn(640, 8, requires_grad=True), torch.randint(5000, (640,)), 1.0, 32, True)
+        logp.sum().backward()
+    assert max(sizes) == 32 * 5000
+
+
+FAMILIES: list[tuple[str, dict[str, Any]]] = [
+    ("qwen2", {}), ("qwen3", {}), ("mistral", {"sliding_window": 8}), ("gemma", {}), ("olmo2", {}), ("phi3", {}),
+    ("gemma3_text", {"sliding_window": 8, "final_logit_softcapping": 5.0, "query_pre_attn_scalar": 8}),
+    ("cohere", {"logit_scale": 0.5}), ("granite", {"logits_scaling": 3.0}), ("smollm3", {}), ("starcoder2", {}),
+    ("gpt2", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}),
+    ("gpt_neox", {"intermediate_size": 64}), ("qwen3_moe", {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("family", "options"), FAMILIES, ids=[f for f, _ in FAMILIES])
+def test_families_of_models(family: str, options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    kept = {k: v for k, v in SMALL.items() if family != "gpt2" or "size" not in k or k == "vocab_size"}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **(kept | options))).eval()
+    for p in model.parameters():  # some families start too small to tell right from wrong
+        torch.nn.init.normal_(p, std=0.2)
+    with torch.no_grad():
+        want, _ = one_by_one(model, 1.3)
+        logp, _ = token_logp(pack(model), *rollouts(), 1.3, 16)
+    torch.testing.assert_close(logp, want, rtol=0, atol=2e-5)
+    assert float(want.std()) > 0.3
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "why"),
+    [
+        ("mamba", {"state_size": 4}, "cannot be replaced|convolution"),
+        ("qwen3_next", {"layer_types": ["linear_attention", "full_attention"]}, "linear_attention"),
+        ("bloom", {"n_layer": 1, "n_head": 4}, "cannot be replaced|position_ids"),
+        ("gemma2", {"query_pre_attn_scalar": 8, "attn_logit_softcapping": 5.0}, "softcap"),
+    ],
+)
+def test_architectures_that_cannot_be_packed_are_refused(family: str, options: dict[str, Any], why: str) -> None:
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **(SMALL | options)))
+    with pytest.raises(ConfigError, match=f"model.path: .*({why})"):
+        token_logp(pack(model), *rollouts(), 1.0, 16)
+
+
+def test_empty_weights_have_the_names_shapes_and_buffers_of_the_real_ones(directory: Path) -> None:
+    real = load_model(ModelConfig(path=str(directory)), torch.float32)
+    empty = load_model(ModelConfig(path=str(directory)), torch.float32, weights=False)
+    assert {n: p.shape for n, p in real.named_parameters()} == {n: p.shape for n, p in empty.named_parameters()}
+    buffers = dict(empty.named_buffers())
+    assert buffers and all(b.equal(buffers[n]) for n, b in real.named_buffers())
+
+
+def test_what_cannot_be_loaded_is_a_config_error(tmp_path: Path, directory: Path) -> None:
+    with pytest.raises(ConfigError, match="model.path: cannot load"):
+        load_model(ModelConfig(path=str(tmp_path)), torch.float32)
+    with pytest.raises(ConfigError, match="model.path: no file .*none.gguf"):
+        load_model(ModelConfig(path=str(tmp_path / "none.gguf")), torch.float32)
+    with pytest.raises(ConfigError, match="model.tokenizer: no tokenizer"):
+        load_tokenizer(ModelConfig(path=str(directory), tokenizer=str(tmp_path)))
+    (tmp_path / "pytorch_model.bin").write_bytes(b"a pickle would be executed")
+    (tmp_path / "config.json").write_text((directory / "config.json").read_text())
+    with pytest.raises(ConfigError, match="model.path: cannot load"):
+        load_model(ModelConfig(path=str(tmp_path)), torch.float32)
+
+
+def test_a_directory_stays_where_it_is(directory: Path, tmp_path: Path) -> None:
+    assert to_directory(ModelConfig(path=str(directory)), tmp_path / "out") == str(directory)
+    assert not (tmp_path / "out").exists()
+
+
+def test_dtype_follows_the_device_unless_it_is_given() -> None:
+    assert model_dtype(ModelConfig(), "cpu") is torch.float32
+    assert model_dtype(ModelConfig(), "gpu") is torch.bfloat16
+    assert model_dtype(ModelConfig(dtype=Dtype.float32), "gpu") is torch.float32
+
+
+def test_shards_come_back_and_torn_ones_are_refused(tmp_path: Path) -> None:
+    tensors = {f"layer.{i}": torch.full((5,), float(i)) for i in range(5)}
+    writer = ShardWriter(tmp_path, "model", shard_bytes=45)
+    for name, tensor in tensors.items():
+        writer.add(name, tensor)
+    writer.close()
+    assert len(list(tmp_path.glob("model-*-of-00003.safetensors"))) == 3
+    assert all(t.equal(tensors[n]) for n, t in read_shards(tmp_path, "model"))
+    torn = tmp_path / "model-00002-of-00003.safetensors"
+    torn.write_bytes(torn.read_bytes()[:40])
+    with pytest.raises(CheckpointError, match="model-00002"):
+        list(read_shards(tmp_path, "model"))
+    with pytest.raises(CheckpointError, match="missing"):
+        list(read_shards(tmp_path, "optimizer"))
