@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 _SEED = 0
-_HIDDEN, _LAYERS, _HEADS, _FEEDFORWARD, _CONTEXT = 192, 4, 6, 512, 512
+_HIDDEN, _LAYERS, _HEADS, _FEEDFORWARD, _CONTEXT = 192, 3, 6, 384, 512
 _SPECIAL = ("<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
 # Pieces keep their spaces, so a problem is about 20 tokens; a digit is always a token of its own.
 _PIECE = r" ?[A-Za-z]+ ?|[0-9]|[.,?=] ?|#### |[^A-Za-z0-9]"
@@ -67,7 +67,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """A Llama of about 1.9 million parameters with tied embeddings, initialised from a fixed seed."""
+    """A Llama of about 1.2 million parameters with tied embeddings, initialised from a fixed seed."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

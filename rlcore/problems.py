@@ -30,41 +30,43 @@ _TOLD = {
     "-": ("sells {k}", "loses {k}", "gives away {k}", "uses up {k}"),
     "*": ("ends up with {k} times as many",),
 }
-_LARGEST_START = 20
-_LARGEST_VALUE = 50
+_LARGEST_START = 15
+_LARGEST_VALUE = 30
 
 Step = tuple[str, int]  # an operation and its second number
 
 
 def arithmetic(
-    size: int = 1000, seed: int = 1, split: str = "train", steps: int = 3, worked: float = 1.0
+    size: int = 1000, seed: int = 1, split: str = "train", steps: int = 3, stories: float = 0.8, worked: float = 1.0
 ) -> list[dict[str, Any]]:
-    """Word and number problems of 1 to `steps` operations (+, -, *) on whole numbers from 0 to 99.
+    """Stories and sums of 1 to `steps` operations (+, -, *) on whole numbers from 0 to 30.
 
-    `worked` is the share of rows whose response writes down each operation before the answer, as in
-    "14+7=21, 21-5=16\\n#### 16"; the others answer at once: "#### 16". Both are right.
+    `stories` is the share of problems told in words, "Mia has 14 nuts. She sells 5. How many now?"; the others are
+    "What is 14-5?". A sum's response writes down each operation before the answer, as in "14+7=21, 21-5=16\\n#### 16".
+    So do a share `worked` of the stories'; the others answer at once: "#### 16". All are right.
     """
     _check("arithmetic", size, split)
     if not 1 <= steps <= 6:
         raise DataError(f"generate:arithmetic: steps={steps}, must be 1 to 6")
-    if not 0.0 <= worked <= 1.0:
-        raise DataError(f"generate:arithmetic: worked={worked}, must be between 0 and 1")
+    for name, share in (("stories", stories), ("worked", worked)):
+        if not 0.0 <= share <= 1.0:
+            raise DataError(f"generate:arithmetic: {name}={share}, must be between 0 and 1")
     rng = random.Random(f"arithmetic {seed}")
-    return _distinct("arithmetic", size, split, lambda: _arithmetic_row(rng, steps, worked))
+    return _rows("arithmetic", size, split, lambda: _arithmetic_row(rng, steps, stories, worked))
 
 
-def _arithmetic_row(rng: random.Random, steps: int, worked: float) -> tuple[str, dict[str, Any]]:
+def _arithmetic_row(rng: random.Random, steps: int, stories: float, worked: float) -> tuple[str, dict[str, Any]]:
     start = rng.randint(2, _LARGEST_START)
     chain = list(_chain(rng, start, rng.randint(1, steps)))
-    tell = _as_words if rng.random() < 0.5 else _as_numbers
-    question = tell(rng, start, chain)
+    story = rng.random() < stories
+    question = _as_story(rng, start, chain) if story else _as_sum(start, chain)
     value, lines = start, []
     for op, k in chain:
         result = _apply(op, value, k)
         lines.append(f"{value}{op}{k}={result}")
         value = result
     response = f"#### {value}"
-    if rng.random() < worked:
+    if rng.random() < worked or not story:
         response = ", ".join(lines) + "\n" + response
     key = f"{start} " + " ".join(f"{op}{k}" for op, k in chain)
     return key, {"question": question, "answer": str(value), "response": response}
@@ -84,13 +86,13 @@ def _apply(op: str, a: int, b: int) -> int:
     return a + b if op == "+" else a - b if op == "-" else a * b
 
 
-def _as_words(rng: random.Random, start: int, chain: list[Step]) -> str:
+def _as_story(rng: random.Random, start: int, chain: list[Step]) -> str:
     (name, pronoun), things = rng.choice(_PEOPLE), rng.choice(_THINGS)
     told = [f"{pronoun} {rng.choice(_TOLD[op]).format(k=k)}." for op, k in chain]
     return f"{name} has {start} {things}. {' '.join(told)} How many now?"
 
 
-def _as_numbers(rng: random.Random, start: int, chain: list[Step]) -> str:
+def _as_sum(start: int, chain: list[Step]) -> str:
     text, sums = str(start), False
     for op, k in chain:
         text = f"({text})" if op == "*" and sums else text
@@ -107,7 +109,7 @@ def countdown(size: int = 1000, seed: int = 1, split: str = "train", numbers: in
     if not 2 <= numbers <= 6:
         raise DataError(f"generate:countdown: numbers={numbers}, must be 2 to 6")
     rng = random.Random(f"countdown {seed}")
-    return _distinct("countdown", size, split, lambda: _countdown_row(rng, numbers))
+    return _rows("countdown", size, split, lambda: _countdown_row(rng, numbers))
 
 
 def _countdown_row(rng: random.Random, count: int) -> tuple[str, dict[str, Any]]:
@@ -151,15 +153,20 @@ def held_out(key: str) -> bool:
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % _HELD_OUT_ONE_IN == 0
 
 
-def _distinct(name: str, size: int, split: str, make: Callable[[], tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:
-    """`size` rows of the split with `size` different questions."""
-    rows: dict[str, dict[str, Any]] = {}
+def _rows(name: str, size: int, split: str, make: Callable[[], tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """`size` rows of the split. Held-out questions are all different; small ones come again in training, as they do."""
+    rows: list[dict[str, Any]] = []
+    seen: set[str] = set()
     misses = 0
     while len(rows) < size:
         key, row = make()
-        if held_out(key) == (split == "eval") and row["question"] not in rows:
-            rows[row["question"]] = row
-            misses = 0
-        elif (misses := misses + 1) == _TRIES:
-            raise DataError(f"generate:{name}: only {len(rows)} different problems of split {split}; ask for fewer")
-    return list(rows.values())
+        if held_out(key) != (split == "eval") or row["question"] in seen:
+            misses += 1
+            if misses == _TRIES:
+                raise DataError(f"generate:{name}: only {len(rows)} different problems of split {split}; ask for fewer")
+            continue
+        misses = 0
+        rows.append(row)
+        if split == "eval":
+            seen.add(row["question"])
+    return rows

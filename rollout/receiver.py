@@ -35,7 +35,7 @@ from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 from rlcore.errors import SyncError
 from rlcore.weights import Broadcast, WeightInfo, manifest
 
-_UNLOADED = {"e_score_correction_bias"}  # vLLM counts these as never loaded
+_UNLOADED = {"e_score_correction_bias"}  # vLLM does not count what is loaded into these
 
 
 class Incoming:
@@ -121,13 +121,14 @@ class Proven:
         tied, expected = [], 0
         for path, layer in self.model.named_modules():
             info = get_layerwise_info(layer)
-            want = _elements(layer, info.restore_metadata[0])
+            parameters = _parameters(layer)
+            want = _elements(layer, parameters)
             if isinstance(layer, ParallelLMHead) and info.can_load() and info.load_numel == 0 and self._ties():
                 tied.append(layer)
                 continue
             expected += want
             if info.can_load() and info.load_numel < want:
-                missing = self._missing(path, info.restore_metadata[0])
+                missing = self._missing(path, parameters)
                 raise SyncError(
                     f"the engine's model needs more than was sent: {path} got {info.load_numel} of {want} elements; "
                     f"missing: {_some(missing)}"
@@ -151,9 +152,15 @@ class Proven:
         return [n for n in names if n not in self.names] or names
 
 
+def _parameters(layer: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """This layer's parameters as a checkpoint fills them. vLLM keeps their shapes, except of biases, which stay put."""
+    biases = {n: p for n, p in layer._parameters.items() if n == "bias" and p is not None}
+    return {n: p for n, p in (get_layerwise_info(layer).restore_metadata[0] | biases).items() if n not in _UNLOADED}
+
+
 def _elements(layer: torch.nn.Module, parameters: dict[str, torch.Tensor]) -> int:
     """Elements a checkpoint holds of this layer on this device: its parameters, without the vocabulary's padding."""
-    total = sum(p.numel() for name, p in parameters.items() if name not in _UNLOADED)
+    total = sum(p.numel() for p in parameters.values())
     if isinstance(layer, VocabParallelEmbedding):
         rows = layer.num_embeddings_per_partition
         total = total // rows * layer.shard_indices.num_org_elements

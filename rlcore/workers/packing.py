@@ -28,7 +28,8 @@ def plan(lengths: Sequence[int], ranks: int, microbatch_tokens: int) -> list[lis
     than `microbatch_tokens` unless it is a single longer rollout. One is empty only when there are too few rollouts.
     Micro-batches of the same position have similar sizes on all ranks, for the ranks wait for each other.
     """
-    each = max(1, -(-sum(lengths) // (ranks * microbatch_tokens)))
+    least = sum(min(n, microbatch_tokens) for n in lengths)
+    each = max(1, -(-least // (ranks * microbatch_tokens)))
     while True:
         bins = _longest_first(lengths, each * ranks)
         if all(len(b) <= 1 or sum(lengths[i] for i in b) <= microbatch_tokens for b in bins):

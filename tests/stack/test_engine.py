@@ -52,9 +52,7 @@ def stack(tmp_path_factory):
     ray.init(num_cpus=2, include_dashboard=False, object_store_memory=200 << 20)
     small = {"max_sequences": 32, "kv_cache_gib": 0.0625}
     plain = RolloutConfig(max_response_tokens=TOKENS, **small)
-    filtered = RolloutConfig(
-        max_response_tokens=TOKENS, min_response_tokens=6, top_p=0.8, top_k=50, stop=STOP, **small
-    )
+    filtered = RolloutConfig(max_response_tokens=TOKENS, min_response_tokens=6, top_p=0.8, top_k=50, stop=STOP, **small)
     engines = [actor(directory, plain, 0), actor(directory, plain, 1), actor(directory, filtered, 2)]
     try:
         started = ray.get([e.start.remote() for e in engines], timeout=400)

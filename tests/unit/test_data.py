@@ -1,4 +1,4 @@
-"""Rows in, prompts out: sources, templates, lengths, order and resuming, and what a user is told when a row is wrong."""
+"""Rows in, prompts out: sources, templates, lengths, order, resuming, and what a user is told when a row is wrong."""
 
 from __future__ import annotations
 
@@ -111,10 +111,12 @@ def test_tokens_are_those_of_the_chat_template_itself(tmp_path: Path, tokenizer)
 
 
 def test_messages_column_and_system_prompt(tmp_path: Path, tokenizer) -> None:
-    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}, {"role": "user", "content": "2?"}]
+    said = [("user", "hi"), ("assistant", "ho"), ("user", "2?")]
+    turns = [{"role": role, "content": text} for role, text in said]
     source = jsonl(tmp_path / "chat.jsonl", [{"messages": turns, "solution": "2"}])
     cfg = DataConfig(prompt_template="Q: {prompt}")
-    assert text_of(tokenizer, Prompts(source, cfg, tokenizer, 0).all()[0]) == "<user>hi<assistant>ho<user>Q: 2?<assistant>"
+    (prompt,) = Prompts(source, cfg, tokenizer, 0).all()
+    assert text_of(tokenizer, prompt) == "<user>hi<assistant>ho<user>Q: 2?<assistant>"
     old = [{"role": "system", "content": "old"}, *turns[:1]]
     source = jsonl(tmp_path / "system.jsonl", [{"prompt": old, "answer": "x"}])
     assert "system>new<user>hi" in text_of(
@@ -161,7 +163,7 @@ def test_a_wrong_template_is_a_config_error(tmp_path: Path, tokenizer, template:
         ([{"text": "a"}], DataConfig(), "none of the columns prompt, question.*one of text"),
         ([{"question": "a"}], DataConfig(prompt_column="questions"), "did you mean question"),
         ([{"question": "a"}], DataConfig(answer_column="gold"), "data.answer_column must be one of question"),
-        ([{"question": "a"}, {"qestion": "b"}], DataConfig(), "line 2: column question is missing .did you mean qestion"),
+        ([{"question": "a"}, {"qestion": "b"}], DataConfig(), "line 2: column question is missing .did you"),
         ([{"question": "a"}, {"question": None}], DataConfig(), "line 2: column question is empty"),
         ([{"question": " "}], DataConfig(), "line 1: column question is empty"),
         ([{"question": 5}], DataConfig(), "text or a list of"),
@@ -219,11 +221,8 @@ def test_order_is_a_function_of_the_seed(tmp_path: Path, tokenizer) -> None:
 
     assert order(1) == order(1) != order(2)
     # Held to the letter: another Python or platform must give the same run.
-    assert order(1) == [f"sums:{i}" for i in ORDER_OF_SEED_1]
+    assert order(1) == [f"sums:{i}" for i in (2, 1, 5, 8, 7, 3, 6, 0, 9, 4)]
     assert order(1, shuffle=False) == [f"sums:{i}" for i in range(10)]
-
-
-ORDER_OF_SEED_1 = []
 
 
 def test_take_more_than_there_is(tmp_path: Path, tokenizer) -> None:

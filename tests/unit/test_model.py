@@ -150,7 +150,7 @@ def test_families_of_models(family: str, options: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("family", "options", "why"),
     [
-        ("mamba", {"state_size": 4}, "cannot be replaced|convolution"),
+        ("mamba", {"state_size": 4}, "linear_attention|convolution"),
         ("qwen3_next", {"layer_types": ["linear_attention", "full_attention"]}, "linear_attention"),
         ("bloom", {"n_layer": 1, "n_head": 4}, "cannot be replaced|position_ids"),
         ("gemma2", {"query_pre_attn_scalar": 8, "attn_logit_softcapping": 5.0}, "softcap"),

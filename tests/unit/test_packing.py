@@ -17,7 +17,8 @@ LENGTHS = st.lists(st.integers(1, 300), min_size=0, max_size=60)
 def test_plan(lengths: list[int], ranks: int, microbatch_tokens: int) -> None:
     share = plan(lengths, ranks, microbatch_tokens)
     assert len(share) == ranks
-    assert len({len(rank) for rank in share}) == 1 and len(share[0]) >= 1
+    assert len({len(rank) for rank in share}) == 1
+    assert 1 <= len(share[0]) <= max(1, -(-len(lengths) // ranks))
     microbatches = [m for rank in share for m in rank]
     assert sorted(i for m in microbatches for i in m) == list(range(len(lengths)))
     for m in microbatches:

@@ -36,7 +36,7 @@ def numbers_of(question: str) -> str:
 
 
 def test_worked_responses_are_right_line_by_line() -> None:
-    rows = arithmetic(size=500, seed=3)
+    rows = arithmetic(size=500, seed=3, stories=0.5)
     for row in rows:
         working, answer = row["response"].split("\n")
         steps = working.split(", ")
@@ -51,11 +51,18 @@ def test_worked_responses_are_right_line_by_line() -> None:
 
 
 def test_worked_is_a_share_of_the_rows_and_changes_no_problem() -> None:
-    bare, some, full = (arithmetic(size=1000, worked=w) for w in (0.0, 0.3, 1.0))
+    bare, some, full = (arithmetic(size=1000, worked=w, stories=1.0) for w in (0.0, 0.3, 1.0))
     assert [r["question"] for r in bare] == [r["question"] for r in some] == [r["question"] for r in full]
     assert [r["answer"] for r in bare] == [r["answer"] for r in full]
     assert all(r["response"] == f"#### {r['answer']}" for r in bare)
     assert 200 < sum("=" in r["response"] for r in some) < 400
+
+
+def test_stories_is_a_share_of_the_problems_and_sums_are_always_worked() -> None:
+    rows = arithmetic(size=1000, stories=0.8, worked=0.0)
+    sums = [r for r in rows if r["question"].startswith("What is")]
+    assert 150 < len(sums) < 250
+    assert all(("=" in r["response"]) == (r in sums) for r in rows)
 
 
 def test_steps_bounds_the_operations() -> None:
@@ -86,10 +93,10 @@ def test_held_out_problems_are_never_trained_on() -> None:
     assert not key & other
 
 
-def test_rows_are_distinct_and_running_out_is_an_error() -> None:
-    assert len({r["question"] for r in arithmetic(size=5000)}) == 5000
+def test_held_out_rows_are_distinct_and_running_out_is_an_error() -> None:
+    assert len({r["question"] for r in arithmetic(size=1000, split="eval")}) == 1000
     with pytest.raises(DataError, match="ask for fewer"):
-        countdown(size=100_000, numbers=2, split="eval")
+        arithmetic(size=1000, steps=1, stories=0, split="eval")
 
 
 @pytest.mark.parametrize(
