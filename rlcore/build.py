@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable
@@ -98,9 +99,10 @@ class Parts:
 
     def publish(self, version: int) -> dict[str, float]:
         """Weights to the engines; rollouts from now on carry `version`."""
+        began = time.monotonic()
         numbers = self.actor.publish(version)
         self.rollouts.version = version
-        return numbers
+        return numbers | {"sync/seconds": time.monotonic() - began}
 
     def probe(self) -> float:
         """The largest difference between the engine's and the trainer's log-probabilities of one fresh sample.

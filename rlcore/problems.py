@@ -37,7 +37,7 @@ Step = tuple[str, int]  # an operation and its second number
 
 
 def arithmetic(
-    size: int = 1000, seed: int = 1, split: str = "train", steps: int = 3, stories: float = 0.8, worked: float = 1.0
+    size: int = 1000, seed: int = 1, split: str = "train", steps: int = 3, stories: float = 0.7, worked: float = 1.0
 ) -> list[dict[str, Any]]:
     """Stories and sums of 1 to `steps` operations (+, -, *) on whole numbers from 0 to 30.
 

@@ -180,7 +180,7 @@ class _Collection:
 
     def _finish(self, engine: int, sample: Sample) -> None:
         """Note the sample and send it to its reward."""
-        parent, key = self.parent, tuple(sample.key)
+        parent, key = self.parent, sample.key
         self.at[engine].remove(key)
         self.load[engine] = max(0.0, self.load[engine] - self._expected(key)) if self.at[engine] else 0.0
         prompt = self.prompts[key[0]]
@@ -202,7 +202,7 @@ class _Collection:
 
     def _score(self, wait_seconds: float) -> None:
         for key, result in self.parent.pool.poll(wait_seconds):
-            rollout = self.finished[tuple(key)]
+            rollout = self.finished[key]
             rollout.reward, rollout.parts, rollout.status = result.reward, dict(result.parts), dict(result.status)
             self.unscored -= 1
 

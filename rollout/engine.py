@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import os
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -121,6 +122,10 @@ class Engine:
                 "enforce_eager": True,  # compiling costs minutes and brings a few percent
                 "kv_cache_memory_bytes": int(cfg.kv_cache_gib * 2**30),
                 "block_size": 32,  # a prefix is shared in whole blocks, and vLLM's 128 is longer than many prompts
+                # A seeded request whose prompt is cut over two steps fails on CPU: vLLM rewinds the random generator
+                # of the first, and CPU's has no offset.
+                "enable_chunked_prefill": False,
+                "max_num_batched_tokens": max(2048, self.max_model_tokens),
             }
         else:
             args |= {
@@ -258,7 +263,8 @@ class Engine:
 
 def _prepare(device: str, model_path: str) -> None:
     """vLLM reads its settings from the environment while it is imported; a variable the user set stays."""
-    quiet = "DEBUG" if "RLCORE_DEBUG" in os.environ else "ERROR"
+    # When vLLM fails it logs the whole batch, prompts and all, and raises; the exception is enough.
+    quiet = "DEBUG" if "RLCORE_DEBUG" in os.environ else "CRITICAL"
     settings = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": quiet, "VLLM_NO_USAGE_STATS": "1"}
     if os.path.isdir(model_path):
         settings["HF_HUB_OFFLINE"] = "1"
@@ -271,3 +277,5 @@ def _prepare(device: str, model_path: str) -> None:
         }
     for name, value in settings.items():
         os.environ.setdefault(name, value)
+    if "RLCORE_DEBUG" not in os.environ:
+        warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")

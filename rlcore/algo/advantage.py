@@ -26,7 +26,9 @@ def grpo(batch: Batch, cfg: AdvantageConfig) -> Tensor:
     count = torch.zeros(groups, dtype=torch.float64).index_add(0, group, valid.double())
     mean = torch.zeros(groups, dtype=torch.float64).index_add(0, group, filled) / count.clamp(min=1)
     centered = (filled - mean[group]).where(valid, 0.0)
-    variance = torch.zeros(groups, dtype=torch.float64).index_add(0, group, centered.square()) / (count - 1).clamp(min=1)
+    variance = torch.zeros(groups, dtype=torch.float64).index_add(0, group, centered.square()) / (count - 1).clamp(
+        min=1
+    )
     advantage = centered / (variance.sqrt() + cfg.epsilon)[group] if cfg.std_normalize else centered
     advantage = advantage.where(_differs(filled, valid, group, groups)[group], 0.0)
     return (advantage[batch.rollout_of_token] * batch.mask).float()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from typing import NamedTuple, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -31,14 +31,14 @@ class Stats:
         self.loss = 0.0  # this rank's share, added over updates
         self.grad_norm = 0.0  # before clipping, added over the updates that were taken; the same on every rank
         self.tokens = 0  # masked ones, added over updates
-        self.sums: Counter[str] = Counter()  # by metric name, over masked tokens
+        self.sums: dict[str, float] = {}  # by metric name, over masked tokens
         self.maxima: dict[str, float] = {}
 
     def add(self, name: str, per_token: Tensor, mask: Tensor) -> None:
         """One micro-batch of a per-token statistic (n,): a maximum if the name ends in `_max`, else a mean."""
         values = per_token[mask]
         if not name.endswith("_max"):
-            self.sums[name] += float(values.double().sum())
+            self.sums[name] = self.sums.get(name, 0.0) + float(values.double().sum())
         elif len(values):
             self.maxima[name] = max(self.maxima.get(name, float("-inf")), float(values.max()))
 
@@ -54,7 +54,7 @@ def merge(ranks: Sequence[Stats]) -> dict[str, float]:
         "actor/skipped_updates": float(first.skipped),
     }
     for name in sorted({n for s in ranks for n in s.sums}):
-        metrics[name] = sum(s.sums[name] for s in ranks) / tokens
+        metrics[name] = sum(s.sums.get(name, 0.0) for s in ranks) / tokens
     for name in sorted({n for s in ranks for n in s.maxima}):
         metrics[name] = max(s.maxima[name] for s in ranks if name in s.maxima)
     return metrics

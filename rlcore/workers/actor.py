@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from rlcore.algo.kl import k3
 from rlcore.algo.loss import aggregate, policy_loss
 from rlcore.algo.stats import Stats
 from rlcore.config import Config
-from rlcore.errors import CheckpointError
+from rlcore.errors import CheckpointError, ConfigError
 from rlcore.records import Batch
 from rlcore.weights import Sender, WeightInfo
 from rlcore.workers import zero
@@ -36,7 +37,9 @@ class ActorRank:
     def start(self) -> dict[str, Any]:
         """Join the other ranks, load the model on rank 0, share it out. `{"parameters": n, "dtype": "float32"}`."""
         cfg = self.cfg
-        zero.start_process(self.rank, self.world, *self.address, self.kind, cfg.actor.ranks, cfg.deadline.update_seconds)
+        zero.start_process(
+            self.rank, self.world, *self.address, self.kind, cfg.actor.ranks, cfg.deadline.update_seconds
+        )
         self.device = torch.device("cpu" if self.kind == "cpu" else "cuda")
         return self._load_model(cfg)
 
@@ -48,7 +51,12 @@ class ActorRank:
         model.train()
         parameters = sum(p.numel() for p in model.parameters())
         settings = zero.deepspeed_config(cfg.actor, self.dtype, self.kind, parameters)
-        self.engine = zero.Engine(model, settings, zero.adamw(list(model.parameters()), cfg.actor, self.kind))
+        try:
+            self.engine = zero.Engine(model, settings, zero.adamw(list(model.parameters()), cfg.actor, self.kind))
+        except ValueError as e:
+            if cfg.actor.deepspeed_args:
+                raise ConfigError(f"actor.deepspeed_args: DeepSpeed refuses the resulting configuration: {e}") from e
+            raise
         self.loss_fn = policy_loss(cfg.loss)
         return {"parameters": parameters, "dtype": str(self.dtype).removeprefix("torch."), "deepspeed": settings}
 
@@ -139,6 +147,7 @@ class ActorRank:
         (path / "optimizer.json").write_text(json.dumps({"step": step}))
         written = json.loads(model.config.to_json_string(use_diff=False))
         written |= {"dtype": "float32", "use_cache": True}
+        written.pop("quantization_config", None)  # of a GGUF file; these weights are not quantized
         (path / "model" / "config.json").write_text(json.dumps(written, indent=1))
         if model.can_generate() and model.generation_config is not None:
             model.generation_config.save_pretrained(path / "model")
@@ -158,7 +167,6 @@ class ActorRank:
     def load(self, directory: str) -> None:
         """Restore what `save` wrote, to the bit, whatever the number of ranks and the ZeRO stage were then."""
         path, reads = Path(directory), self.rank == 0
-        names = [n for n, _ in self.engine.shapes()]
         source = dict(load_path(str(path / "model"), torch.float32).named_parameters()) if reads else {}
         for i, (name, shape) in enumerate(self.engine.shapes()):
             self.engine.write(i, self._from_rank_0(source.get(name), shape, name))
@@ -169,7 +177,7 @@ class ActorRank:
             for key in zero.ADAM:
                 found, tensor = next(tensors, (None, None))
                 if reads and found != f"{key}/{name}":
-                    raise CheckpointError(f"{path}: optimizer state of {found} where {key}/{name} of {len(names)} belongs")
+                    raise CheckpointError(f"{path}: optimizer state has {found} where {key}/{name} belongs")
                 self.engine.write(i, self._from_rank_0(tensor, shape, name), key)
         try:
             self.engine.set_adam_step(int(json.loads((path / "optimizer.json").read_text())["step"]))
@@ -180,7 +188,8 @@ class ActorRank:
         if self.rank != 0:
             full = torch.empty(shape, device=self.device)
         elif tensor is None or tuple(tensor.shape) != shape:
-            raise CheckpointError(f"checkpoint has {None if tensor is None else tuple(tensor.shape)} for {name} {shape}")
+            found = None if tensor is None else tuple(tensor.shape)
+            raise CheckpointError(f"{name} has shape {shape} in the model and {found} in the checkpoint")
         else:
             full = tensor.detach().to(self.device).contiguous()
         torch.distributed.broadcast(full, 0)

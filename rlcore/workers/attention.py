@@ -43,7 +43,7 @@ def packed_attention(
     Raises ConfigError (key model.path) for architectures whose attention is more than softmax(q k) v.
     """
     if segments is None:
-        raise ConfigError(f"model.path: {type(module).__name__} does not pass on where rollouts begin; it cannot be packed")
+        raise ConfigError(f"model.path: {type(module).__name__} does not pass on where rollouts begin: not packable")
     extra = sorted(k for k in ("softcap", "s_aux", "position_bias") if kwargs.get(k) is not None)
     if extra or attention_mask is not None or not getattr(module, "is_causal", True):
         what = ", ".join(extra) or "an attention mask of its own"

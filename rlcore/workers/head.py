@@ -54,7 +54,7 @@ class LogpHead(nn.Module):
         if config.model_type in _MULTIPLIERS:
             self.multiplier = float(_MULTIPLIERS[config.model_type](config))
         elif field := next((f for f in _MULTIPLIER_FIELDS if getattr(config, f, None) not in (None, 1.0)), None):
-            raise ConfigError(f"model.path: model type {config.model_type} changes its logits by `{field}`, unknown here")
+            raise ConfigError(f"model.path: model type {config.model_type} changes logits by {field}, unknown here")
 
     def forward(
         self, hidden: Tensor, targets: Tensor, temperature: float, chunk_tokens: int, entropy: bool

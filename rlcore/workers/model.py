@@ -8,13 +8,15 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.initialization import no_init_weights
+from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from rlcore.config import Dtype, ModelConfig
 from rlcore.errors import ConfigError
@@ -45,19 +47,31 @@ def load_model(cfg: ModelConfig, dtype: torch.dtype, weights: bool = True) -> Pr
 
 def load_path(path: str, dtype: torch.dtype, weights: bool = True) -> PreTrainedModel:
     """`load_model` of another path than the config's: a checkpoint's."""
+    return pack(_read(path, dtype, weights))
+
+
+def _read(path: str, dtype: torch.dtype, weights: bool = True) -> PreTrainedModel:
     where = _source(path)
     try:
-        if weights:
-            model = AutoModelForCausalLM.from_pretrained(
-                **where, dtype=dtype, use_safetensors=True, **_dequantized(path)
-            )  # fmt: skip
-        else:
-            with no_init_weights():
-                model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(**where), dtype=dtype)
-                model.tie_weights()
+        if weights and not _is_gguf(path):
+            return AutoModelForCausalLM.from_pretrained(**where, dtype=dtype, use_safetensors=True)
+        with no_init_weights():
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(**where), dtype=dtype)
+            model.tie_weights()
+        return _fill_from_gguf(model, path, dtype) if weights else model
     except _NOT_A_MODEL as e:
         raise ConfigError(f"model.path: cannot load {path}: {_first_line(e)}") from e
-    return pack(model)
+
+
+def _fill_from_gguf(model: PreTrainedModel, path: str, dtype: torch.dtype) -> PreTrainedModel:
+    """The dequantized tensors of a GGUF file. transformers' own `from_pretrained` would need accelerate for it."""
+    tensors = load_gguf_checkpoint(path, return_tensors=True, model_to_load=model, torch_dtype=dtype)["tensors"]
+    missing, unexpected = model.load_state_dict(tensors, strict=False)
+    tied = model.all_tied_weights_keys
+    if lost := [n for n in missing if n not in tied]:
+        raise ValueError(f"the file has no tensor for {lost[0]}" + (f", but {unexpected[0]}" if unexpected else ""))
+    model.tie_weights()
+    return model
 
 
 def load_tokenizer(cfg: ModelConfig) -> PreTrainedTokenizerBase:
@@ -78,12 +92,7 @@ def to_directory(cfg: ModelConfig, out: Path) -> Path | str:
         return cfg.path
     if out.is_dir():
         return out
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            **_source(cfg.path), dtype=torch.float32, **_dequantized(cfg.path)
-        )  # fmt: skip
-    except _NOT_A_MODEL as e:
-        raise ConfigError(f"model.path: cannot load {cfg.path}: {_first_line(e)}") from e
+    model = _read(cfg.path, torch.float32)
     # Written aside and renamed, so that a killed process leaves no half a model that looks whole.
     aside = out.with_name(f"{out.name}.{os.getpid()}.partial")
     model.save_pretrained(aside)
@@ -176,7 +185,7 @@ def microbatch(batch: Batch, rollouts: list[int], device: torch.device) -> Batch
             group=zero.long(), **filled,
         )  # fmt: skip
     columns = {f.name: getattr(chosen, f.name) for f in dataclasses.fields(Batch)}
-    return Batch(**{k: v if v is None else v.to(device) for k, v in columns.items()})
+    return dataclasses.replace(chosen, **{k: v.to(device) for k, v in columns.items() if v is not None})
 
 
 @torch.no_grad()
@@ -207,14 +216,6 @@ def _source(path: str) -> dict[str, str]:
     if not file.is_file():
         raise ConfigError(f"model.path: no file {path} (looked for {file.resolve()})")
     return {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
-
-
-def _dequantized(path: str) -> dict[str, Any]:
-    if not _is_gguf(path):
-        return {}
-    from transformers import GgufConfig
-
-    return {"quantization_config": GgufConfig(dequantize=True)}
 
 
 def _first_line(error: Exception) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import heapq
-from typing import NamedTuple, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from rlcore.algo.stats import Totals
 from rlcore.records import Batch

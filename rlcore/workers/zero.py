@@ -9,9 +9,10 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,7 +55,7 @@ def deepspeed_config(cfg: ActorConfig, dtype: torch.dtype, device: str, paramete
     One micro-batch is one `backward`, and the caller says which is the last, so accumulation steps are 1 here.
     """
     if cfg.zero_stage == 0 and dtype is torch.bfloat16:
-        raise ConfigError("actor.zero_stage: 0 has no float32 master weights in bfloat16; use 1, or model.dtype=float32")
+        raise ConfigError("actor.zero_stage: 0 has no float32 master weights in bfloat16; use 1 or model.dtype=float32")
     # DeepSpeed's defaults allocate buckets of 5e8 numbers whatever the model's size.
     bucket = max(1, min(parameters, 200_000_000 if device != "cpu" else 20_000_000))
     config: dict[str, Any] = {

@@ -18,7 +18,7 @@ def lines(run_dir: Path) -> list[dict]:
 
 
 def untimed(rows: list[dict]) -> list[dict]:
-    return [{k: v for k, v in row.items() if not k.startswith(("time", "perf/"))} for row in rows]
+    return [{k: v for k, v in row.items() if not k.startswith(("time", "perf/", "sync/seconds"))} for row in rows]
 
 
 def test_the_loop_learns(tmp_path: Path) -> None:

@@ -96,6 +96,16 @@ def test_log_probabilities_are_the_models(stack):
     assert len({tuple(s.tokens) for s in found.values()}) == len(found), "samples of one prompt must differ"
 
 
+def test_more_prompt_tokens_than_one_step_takes_give_the_same_samples(stack):
+    """vLLM would cut a prompt over two steps, which fails for a seeded request on CPU."""
+    _, (first, second), _ = stack
+    asked = [SampleRequest((i, 0), [2, i + 4, *range(5, 95), 3], i, 1.0) for i in range(60)]
+    assert sum(len(r.tokens) for r in asked[:32]) > 2048
+    together = run(first, asked)
+    for request in asked[20:24]:
+        assert run(second, [request])[request.key].tokens == together[request.key].tokens
+
+
 def test_temperature_is_in_the_log_probabilities(stack):
     model, (engine, _), _ = stack
     asked = {r.key: r for r in requests(2, 4, temperature=0.5)}

@@ -129,7 +129,8 @@ FAMILIES: list[tuple[str, dict[str, Any]]] = [
     ("gemma3_text", {"sliding_window": 8, "final_logit_softcapping": 5.0, "query_pre_attn_scalar": 8}),
     ("cohere", {"logit_scale": 0.5}), ("granite", {"logits_scaling": 3.0}), ("smollm3", {}), ("starcoder2", {}),
     ("gpt2", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}),
-    ("gpt_neox", {"intermediate_size": 64}), ("qwen3_moe", {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}),
+    ("gpt_neox", {"intermediate_size": 64}),
+    ("qwen3_moe", {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}),
 ]  # fmt: skip
 
 
@@ -186,6 +187,22 @@ def test_what_cannot_be_loaded_is_a_config_error(tmp_path: Path, directory: Path
 def test_a_directory_stays_where_it_is(directory: Path, tmp_path: Path) -> None:
     assert to_directory(ModelConfig(path=str(directory)), tmp_path / "out") == str(directory)
     assert not (tmp_path / "out").exists()
+
+
+def test_experts_are_saved_under_the_names_of_hugging_face_checkpoints(tmp_path: Path) -> None:
+    """transformers fuses experts into one tensor in memory; what is on disk has one each, and vLLM reads that."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    options = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen3_moe", **(SMALL | options)))
+    model.config.save_pretrained(tmp_path)
+    writer = ShardWriter(tmp_path, "model", lambda t: revert_weight_conversion(model, t), shard_bytes=10_000)
+    for name, p in model.named_parameters():
+        writer.add(name, p)
+    writer.close()
+    assert any(".experts.3." in name for name, _ in read_shards(tmp_path, "model"))
+    again = dict(AutoModelForCausalLM.from_pretrained(tmp_path).named_parameters())
+    assert all(p.equal(again[n]) for n, p in model.named_parameters())
 
 
 def test_dtype_follows_the_device_unless_it_is_given() -> None:

@@ -45,9 +45,10 @@ def batch_of(lengths: list[int], masked: list[bool]) -> Batch:
     n = int(offsets[-1])
     rollout = torch.repeat_interleave(torch.tensor(lengths))
     first = torch.arange(n) == offsets[:-1][rollout]
+    zeros = torch.zeros(len(lengths))
     return Batch(
         tokens=torch.arange(n, dtype=torch.int32), offsets=offsets, mask=torch.tensor(masked)[rollout] & ~first,
-        rollout_logp=torch.zeros(n), reward=torch.zeros(len(lengths)), group=torch.zeros(len(lengths), dtype=torch.int64),
+        rollout_logp=torch.zeros(n), reward=zeros, group=zeros.long(),
     )  # fmt: skip
 
 

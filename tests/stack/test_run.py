@@ -1,0 +1,214 @@
+"""Whole runs from the command line: the real Ray, vLLM and DeepSpeed on a tiny model. What is killed, resumes or ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.tiny import make_tiny_model
+
+RECIPE = """
+model: {{path: {model}}}
+data: {{train: "generate:arithmetic?size=64&seed=1", eval: ["generate:arithmetic?size=8&seed=2&split=eval"], max_prompt_tokens: 200}}
+reward: {{fns: ["{reward}:score"]}}
+prompts_per_step: 4
+rollouts_per_prompt: 4
+rollout: {{max_response_tokens: 12, kv_cache_gib: 0.1}}
+kl: {{coef: 0.01}}
+actor: {{ranks: 2, learning_rate: 1e-3, minibatches_per_step: 2}}
+reference: {{ranks: 1}}
+ray: {{object_store_mib: 100}}
+"""
+REWARD = """
+import os
+def score(prompt, response):
+    if os.path.exists(os.environ.get("HANG_WHEN", "/nowhere")):
+        import time; time.sleep(1000)
+    return sum(c.isdigit() for c in response) / 10
+"""
+PROGRAM = [sys.executable, "-c", "from rlcore.cli import main; main()"]
+
+
+class Run:
+    """An `rlcore` process of its own, and every process that belongs to it."""
+
+    def __init__(self, *args: str, **env: str) -> None:
+        self.marker = uuid.uuid4().hex
+        self.process = subprocess.Popen(
+            [*PROGRAM, *args], env={**os.environ, "TEST_MARKER": self.marker, **env}, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+
+    def finish(self, seconds: float = 400) -> tuple[int, str]:
+        out, _ = self.process.communicate(timeout=seconds)
+        return self.process.returncode, out
+
+    def processes(self) -> list[psutil.Process]:
+        found = []
+        for p in psutil.process_iter():
+            try:
+                if p.pid != self.process.pid and p.environ().get("TEST_MARKER") == self.marker:
+                    found.append(p)
+            except psutil.Error:
+                continue
+        return [p for p in found if p.status() != psutil.STATUS_ZOMBIE]
+
+    def pid_of(self, text: str) -> int:
+        """The first process whose command line holds `text`."""
+        return next(p.pid for p in self.processes() if text in " ".join(p.cmdline()))
+
+    def wait_for_step(self, run_dir: Path, step: int, seconds: float = 400) -> None:
+        until = time.monotonic() + seconds
+        while not any(line["step"] >= step for line in metrics(run_dir)):
+            assert self.process.poll() is None, self.process.communicate()[0]
+            assert time.monotonic() < until, f"step {step} was not reached"
+            time.sleep(0.1)
+
+    def nothing_left(self, seconds: float = 30) -> list[str]:
+        until = time.monotonic() + seconds
+        while self.processes() and time.monotonic() < until:
+            time.sleep(0.2)
+        return [" ".join(p.cmdline())[:100] for p in self.processes()]
+
+
+def metrics(run_dir: Path) -> list[dict]:
+    path = run_dir / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def untimed(rows: list[dict]) -> list[dict]:
+    return [{k: v for k, v in row.items() if not k.startswith(("time", "perf/", "sync/seconds"))} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> str:
+    home = tmp_path_factory.mktemp("recipe")
+    (home / "reward.py").write_text(REWARD)
+    path = home / "tiny.yaml"
+    path.write_text(RECIPE.format(model=make_tiny_model(home / "model"), reward=home / "reward.py"))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def whole(recipe: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+    """A run of 4 steps that nobody disturbs, with a checkpoint after step 2."""
+    run_dir = tmp_path_factory.mktemp("runs") / "whole"
+    run = Run("train", recipe, "steps=4", "save_every_steps=2", f"run_dir={run_dir}")
+    code, out = run.finish()
+    assert code == 0, out
+    assert run.nothing_left() == []
+    yield run_dir, out
+
+
+def test_a_run_leaves_what_the_readme_says(whole: tuple[Path, str]) -> None:
+    run_dir, out = whole
+    rows = metrics(run_dir)
+    assert [r["step"] for r in rows] == [0, 1, 2, 3, 4]
+    names = """reward/mean reward/std reward/part/score reward/failed_fraction group/zero_advantage_fraction
+        response/tokens_mean response/truncated_fraction actor/loss actor/kl actor/entropy actor/clip_fraction
+        actor/ratio_max actor/grad_norm actor/lr sync/seconds sync/bytes sync/logp_diff_max rollout/staleness_steps
+        perf/tokens_per_second time/rollout_s time/credit_s time/update_s time/publish_s""".split()
+    assert not [n for n in names if rows[1].get(n) is None]
+    assert "eval/arithmetic/accuracy" in rows[0] and "eval/arithmetic/accuracy" in rows[4]
+    assert all(0 < r["sync/logp_diff_max"] < 1e-4 for r in rows[1:])
+    assert rows[3]["actor/kl"] > 0
+    for name in ("config.yaml", "events.jsonl", "rollouts/step_000004.jsonl", "checkpoints/step_000004/manifest.json"):
+        assert (run_dir / name).is_file(), name
+    first = json.loads((run_dir / "rollouts/step_000001.jsonl").read_text().splitlines()[0])
+    assert {"reward", "response", "status", "finish", "version"} <= set(first)
+    for text in ("before", "after", "exported model", "sample rollouts", "next: rlcore"):
+        assert text in out
+
+
+def test_the_export_loads_and_is_the_last_checkpoint(whole: tuple[Path, str]) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    run_dir, _ = whole
+    exported = AutoModelForCausalLM.from_pretrained(run_dir / "export")
+    saved = AutoModelForCausalLM.from_pretrained(run_dir / "checkpoints/step_000004/model")
+    older = AutoModelForCausalLM.from_pretrained(run_dir / "checkpoints/step_000002/model")
+    ids = torch.arange(4, 40)[None]
+    assert torch.equal(exported(ids).logits, saved(ids).logits)
+    assert not torch.equal(exported(ids).logits, older(ids).logits)
+    assert AutoTokenizer.from_pretrained(run_dir / "export").chat_template
+
+
+def test_a_killed_run_resumes_to_the_same_numbers(recipe: str, whole: tuple[Path, str], tmp_path: Path) -> None:
+    run_dir = tmp_path / "killed"
+    run = Run("train", recipe, "steps=4", "save_every_steps=2", f"run_dir={run_dir}")
+    run.wait_for_step(run_dir, 3)
+    run.process.kill()
+    run.finish()
+    assert run.nothing_left() == []
+    if (run_dir / "checkpoints/step_000004").exists():
+        pytest.fail("it was killed too late to show anything")
+    code, out = Run("resume", str(run_dir)).finish()
+    assert code == 0, out
+    assert untimed(metrics(run_dir)) == untimed(metrics(whole[0]))
+
+
+def test_two_engines_and_one_rank_give_the_same_run(recipe: str, whole: tuple[Path, str], tmp_path: Path) -> None:
+    args = ("steps=2", f"run_dir={tmp_path}", "rollout.engines=2", "actor.ranks=1", "actor.microbatch_tokens=300")
+    code, out = Run("train", recipe, *args).finish()
+    assert code == 0, out
+    for name in ("step_000001.jsonl", "step_000002.jsonl"):
+        mine, theirs = ((d / "rollouts" / name).read_text().splitlines() for d in (tmp_path, whole[0]))
+        assert [json.loads(a)["response"] for a in mine] == [json.loads(b)["response"] for b in theirs]
+    mine, theirs = metrics(tmp_path)[2], metrics(whole[0])[2]
+    for name in ("actor/loss", "actor/grad_norm", "actor/kl", "reward/mean"):
+        assert mine[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-6), name
+
+
+@pytest.mark.parametrize(
+    ("process", "role"),
+    [("ray::ActorRank", "actor rank"), ("ray::ReferenceRank", "reference rank 0"), ("ray::Engine", "rollout rank 0")],
+)
+def test_a_killed_worker_ends_the_run_by_name(recipe: str, tmp_path: Path, process: str, role: str) -> None:
+    run = Run("train", recipe, "steps=100000", f"run_dir={tmp_path}")
+    run.wait_for_step(tmp_path, 1)
+    os.kill(run.pid_of(process), signal.SIGKILL)
+    code, out = run.finish(60)
+    assert code == 4 and f"{role}" in out and "died during phase" in out, out
+    assert run.nothing_left() == []
+
+
+def test_ctrl_c_ends_the_run_and_a_dead_reward_worker_does_not(recipe: str, tmp_path: Path) -> None:
+    run = Run("train", recipe, "steps=100000", f"run_dir={tmp_path}")
+    run.wait_for_step(tmp_path, 1)
+    os.kill(run.pid_of("rewards.worker"), signal.SIGKILL)
+    run.wait_for_step(tmp_path, metrics(tmp_path)[-1]["step"] + 3)
+    run.process.send_signal(signal.SIGINT)
+    code, out = run.finish(60)
+    assert code == 130 and "stopped by Ctrl-C" in out, out
+    assert run.nothing_left() == []
+
+
+def test_hanging_rewards_end_the_run_with_exit_3(recipe: str, tmp_path: Path) -> None:
+    flag = tmp_path / "hang"
+    args = ("steps=100000", f"run_dir={tmp_path / 'run'}", "reward.timeout_seconds=0.5")
+    run = Run("train", recipe, *args, HANG_WHEN=str(flag))
+    run.wait_for_step(tmp_path / "run", 1)
+    flag.write_text("")
+    code, out = run.finish(120)
+    assert code == 3 and "score ended with status 'timeout'" in out, out
+    assert (tmp_path / "run/quarantine.jsonl").read_text().count("\n") >= 1
+    assert run.nothing_left() == []
+
+
+def test_a_key_nothing_read_fails_the_run_at_its_end(recipe: str, tmp_path: Path) -> None:
+    run = Run("train", recipe, "steps=1", f"run_dir={tmp_path}", "kl.coef=0", "data.response_column=x")
+    code, out = run.finish()
+    assert code == 2 and "nothing read" in out and "data.response_column (command line)" in out, out
+    assert "reference.ranks" in out
+    assert (tmp_path / "export/config.json").is_file()
