@@ -14,11 +14,12 @@ endif
 
 install: $(STAMP)
 
+# Compiled once here: else each of a run's processes compiles all of torch and vLLM again where no bytecode is written.
 $(STAMP): pyproject.toml .locks/$(PROFILE).txt .locks/overrides-$(PROFILE).txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet uv
-	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet $(TORCH_FROM) --override .locks/overrides-$(PROFILE).txt -r .locks/$(PROFILE).txt
-	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --no-deps --editable .
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --compile-bytecode $(TORCH_FROM) --override .locks/overrides-$(PROFILE).txt -r .locks/$(PROFILE).txt
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --compile-bytecode --no-deps --editable .
 	touch $@
 
 demo: install

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable
+from typing import TYPE_CHECKING, Any
 
 from rlcore import checkpoint
 from rlcore.checkpoint import Checkpoints
@@ -81,7 +83,7 @@ class Parts:
         return str(self.tracker.run_dir / "quarantine.jsonl")
 
     def restore(self) -> int:
-        """The step to go on from: 0, or the newest checkpoint's, with weights, optimizer and data position as they were."""
+        """The step to go on from: 0, or the newest checkpoint's, with weights, optimizer and data position restored."""
         found = self.checkpoints.latest()
         if found is None:
             return 0
@@ -134,7 +136,7 @@ def _scored(rollout: Any) -> Any:
 
 
 def build(cfg: Config, resolved: DictConfig, say: Callable[[str], None]) -> Parts:
-    """Start everything: the cheap checks first (data, rewards), then Ray, then the models. Cleans up if it fails half way.
+    """Start everything: data and rewards first, then Ray, then the models. Cleans up if it fails half way.
 
     `say(text)` tells the user what is being started. Raises ConfigError, DataError or WorkerError.
     """
@@ -212,7 +214,8 @@ def _start(
     engines = WorkerGroup(
         "rollout", Engine, cfg.rollout.engines, cluster, watch, cfg.deadline,
         lambda i: (
-            cfg.model.path, cfg.rollout, dtype, cluster.device, cfg.seed, context, i, sleep, cfg.model.tokenizer, backend
+            cfg.model.path, cfg.rollout, dtype, cluster.device, cfg.seed, context, i, sleep, cfg.model.tokenizer,
+            backend,
         ),
         devices_each=cfg.rollout.tensor_parallel,
     )  # fmt: skip
@@ -225,7 +228,8 @@ def _start(
     say(f"workers: starting {' + '.join(f'{len(g.workers)} {g.role}' for g in groups)} on {cluster.device}, {dtype}")
     refs = [(w, w.handle.start.remote()) for g in groups for w in g.workers]
     started = watch.gather([w for w, _ in refs], [r for _, r in refs], "start", cfg.deadline.start_seconds)
-    actor.connect(engines.workers, backend, cfg.deadline.publish_seconds)
+    join = functools.partial(_join_nccl, cfg.rollout.tensor_parallel) if backend == "nccl" else None
+    actor.connect(engines.workers, backend, join, cfg.deadline.publish_seconds)
     rollouts = Collector(
         engines.workers, prompts, pool, lambda t: tokenizer.decode(t, skip_special_tokens=True), watch, cfg.rollout,
         cfg.rollouts_per_prompt, cfg.seed, cfg.deadline.rollout_seconds, eos=started[0]["eos"],
@@ -236,13 +240,22 @@ def _start(
     rollouts.on_progress = tracker.progress
     tolerance = cfg.sync.max_logp_diff
     return Parts(
-        cfg=cfg, watch=watch, phases=Phases(watch, Turns(groups, sleep)), prompts=prompts, evals=evals, rollouts=rollouts,
-        actor=actor, reference=reference, tracker=tracker, checkpoints=Checkpoints(tracker.run_dir, cfg.keep_checkpoints),
+        cfg=cfg, watch=watch, phases=Phases(watch, Turns(groups, sleep)), prompts=prompts, evals=evals,
+        rollouts=rollouts, actor=actor, reference=reference, tracker=tracker,
+        checkpoints=Checkpoints(tracker.run_dir, cfg.keep_checkpoints),
         advantage=advantage_fn(cfg.advantage),
-        reward_names=pool.names, dtype=dtype, max_logp_diff=tolerance if tolerance is not None else {"float32": 1e-3}.get(dtype, 1.0),
+        reward_names=pool.names, dtype=dtype,
+        max_logp_diff=tolerance if tolerance is not None else {"float32": 1e-3}.get(dtype, 1.0),
         needs_old_logp=cfg.actor.epochs_per_step * cfg.actor.minibatches_per_step > 1,
         pool=pool, cluster=cluster, groups=groups,
     )  # fmt: skip
+
+
+def _join_nccl(tensor_parallel: int, engines: list[Any], seconds: float) -> Any:
+    """Runs in the actor's rank 0, the only trainer process that needs vLLM's side of nccl, and only for it."""
+    from rollout.receiver import join_nccl
+
+    return join_nccl(tensor_parallel, engines, seconds)
 
 
 class Turns:

@@ -62,10 +62,16 @@ def _ranges(cfg: Config) -> list[str]:
 
 def _combinations(cfg: Config) -> list[str]:
     r, errors = cfg.rollout, []
-    if (r.top_p < 1 or r.top_k > 0) and r.temperature != 1:
+    if (r.top_p < 1 or r.top_k > 0 or r.min_response_tokens > 0) and r.temperature != 1:
         errors.append(
-            f"rollout.temperature is {r.temperature} with top_p {r.top_p} and top_k {r.top_k}: under nucleus or top-k "
-            "sampling the engine's log-probabilities can be compared with the trainer's only at temperature 1"
+            f"rollout.temperature is {r.temperature} with top_p {r.top_p}, top_k {r.top_k}, min_response_tokens "
+            f"{r.min_response_tokens}: when tokens are ruled out, the engine's log-probabilities can be compared with "
+            "the trainer's only at temperature 1"
+        )
+    if cfg.ray.address is None and 3 * cfg.sync.bucket_mib > cfg.ray.object_store_mib:
+        errors.append(
+            f"sync.bucket_mib {cfg.sync.bucket_mib} is over a third of ray.object_store_mib "
+            f"{cfg.ray.object_store_mib}: two buckets and a step's batch are in it at a time"
         )
     if r.min_response_tokens > r.max_response_tokens:
         errors.append(
@@ -91,7 +97,9 @@ def _combinations(cfg: Config) -> list[str]:
     if cfg.sync.backend == SyncBackend.ipc and split:
         errors.append("sync.backend is ipc with placement.mode split: ipc needs shared devices; use nccl or auto")
     if cfg.sync.backend == SyncBackend.nccl and not split:
-        errors.append("sync.backend is nccl with placement.mode colocated: nccl needs a device a process; use ipc or auto")
+        errors.append(
+            "sync.backend is nccl with placement.mode colocated: nccl needs a device a process; use ipc or auto"
+        )
     if cfg.actor.warmup_steps > cfg.steps:
         errors.append(f"actor.warmup_steps {cfg.actor.warmup_steps} is above steps {cfg.steps}")
     return errors
@@ -114,7 +122,9 @@ def _names(cfg: Config) -> list[str]:
             hint = f"; did you mean {close[0]}?" if close else ""
             errors.append(f"{key}: no built-in {name!r}{hint} Built in: {', '.join(known)}; or FILE.py:function")
     sinks = ("wandb", "tensorboard")
-    errors += [f"tracker.sinks: no sink {s!r}; there are: {', '.join(sinks)}" for s in cfg.tracker.sinks if s not in sinks]
+    errors += [
+        f"tracker.sinks: no sink {s!r}; there are: {', '.join(sinks)}" for s in cfg.tracker.sinks if s not in sinks
+    ]
     return errors
 
 
@@ -123,8 +133,18 @@ def _builtin_names(module: Path) -> list[str]:
     import ast
 
     for node in ast.parse(module.read_text()).body:
-        target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0] if isinstance(node, ast.Assign) else None
-        if isinstance(target, ast.Name) and target.id == "BUILTIN" and isinstance(getattr(node, "value", None), ast.Dict):
+        target = (
+            node.target
+            if isinstance(node, ast.AnnAssign)
+            else node.targets[0]
+            if isinstance(node, ast.Assign)
+            else None
+        )
+        if (
+            isinstance(target, ast.Name)
+            and target.id == "BUILTIN"
+            and isinstance(getattr(node, "value", None), ast.Dict)
+        ):
             return [k.value for k in node.value.keys if isinstance(k, ast.Constant)]  # type: ignore[union-attr]
     raise AssertionError(f"{module} has no dict literal BUILTIN")
 

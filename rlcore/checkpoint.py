@@ -15,8 +15,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 from rlcore.errors import CheckpointError
 
@@ -92,7 +93,9 @@ def export(run_dir: Path, out: Path, dtype: str, step: int | None = None) -> Pat
     found = checkpoints.latest() if step is None else checkpoints.directory / f"step_{step:06d}"
     if found is None or not (found / "manifest.json").is_file():
         there = ", ".join(p.name for p in checkpoints.all()) or "none"
-        raise CheckpointError(f"{run_dir} has no checkpoint{f' of step {step}' if step is not None else ''}; there: {there}")
+        raise CheckpointError(
+            f"{run_dir} has no checkpoint{f' of step {step}' if step is not None else ''}; there: {there}"
+        )
     import safetensors.torch
     import torch
 
@@ -101,7 +104,9 @@ def export(run_dir: Path, out: Path, dtype: str, step: int | None = None) -> Pat
     shutil.copytree(found / "model", partial)
     for shard in partial.glob("*.safetensors"):
         tensors = safetensors.torch.load_file(shard)
-        safetensors.torch.save_file({k: v.to(getattr(torch, dtype)) for k, v in tensors.items()}, shard, {"format": "pt"})
+        safetensors.torch.save_file(
+            {k: v.to(getattr(torch, dtype)) for k, v in tensors.items()}, shard, {"format": "pt"}
+        )
     config = json.loads((partial / "config.json").read_text())
     config.pop("torch_dtype", None)
     (partial / "config.json").write_text(json.dumps(config | {"dtype": dtype}, indent=2))

@@ -1,4 +1,4 @@
-"""`rlcore train | sft | resume | export`. Every command says what went wrong in one line and exits with its own code."""
+"""`rlcore train | sft | resume | export`. What goes wrong is said in one line and has an exit code of its own."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable
+from typing import TYPE_CHECKING
 
 from rlcore.errors import CheckpointError, ConfigError, RlcoreError
 
@@ -25,7 +26,8 @@ USAGE = """usage: rlcore COMMAND ...
                                                 write a checkpoint as a Hugging Face model
 
 train and sft take Hydra's flags too: --cfg job (print the resolved run), --multirun (sweep a=1,2), --info.
-exit codes: 0 done, 2 wrong config or data, 3 rewards failed, 4 a worker failed, 5 weights out of sync, 6 checkpoint, 130 Ctrl-C"""
+exit codes: 0 done, 2 wrong config or data, 3 rewards failed, 4 a worker failed, 5 weights out of sync, 6 checkpoint,
+130 Ctrl-C"""
 
 _FLAGS_WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--experimental-rerun")
 

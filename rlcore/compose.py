@@ -10,9 +10,10 @@ import difflib
 import sys
 import time
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -55,7 +56,9 @@ def recipe_file(name: str) -> Path:
     path = RECIPES / f"{name}.yaml"
     if not path.is_file():
         known = recipe_names()
-        raise ConfigError(f"no recipe {name!r}{_nearest(name, known)}; there are: {', '.join(known)}, or give a FILE.yaml")
+        raise ConfigError(
+            f"no recipe {name!r}{_nearest(name, known)}; there are: {', '.join(known)}, or give a FILE.yaml"
+        )
     return path
 
 
@@ -112,8 +115,10 @@ class _Merger:
             hint = " is a section, not a key; set one of its keys" if section else " is not a key"
             self.errors.append(f"{key} ({origin}){hint}{'' if section else _nearest(key, self.keys)}")
             return
-        if isinstance(value, str) and isinstance(OmegaConf.select(self.config, root), typing.Sequence) and (
-            OmegaConf.is_list(OmegaConf.select(self.config, root))
+        if (
+            isinstance(value, str)
+            and isinstance(OmegaConf.select(self.config, root), typing.Sequence)
+            and (OmegaConf.is_list(OmegaConf.select(self.config, root)))
         ):
             value = [value]  # `data.eval=FILE` is a list of one
         trial = self.config.copy()

@@ -51,7 +51,7 @@ class Device(str, Enum):
 
 class Placement(str, Enum):
     colocated = "colocated"
-    split = "split"
+    split = "split"  # type: ignore[assignment]
 
 
 class Schedule(str, Enum):
@@ -88,7 +88,9 @@ def compute_dtype(cfg: ModelConfig, device: str) -> str:
 
 @dataclass
 class DataConfig(Section):
-    train: str = MISSING  # .jsonl .parquet .csv file, hub name[:config][@split], or generate:arithmetic?size=1000&seed=1
+    train: str = (
+        MISSING  # .jsonl .parquet .csv file, hub name[:config][@split], or generate:arithmetic?size=1000&seed=1
+    )
     eval: list[str] = field(default_factory=list)  # held-out sources of the same forms; accuracy is eval/NAME/accuracy
     prompt_column: str = "auto"  # text or a list of messages; auto: the first of prompt, question, problem, messages
     answer_column: str = "auto"  # the gold answer; auto: the first of answer, solution, ground_truth, response
@@ -107,7 +109,7 @@ class RolloutConfig(Section):
     temperature: float = 1.0  # of training samples
     top_p: float = 1.0  # nucleus sampling; below 1 needs temperature 1
     top_k: int = 0  # 0: all; above 0 needs temperature 1
-    min_response_tokens: int = 0  # no end of sequence before
+    min_response_tokens: int = 0  # no end of sequence before; above 0 needs temperature 1
     max_response_tokens: int = 256  # longer responses are cut: finish "length"
     stop: list[str] = field(default_factory=list)  # strings that end a response
     max_sequences: int = 256  # sequences an engine decodes at once
@@ -174,7 +176,7 @@ class ReferenceConfig(Section):
 @dataclass
 class SyncConfig(Section):
     backend: SyncBackend = SyncBackend.auto  # auto: shm on CPU, ipc on colocated GPUs, nccl on split ones
-    bucket_mib: int = 256  # weights gathered and sent at once
+    bucket_mib: int = 64  # weights gathered and sent at once; two buckets exist at a time
     max_logp_diff: Optional[float] = None  # engine against trainer; None: 0.001 in float32, 1.0 in bfloat16
 
 

@@ -12,7 +12,7 @@ class RlcoreError(Exception):
 
 
 class ConfigError(RlcoreError):
-    """A key, a value or a combination that cannot run. Raised before Ray starts (or, for a key nothing read, at the end)."""
+    """A key, a value or a combination that cannot run. Raised before Ray starts; for a key nothing read, at the end."""
 
     exit_code = 2
 

@@ -29,7 +29,7 @@ def processes(run_id: str) -> list[int]:
 
 
 def sweep(run_id: str, spare: frozenset[int] = frozenset()) -> int:
-    """SIGKILL every process of the run but `spare`, until none is left or 10 s have passed. Returns how many it killed."""
+    """SIGKILL every process of the run but `spare`, until none is left or 10 s have passed. Returns how many."""
     killed: set[int] = set()
     until = time.monotonic() + 10
     while time.monotonic() < until:

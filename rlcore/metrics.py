@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from typing import Sequence
+from collections.abc import Sequence
 
 from rlcore.errors import RewardError
 from rlcore.records import Group, Rollout
@@ -32,7 +32,7 @@ def of_rollouts(groups: Sequence[Group]) -> dict[str, float]:
 
 
 def _no_signal(group: Group) -> bool:
-    """True when no rollout of the group can have an advantage: all scored rewards are equal, or at most one is scored."""
+    """True when no rollout of the group can have an advantage: scored rewards are equal, or at most one is scored."""
     return len({r.reward for r in group.rollouts if r.reward is not None}) <= 1
 
 
@@ -54,6 +54,6 @@ def demand_scores(groups: Sequence[Group], most: float, quarantine: str) -> None
     if len(failed) > most * total:
         (name, status), n = Counter(s for r in failed for s in r.status.items()).most_common(1)[0]
         raise RewardError(
-            f"{len(failed)} of {total} rollouts have no score, more than reward.max_failed_fraction {most:g}; commonest: "
-            f"{name} ended with status {status!r} {n} times; tracebacks, rows and texts are in {quarantine}"
+            f"{len(failed)} of {total} rollouts have no score, more than reward.max_failed_fraction {most:g}; "
+            f"commonest: {name} ended with status {status!r} {n} times; tracebacks, rows and texts are in {quarantine}"
         )

@@ -14,11 +14,13 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any
 
 import ray
+from ray._private import worker
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -47,7 +49,7 @@ class Cluster:
         self.colocated = cfg.mode == Placement.colocated
         try:
             self._start(ray_cfg)
-            resources = ray.cluster_resources()
+            resources: dict[str, float] = ray.cluster_resources()  # type: ignore[assignment]
             gpus = resources.get("GPU", 0)
             self.device = "gpu" if cfg.device == Device.gpu or (cfg.device == Device.auto and gpus) else "cpu"
             self._place("GPU" if self.device == "gpu" else "CPU", resources)
@@ -79,7 +81,9 @@ class Cluster:
             try:
                 ray.init(address=cfg.address, **common)
             except ConnectionError as e:
-                raise ConfigError(f"ray.address: no Ray cluster at {cfg.address!r}: {e}; start one with `ray start`") from e
+                raise ConfigError(
+                    f"ray.address: no Ray cluster at {cfg.address!r}: {e}; start one with `ray start`"
+                ) from e
             return
         cores = os.cpu_count() or 1
         wanted = sum(self.roles.values()) if self.cfg.mode == Placement.split else max(self.roles.values())
@@ -87,10 +91,12 @@ class Cluster:
             address="local", num_cpus=max(cores, wanted), include_dashboard=False,
             object_store_memory=cfg.object_store_mib * 2**20, **common,
         )  # fmt: skip
-        node = ray._private.worker._global_node
-        assert node is not None
+        node: Any = worker._global_node
         self._ray_processes = {
-            kind: info.process for kind, infos in node.all_processes.items() if kind in ("raylet", "gcs_server") for info in infos
+            kind: info.process
+            for kind, infos in node.all_processes.items()
+            if kind in ("raylet", "gcs_server")
+            for info in infos
         }
         self.watch.also_alive.append(self._ray_died)
 

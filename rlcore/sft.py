@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable
+from typing import TYPE_CHECKING
 
 from rlcore import checkpoint
 from rlcore.build import as_directory, cache_dir, start_actor, with_model
@@ -27,16 +28,14 @@ if TYPE_CHECKING:
 
 
 def sft(cfg: Config, resolved: DictConfig, say: Callable[[str], None]) -> Path:
-    """Train for `steps` updates; returns the exported model's directory, `run_dir/export`. Resumes like a training run."""
+    """Train for `steps` updates; returns the exported model's directory, `run_dir/export`. Resumes as training does."""
     from rlcore.workers.model import load_tokenizer
 
-    assert cfg.run_dir is not None
     cfg = as_directory(cfg)
+    assert cfg.run_dir is not None
     run_dir = Path(cfg.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
-    examples = Examples(
-        cfg.data.train, cfg.data, load_tokenizer(cfg.model), cfg.seed, cfg.rollout.max_response_tokens
-    )
+    examples = Examples(cfg.data.train, cfg.data, load_tokenizer(cfg.model), cfg.seed, cfg.rollout.max_response_tokens)
     say(f"data: {len(examples)} examples; {examples.dropped} left out as too long")
     watch = Watch()
     cluster = Cluster(cfg.ray, cfg.placement, cfg.deadline, {"actor": cfg.actor.ranks}, watch)
@@ -89,7 +88,9 @@ def demo_model(say: Callable[[str], None]) -> Path:
     shutil.rmtree(work, ignore_errors=True)
     base = demo.make_base(work / "base")
     composed, _ = compose("demo_sft", [f"model.path={base}", f"run_dir={work / 'run'}"])
-    say(f"demo model: warming up a fresh one by supervised training ({composed.config.steps} steps, once; cached after)")
+    say(
+        f"demo model: warming up a fresh one by supervised training ({composed.config.steps} steps, once; cached after)"
+    )
     sft(with_model(as_config(composed.config), str(base)), composed.config, say).rename(ready)
     shutil.rmtree(work, ignore_errors=True)
     return ready

@@ -1,4 +1,4 @@
-"""THE LOOP, and the entry `python -m rlcore.train --config-name NAME key=value` (the same as `rlcore train NAME ...`)."""
+"""THE LOOP, and the entry `python -m rlcore.train --config-name NAME key=value`, the same as `rlcore train NAME`."""
 
 from __future__ import annotations
 
@@ -76,13 +76,13 @@ def demand_same_weights(difference: float, most: float, step: int) -> None:
     """Raise SyncError (exit 5) when the engine's log-probabilities of the step's own tokens are not the trainer's."""
     if not difference <= most:
         raise SyncError(
-            f"step {step}: the engine's and the trainer's log-probabilities differ by {difference:.3g} (sync.max_logp_diff "
-            f"{most:g}), so the engine does not sample from version {step} of the weights; the run stops before it trains on them again"
+            f"step {step}: the engine's and the trainer's log-probabilities differ by {difference:.3g} "
+            f"(sync.max_logp_diff {most:g}), so the engine does not sample from version {step} of the weights"
         )
 
 
 def main() -> None:
-    """Hydra's own command line: `--config-name NAME` (or `--config-dir DIR --config-name NAME`), then flags and overrides."""
+    """Hydra's own command line: `--config-name NAME` (and `--config-dir DIR`), then flags and overrides."""
     from rlcore.cli import train_command
 
     args = sys.argv[1:]

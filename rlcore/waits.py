@@ -11,9 +11,12 @@ import os
 import sys
 import threading
 import time
-from typing import Any, Callable, Mapping, NamedTuple, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import ray
+from ray._private import state
+from ray._private import worker as ray_worker
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayError, RayTaskError
 
 from rlcore.errors import RlcoreError, WorkerError
@@ -58,10 +61,10 @@ class Watch:
                 raise WorkerError(f"{died} died during phase {self.phase}; the run cannot go on without it")
         if not self.workers:
             return
-        dead = ray._private.state.actors(job_id=ray._private.worker.global_worker.current_job_id, actor_state_name="DEAD")
-        for worker in self.workers:
-            if info := dead.get(worker.handle._actor_id.hex()):
-                raise WorkerError(f"{worker} died during phase {self.phase}: {_death(info)}")
+        dead = state.actors(job_id=ray_worker.global_worker.current_job_id, actor_state_name="DEAD")
+        for each in self.workers:
+            if info := dead.get(each.handle._actor_id.hex()):
+                raise WorkerError(f"{each} died during phase {self.phase}: {_death(info)}")
 
     def guard(self) -> None:
         """Watch `also_alive` from a thread too: when Ray's own processes die, a call into Ray may never return.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def make_tiny_model(directory: Path, tied: bool = True, seed: int = 0) -> Path:
-    """A random 2-layer Llama (64 wide, GQA, 128 tokens of vocabulary) with a character tokenizer and a chat template."""
+    """A random 2-layer Llama (64 wide, GQA, 128 tokens of vocabulary), a character tokenizer and a chat template."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -18,7 +18,10 @@ def make_tiny_model(directory: Path, tied: bool = True, seed: int = 0) -> Path:
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     tokenizer.decoder = decoders.Fuse()
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<pad>",
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        unk_token="<pad>",
         additional_special_tokens=["<user>", "<assistant>"],
     )
     fast.chat_template = (
@@ -27,9 +30,18 @@ def make_tiny_model(directory: Path, tied: bool = True, seed: int = 0) -> Path:
     )
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=128, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=32, max_position_embeddings=512, tie_word_embeddings=tied,
-        bos_token_id=None, eos_token_id=vocab["<eos>"], pad_token_id=vocab["<pad>"],
+        vocab_size=128,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=512,
+        tie_word_embeddings=tied,
+        bos_token_id=None,
+        eos_token_id=vocab["<eos>"],
+        pad_token_id=vocab["<pad>"],
     )
     directory.mkdir(parents=True, exist_ok=True)
     LlamaForCausalLM(config).save_pretrained(directory)

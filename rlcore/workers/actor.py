@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -109,9 +109,9 @@ class ActorRank:
 
     # -- weights out
 
-    def connect(self, engines: Sequence[Any], backend: str, seconds: float) -> None:
-        """Open the way to the engines; see rlcore/weights.py."""
-        self.sender = Sender(backend, list(engines), self.rank, seconds, self.cfg.sync.bucket_mib << 20)
+    def connect(self, engines: Sequence[Any], backend: str, seconds: float, join: Callable[..., Any] | None) -> None:
+        """Open the way to the engines; see rlcore/weights.py. `join` is needed for nccl only."""
+        self.sender = Sender(backend, list(engines), self.rank, seconds, self.cfg.sync.bucket_mib << 20, join)
 
     def publish(self, version: int) -> dict[str, float]:
         """Send the weights to every engine as `version`."""

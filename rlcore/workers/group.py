@@ -6,8 +6,9 @@ knows who died.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import ray
 import torch
@@ -88,16 +89,21 @@ class Actor(Scorer):
         self.cfg, self.steps = cfg, steps
 
     def update(self, batch: Batch, step: int) -> dict[str, float]:
-        """All optimizer updates of step `step` (0-based) on its batch; the metrics `actor/...` and `sync/logp_diff_max`."""
+        """All optimizer updates of step `step` (0-based) on its batch; metrics `actor/...` and `sync/logp_diff_max`."""
         work = split(
-            batch, len(self.group.workers), self.microbatch_tokens, self.cfg.minibatches_per_step, self.cfg.epochs_per_step
+            batch,
+            len(self.group.workers),
+            self.microbatch_tokens,
+            self.cfg.minibatches_per_step,
+            self.cfg.epochs_per_step,
         )
         rate = learning_rate(step, self.steps, self.cfg)
         stats = self.group.call("update", each=[(w, rate) for w in work], seconds=self.group.deadline.update_seconds)
         return merge(stats) | {"actor/lr": rate}
 
-    def connect(self, engines: list[Worker], backend: str, seconds: float) -> None:
-        self.group.call("connect", [e.handle for e in engines], backend, seconds, seconds=seconds)
+    def connect(self, engines: list[Worker], backend: str, join: Callable[..., Any] | None, seconds: float) -> None:
+        """Open the way for weights; `join` opens an nccl group with the engines (rollout.receiver.join_nccl)."""
+        self.group.call("connect", [e.handle for e in engines], backend, seconds, join, seconds=seconds)
 
     def publish(self, version: int) -> dict[str, float]:
         """Send the weights to every engine as `version`, verified there; see rlcore/weights.py."""

@@ -83,7 +83,7 @@ class ToyActor:
 
 
 class ToyRollouts:
-    """Samples letters from the published table; the seed of a sample comes from what it is, as in the real collector."""
+    """Samples letters from the published table; a sample's seed comes from what it is, as in the real collector."""
 
     def __init__(self, cfg: Config, actor: ToyActor, prompts: ToyPrompts) -> None:
         self.cfg, self.actor, self.prompts = cfg, actor, prompts
@@ -99,13 +99,15 @@ class ToyRollouts:
 
     def _one(self, prompt: Prompt, sample: int, table: torch.Tensor, temperature: float) -> Rollout:
         row = table[prompt.tokens[0]]
-        digest = hashlib.blake2b(f"{self.cfg.seed} {prompt.id} {sample} {self.version}".encode(), digest_size=4).digest()
+        digest = hashlib.blake2b(
+            f"{self.cfg.seed} {prompt.id} {sample} {self.version}".encode(), digest_size=4
+        ).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
         letter = int(row.exp().multinomial(1, generator=generator)) if temperature else int(row.argmax())
         reward = None if temperature and sample in self.unscored else float(str(letter) == prompt.answer)
         return Rollout(
-            prompt, [prompt.tokens[0], letter], [0.0, float(row[letter])], [False, True], "stop", self.version, str(letter),
-            reward, {"right": reward or 0.0}, {} if reward is not None else {"right": "error"},
+            prompt, [prompt.tokens[0], letter], [0.0, float(row[letter])], [False, True], "stop", self.version,
+            str(letter), reward, {"right": reward or 0.0}, {} if reward is not None else {"right": "error"},
         )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Whole runs from the command line: the real Ray, vLLM and DeepSpeed on a tiny model. What is killed, resumes or ends."""
+"""Whole runs from the command line: real Ray, vLLM and DeepSpeed on a tiny model. What is killed, resumes or ends."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ from tests.tiny import make_tiny_model
 
 RECIPE = """
 model: {{path: {model}}}
-data: {{train: "generate:arithmetic?size=64&seed=1", eval: ["generate:arithmetic?size=8&seed=2&split=eval"], max_prompt_tokens: 200}}
+data:
+  train: generate:arithmetic?size=64&seed=1
+  eval: ["generate:arithmetic?size=8&seed=2&split=eval"]
+  max_prompt_tokens: 200
 reward: {{fns: ["{reward}:score"]}}
 prompts_per_step: 4
 rollouts_per_prompt: 4

@@ -56,7 +56,9 @@ def layer(part: str) -> int:
     return next(i for i, layer in enumerate(LAYERS) if part in layer)
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if "examples" not in p.parts and p != ROOT / "rlcore/__init__.py"], ids=module_name)
+@pytest.mark.parametrize(
+    "path", [p for p in FILES if "examples" not in p.parts and p != ROOT / "rlcore/__init__.py"], ids=module_name
+)
 def test_imports_go_one_way(path: Path) -> None:
     name = module_name(path)
     mine = part_of(name)
@@ -116,9 +118,10 @@ def test_no_text_is_evaluated() -> None:
 
 
 def test_recipes_are_flat_and_differ_from_the_defaults() -> None:
+    from omegaconf import OmegaConf
+
     from rlcore.compose import RECIPES, _flatten, _read_recipe, recipe_names
     from rlcore.config import Config
-    from omegaconf import OmegaConf
 
     defaults = OmegaConf.structured(Config)
     for name in recipe_names():
