@@ -268,10 +268,9 @@ class Turns:
     def __call__(self, phase: str) -> None:
         if not self.active:
             return
-        engines = phase in ("rollout", "eval", "publish", "probe")
-        trainers = phase in ("credit", "update", "publish", "save", "probe")
-        self._set([self.engines], engines)
-        self._set(self.trainers, trainers)
+        # A sleeping engine has dropped its weights: it may sleep only where a publish comes before the next sample.
+        self._set([self.engines], phase not in ("credit", "update"))
+        self._set(self.trainers, phase not in ("rollout", "eval"))
 
     def _set(self, groups: list[WorkerGroup], awake: bool) -> None:
         for group in groups:
