@@ -1,4 +1,4 @@
-"""`make bench`: the embedded default really learns, for three seeds. Minutes each; prints the table the README shows."""
+"""`make bench`: the embedded default really learns, for three seeds. Minutes each; prints what the README shows."""
 
 from __future__ import annotations
 
