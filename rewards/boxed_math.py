@@ -71,7 +71,7 @@ _HUGE = (
 def boxed_math(prompt: Prompt, response: str) -> Score:
     r"""1.0 if the last `\boxed{}` of the response equals `prompt.answer`, else 0.0; part `boxed`: 1.0 if there is one.
 
-    The gold answer is LaTeX or a plain number, with or without its own `\boxed{}` or `$`. A unit must agree if both
+    The gold answer is LaTeX or a plain number, with or without its own `\boxed{}` or `$`, or ends in GSM8K's `#### 72`. A unit must agree if both
     have one. Answers over 400 characters and numbers too big to write down are wrong. Raises ValueError for a gold
     answer that is empty or too long, TimeoutError when math-verify takes too long; must run on the main thread.
     """
@@ -99,7 +99,8 @@ def last_box(text: str) -> str | None:
 
 def _gold(prompt: Prompt) -> str:
     box = last_box(prompt.answer)
-    gold = _clean(prompt.answer if box is None else box)
+    # GSM8K's gold answers are worked solutions that end in "#### 72".
+    gold = _clean(prompt.answer.rpartition("####")[2] if box is None else box)
     if not gold:
         raise ValueError(f"prompt {prompt.id}: the gold answer {prompt.answer[:80]!r} is empty or over 400 characters")
     return gold

@@ -127,7 +127,12 @@ class Process:
             return b""
 
     def progress(self) -> Progress:
-        return Progress(*PROGRESS.unpack_from(self._progress))
+        """What the worker is doing now. The page is read until two reads agree: one read can mix two states, and an
+        old start beside a new number would look like a sample that has run for hours."""
+        seen = PROGRESS.unpack_from(self._progress)
+        while (again := PROGRESS.unpack_from(self._progress)) != seen:
+            seen = again
+        return Progress(*seen) if seen[0] > 0 else Progress(0.0, 0, 0)
 
     def dead(self) -> bool:
         """Whether the process has ended. It stays a zombie, so its group's number is not used again before `kill`."""

@@ -208,7 +208,8 @@ def _start(
     from rollout.engine import Engine
 
     dtype = compute_dtype(cfg.model, cluster.device)
-    context = cfg.data.max_prompt_tokens + cfg.rollout.max_response_tokens
+    longest = max([prompts.longest, *(len(p.tokens) for held_out in evals.values() for p in held_out)])
+    context = longest + cfg.rollout.max_response_tokens
     sleep = cluster.device == "gpu" and cluster.colocated
     backend = _sync_backend(cfg, cluster)
     engines = WorkerGroup(

@@ -51,6 +51,11 @@ class Prompts:
     def __len__(self) -> int:
         return len(self._prompts)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt."""
+        return max(len(p.tokens) for p in self._prompts)
+
     def take(self, n: int) -> list[Prompt]:
         """The next n prompts; the end of an epoch runs on into the next, and no row is left out of an epoch."""
         return [_in_epoch(self._prompts[i], epoch) for i, epoch in self._order.take(n)]

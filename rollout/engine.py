@@ -75,7 +75,8 @@ class Engine:
             self._llm = LLMEngine.from_engine_args(EngineArgs(**self._args()))
         except ValueError as e:
             raise ConfigError(
-                f"vLLM refuses this run: {e}\n(its context is data.max_prompt_tokens + rollout.max_response_tokens, "
+                f"vLLM refuses this run: {e}\n(its context is the longest prompt, at most data.max_prompt_tokens, "
+                f"and rollout.max_response_tokens, "
                 f"its cache rollout.kv_cache_gib on CPU and rollout.device_memory_fraction on a GPU)"
             ) from e
         return {

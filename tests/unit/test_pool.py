@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +18,8 @@ from typing import Any
 import pytest
 
 from rewards.pool import Result, RewardPool, names
+from rewards.process import Process
+from rewards.worker import PROGRESS
 from rlcore.errors import ConfigError, RewardError
 from rlcore.records import Prompt
 
@@ -367,3 +371,33 @@ time.sleep(1000)
     driver.wait()
     assert_gone(groups)
     driver.stdout.close()
+
+
+def test_a_sample_never_seems_to_have_run_since_the_beginning_of_time() -> None:
+    """Seen in a real run: a read between two writes of the worker gave start 0 with a number, a false timeout."""
+    writer = """
+import mmap, sys, time
+from rewards.worker import PROGRESS
+page = mmap.mmap(int(sys.argv[1]), PROGRESS.size)
+number = 0
+while True:
+    number += 1
+    PROGRESS.pack_into(page, 0, time.monotonic(), 0, number)
+    PROGRESS.pack_into(page, 0, 0.0, 0, 0)
+"""
+    with tempfile.TemporaryFile() as file:
+        file.truncate(PROGRESS.size)
+        process = object.__new__(Process)
+        process._progress = mmap.mmap(file.fileno(), PROGRESS.size)
+        child = subprocess.Popen([sys.executable, "-c", writer, str(file.fileno())], pass_fds=[file.fileno()])
+        try:
+            began = time.monotonic()
+            running = []
+            while time.monotonic() < began + 3 or not running:
+                seen = process.progress()
+                if seen.number:
+                    running.append(time.monotonic() - seen.started)
+            assert max(running) < 60
+        finally:
+            child.kill()
+            child.wait()
