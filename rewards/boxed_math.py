@@ -71,9 +71,10 @@ _HUGE = (
 def boxed_math(prompt: Prompt, response: str) -> Score:
     r"""1.0 if the last `\boxed{}` of the response equals `prompt.answer`, else 0.0; part `boxed`: 1.0 if there is one.
 
-    The gold answer is LaTeX or a plain number, with or without its own `\boxed{}` or `$`, or ends in GSM8K's `#### 72`. A unit must agree if both
-    have one. Answers over 400 characters and numbers too big to write down are wrong. Raises ValueError for a gold
-    answer that is empty or too long, TimeoutError when math-verify takes too long; must run on the main thread.
+    The gold answer is LaTeX or a plain number, with or without its own `\boxed{}` or `$`, or ends in GSM8K's `#### 72`.
+    A unit must agree if both have one. Answers over 400 characters and numbers too big to write down are wrong. Raises
+    ValueError for a gold answer that is empty or too long, TimeoutError when math-verify takes too long; must run on
+    the main thread.
     """
     gold = _gold(prompt)
     box = last_box(response)

@@ -100,8 +100,6 @@ def _combinations(cfg: Config) -> list[str]:
         errors.append(
             "sync.backend is nccl with placement.mode colocated: nccl needs a device a process; use ipc or auto"
         )
-    if cfg.actor.warmup_steps > cfg.steps:
-        errors.append(f"actor.warmup_steps {cfg.actor.warmup_steps} is above steps {cfg.steps}")
     return errors
 
 

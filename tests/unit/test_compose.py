@@ -127,7 +127,6 @@ def test_reward_files_are_looked_into(recipe: str, tmp_path: Path) -> None:
         ("reward.weights=[1,2]", "2 entries for 1"),
         ("data.train=gone.jsonl", "no file gone.jsonl"),
         ("model.path=./gone", "nothing at ./gone"),
-        ("actor.warmup_steps=9", "above steps"),
         ("sync.bucket_mib=400", "over a third of"),
         ("rollout.min_response_tokens=999", "above max_response_tokens"),
         ("actor.zero_stage=4", "at most 3"),

@@ -141,6 +141,12 @@ def test_boxed_math(gold: str, answer: str, verdict: int) -> None:
     assert boxed_math(prompt(gold), f"First \\boxed{{999}}, no: \\boxed{{{answer}}}.") == Score(verdict, {"boxed": 1.0})
 
 
+def test_boxed_math_reads_gold_answers_of_gsm8k() -> None:
+    gold = "She sold 48/2 = <<48/2=24>>24 in May.\n48+24 = <<48+24=72>>72 in all.\n#### 72"
+    assert boxed_math(prompt(gold), r"\boxed{72}").reward == 1.0
+    assert boxed_math(prompt(gold), r"\boxed{24}").reward == 0.0
+
+
 def test_boxed_math_without_a_box() -> None:
     for response in ("", "3", r"\boxed 3", r"\boxed{3", "\\boxed{" + "{" * 10_000_000):
         assert boxed_math(prompt("3"), response) == Score(0.0, {"boxed": 0.0})
