@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rlcore import checkpoint
 from rlcore.checkpoint import Checkpoints
 from rlcore.config import Config, SyncBackend, compute_dtype
-from rlcore.data import Prompts, source_name
+from rlcore.data import Prompts
 from rlcore.errors import ConfigError
 from rlcore.placement import Cluster, Phases
 from rlcore.protocols import AdvantageFn
@@ -149,11 +149,14 @@ def build(cfg: Config, resolved: DictConfig, say: Callable[[str], None]) -> Part
     say("data: reading and tokenizing")
     tokenizer = load_tokenizer(cfg.model)
     prompts = Prompts(cfg.data.train, cfg.data, tokenizer, cfg.seed)
-    evals = {
-        source_name(s): Prompts(s, cfg.data, tokenizer, cfg.seed).all(limit=cfg.eval.prompts) for s in cfg.data.eval
-    }
-    if prompts.dropped:
-        say(f"data: left out {prompts.dropped} prompts over data.max_prompt_tokens {cfg.data.max_prompt_tokens}")
+    evals: dict[str, list[Prompt]] = {}
+    held_out = [Prompts(source, cfg.data, tokenizer, cfg.seed) for source in cfg.data.eval]
+    for i, each in enumerate(held_out):
+        name = each.name if each.name not in evals else f"{each.name}-{i + 1}"
+        evals[name] = each.all(limit=cfg.eval.prompts)
+    for each, source in zip([prompts, *held_out], [cfg.data.train, *cfg.data.eval], strict=True):
+        if each.dropped:
+            say(f"data: left out {each.dropped} prompts of {source} over data.max_prompt_tokens")
     quarantine = run_dir / "quarantine.jsonl"
     pool = RewardPool(cfg.reward.fns, cfg.reward.weights, cfg.reward.workers, cfg.reward.timeout_seconds, quarantine)
     cluster = None
@@ -184,6 +187,16 @@ def _sync_backend(cfg: Config, cluster: Cluster) -> str:
         backend = "shm"
     else:
         backend = "ipc" if cluster.colocated else "nccl"
+    needed = cfg.rollout.engines * cfg.rollout.tensor_parallel
+    if backend == "ipc" and cfg.actor.ranks < needed:
+        raise ConfigError(
+            f"sync.backend ipc: rollout.engines x rollout.tensor_parallel is {needed}, actor.ranks {cfg.actor.ranks}; "
+            "each engine takes the weights from an actor rank on its own GPU, so actor.ranks must be at least as many"
+        )
+    if cluster.device == "cpu" and cfg.rollout.tensor_parallel > 1:
+        raise ConfigError(
+            f"rollout.tensor_parallel is {cfg.rollout.tensor_parallel}: on CPU an engine is one process; use 1"
+        )
     if (backend == "shm") != (cluster.device == "cpu"):
         raise ConfigError(f"sync.backend is {backend} on {cluster.device}: shm is for CPU, ipc and nccl are for GPUs")
     return backend
@@ -236,7 +249,8 @@ def _start(
         cfg.rollouts_per_prompt, cfg.seed, cfg.deadline.rollout_seconds, eos=started[0]["eos"],
     )  # fmt: skip
     tracker = Tracker(Path(str(cfg.run_dir)), cfg.tracker, resolved, cfg.steps, decode=tokenizer.decode)
-    watch.on_fatal = lambda error: tracker.event("failed", error="WorkerError", message=str(error), phase=watch.phase)
+    watch.on_fatal = lambda error: tracker.event("failed", error="WorkerError", message=str(error))
+    tracker.event("data", prompts=len(prompts), dropped=prompts.dropped, eval={n: len(p) for n, p in evals.items()})
     tracker.event("workers", **{str(w): s for (w, _), s in zip(refs, started, strict=True)})
     rollouts.on_progress = tracker.progress
     tolerance = cfg.sync.max_logp_diff

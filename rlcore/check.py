@@ -6,9 +6,10 @@ Each rule is one line of English that names the keys, what they are, and what to
 from __future__ import annotations
 
 import difflib
+import math
 from pathlib import Path
 
-from rlcore.config import Config, Placement, SyncBackend
+from rlcore.config import Config, Placement, SyncBackend, all_keys
 
 _FILE_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".gguf")
 
@@ -52,6 +53,9 @@ def _ranges(cfg: Config) -> list[str]:
         assert isinstance(value, (int, float))
         return value
 
+    keys = [k for k, v in ((k, value_of(cfg, k)) for k in all_keys()) if isinstance(v, float) and not math.isfinite(v)]
+    if keys:
+        return [f"{k} is {number(k)}; it must be a finite number" for k in keys]
     errors = [f"{k} is {number(k)}; it must be at least {m:g}" for k, m in _AT_LEAST.items() if number(k) < m]
     errors += [f"{k} is {number(k)}; it must be above 0" for k in _ABOVE_ZERO if number(k) <= 0]
     errors += [f"{k} is {number(k)}; it can be at most {m:g}" for k, m in _AT_MOST.items() if number(k) > m]
@@ -78,6 +82,11 @@ def _combinations(cfg: Config) -> list[str]:
             f"rollout.min_response_tokens {r.min_response_tokens} is above max_response_tokens {r.max_response_tokens}"
         )
     sft = cfg.loss.name == "sft"
+    if sft and (cfg.actor.minibatches_per_step, cfg.actor.epochs_per_step, cfg.kl.coef, r.temperature) != (1, 1, 0, 1):
+        errors.append(
+            "loss.name is sft: one update of prompts_per_step rows a step, no reference, temperature 1; leave "
+            "actor.minibatches_per_step, actor.epochs_per_step, kl.coef and rollout.temperature alone"
+        )
     if not sft and not cfg.reward.fns:
         errors.append("reward.fns is empty: name at least one reward, e.g. reward.fns=[gsm8k] or FILE.py:function")
     if cfg.reward.weights and len(cfg.reward.weights) != len(cfg.reward.fns):
@@ -175,7 +184,9 @@ def _files(cfg: Config) -> list[str]:
     local = path.endswith(".gguf") or path.startswith(("/", "./", "../", "~"))
     if local and not Path(path).expanduser().exists():
         errors.append(f"model.path: nothing at {path}; give a directory, a GGUF file or a hub id (owner/name)")
-    if cfg.run_dir and (Path(cfg.run_dir) / "events.jsonl").exists():
+    elif not local and path not in ("", "demo") and "/" not in path and not Path(path).exists():
+        errors.append(f"model.path: no directory {path}, and a hub id has an owner: owner/name")
+    if cfg.run_dir and (Path(cfg.run_dir) / "metrics.jsonl").exists():
         errors.append(
             f"run_dir: {cfg.run_dir} already holds a run; `rlcore resume {cfg.run_dir}` continues it, or choose another"
         )

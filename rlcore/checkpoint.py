@@ -61,15 +61,19 @@ class Checkpoints:
         found = self.all()
         if not found:
             return None
-        newest = found[-1]
-        for name, size in json.loads((newest / "manifest.json").read_text()).items():
-            path = newest / name
-            if not path.is_file() or path.stat().st_size != size:
-                there = path.stat().st_size if path.is_file() else "no"
-                raise CheckpointError(
-                    f"{path}: {there} bytes, the manifest says {size}; delete {newest} to go on from the one before"
-                )
-        return newest
+        verify(found[-1])
+        return found[-1]
+
+
+def verify(checkpoint: Path) -> None:
+    """Raise CheckpointError naming the file of `checkpoint` that is missing or cut."""
+    for name, size in json.loads((checkpoint / "manifest.json").read_text()).items():
+        path = checkpoint / name
+        if not path.is_file() or path.stat().st_size != size:
+            there = path.stat().st_size if path.is_file() else "no"
+            raise CheckpointError(
+                f"{path}: {there} bytes, the manifest says {size}; delete {checkpoint} to go on from the one before"
+            )
 
 
 def state_of(checkpoint: Path) -> dict[str, Any]:
@@ -87,7 +91,7 @@ def _flush(path: Path) -> None:
 def export(run_dir: Path, out: Path, dtype: str, step: int | None = None) -> Path:
     """The newest (or that step's) checkpoint as a Hugging Face model in `dtype` at `out`. Returns `out`.
 
-    Raises CheckpointError when the run has no such checkpoint.
+    Raises CheckpointError when the run has no such checkpoint, or `out` holds something that is not RUN_DIR/export.
     """
     checkpoints = Checkpoints(run_dir, keep=1)
     found = checkpoints.latest() if step is None else checkpoints.directory / f"step_{step:06d}"
@@ -96,6 +100,10 @@ def export(run_dir: Path, out: Path, dtype: str, step: int | None = None) -> Pat
         raise CheckpointError(
             f"{run_dir} has no checkpoint{f' of step {step}' if step is not None else ''}; there: {there}"
         )
+    verify(found)
+    out = out.resolve()
+    if out != (run_dir / "export").resolve() and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise CheckpointError(f"{out} is not empty; export to a new directory")
     import safetensors.torch
     import torch
 

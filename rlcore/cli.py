@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -92,13 +91,21 @@ def _split(args: list[str], command: str) -> tuple[str, list[str], list[str]]:
     return names[0], overrides, flags
 
 
-def _composed(args: list[str], command: str, task: Callable[[Config, Composed], int]) -> int:
+def _composed(args: list[str], command: str, task: Callable[[Config, Composed, str], int]) -> int:
     from rlcore.compose import compose, run_with_hydra
 
+    if any(a in ("-h", "--help") for a in args):
+        from rlcore.compose import recipe_names
+
+        print(USAGE.format(recipes=", ".join(recipe_names())))
+        return 0
     name, overrides, flags = _split(args, command)
     multirun = any(f in ("--multirun", "-m") for f in flags)
     composed, for_hydra = compose(name, overrides, multirun)
-    return run_with_hydra(composed, for_hydra, flags, task)
+    yours = "   or your own: rlcore train gsm8k_grpo model.path=DIR data.train=FILE.jsonl"
+    again = f"rlcore {command} {name} {' '.join(o for o in overrides if o.split('=')[0] not in ('seed', 'run_dir'))}"
+    again = f"{again.strip()} seed={composed.config.seed + 1}{yours}"
+    return run_with_hydra(composed, for_hydra, flags, lambda cfg, composed: task(cfg, composed, again))
 
 
 def train_command(args: list[str]) -> int:
@@ -130,7 +137,7 @@ def _resume(args: list[str]) -> int:
     from rlcore.compose import as_config
 
     cfg = as_config(composed.config)
-    return (_sft if cfg.loss.name == "sft" else _train)(cfg, composed)
+    return (_sft if cfg.loss.name == "sft" else _train)(cfg, composed, f"rlcore export {run_dir} --dtype bfloat16")
 
 
 def export_command(args: list[str]) -> int:
@@ -160,70 +167,77 @@ def say(text: str) -> None:
     print(f"[rlcore] {text}", flush=True)
 
 
-def _sft(cfg: Config, composed: Composed) -> int:
+def _sft(cfg: Config, composed: Composed, again: str) -> int:
+    from rlcore.run_dir import recorded
     from rlcore.sft import sft
 
     if cfg.loss.name != "sft":
         raise ConfigError(f"loss.name is {cfg.loss.name}; rlcore sft needs loss.name=sft")
-    out = sft(cfg, composed.config, say)
+    with recorded(Path(str(cfg.run_dir))):
+        out, read = sft(cfg, composed.config, say)
+        _demand_all_read(read, composed)
     say(f"exported model: {out}")
     return 0
 
 
-def _train(cfg: Config, composed: Composed) -> int:
-    """One run, from start-up to the last words."""
+def _train(cfg: Config, composed: Composed, again: str) -> int:
+    """One run, from start-up to the last words. `again` is a command to suggest at the end."""
+    from rlcore.run_dir import recorded
+
+    if cfg.loss.name == "sft":
+        raise ConfigError("loss.name is sft: use `rlcore sft`")
+    began = time.monotonic()
+    run_dir = Path(str(cfg.run_dir))
+    try:
+        with recorded(run_dir):
+            exported = _run(cfg, composed)
+    except BaseException:
+        if list(run_dir.glob("checkpoints/step_*")):
+            say(f"the run can go on: rlcore resume {run_dir}")
+        raise
+    _last_words(run_dir, exported, again, time.monotonic() - began)
+    return 0
+
+
+def _run(cfg: Config, composed: Composed) -> Path:
+    """Build, train, export; everything started is ended. Returns the exported model's directory."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from rlcore.build import as_directory, build, with_model
     from rlcore.checkpoint import export
     from rlcore.sft import demo_model
+    from rlcore.train import train
 
-    began = time.monotonic()
-    if cfg.loss.name == "sft":
-        raise ConfigError("loss.name is sft: use `rlcore sft`")
     if cfg.model.path == "demo":
         cfg = with_model(cfg, str(demo_model(say)))
     parts = build(as_directory(cfg), composed.config, say)
-    run_dir = parts.tracker.run_dir
+    status = "failed"
     try:
-        from rlcore.train import train
-
         parts.tracker.event("started", steps=cfg.steps)
         train(parts)
-        exported = export(run_dir, run_dir / "export", parts.dtype)
+        exported = export(parts.tracker.run_dir, parts.tracker.run_dir / "export", parts.dtype)
         _demand_all_read(parts.fields_read(), composed)
-        parts.tracker.close("done")
-    except BaseException as e:
-        parts.tracker.event("failed", error=type(e).__name__, message=str(e), phase=parts.watch.phase)
-        parts.tracker.close("failed")
-        details = getattr(e, "details", "") or traceback.format_exc()
-        (run_dir / "error.txt").write_text(details)
-        if isinstance(e, RlcoreError) and e.details:
-            say(f"the worker's traceback: {run_dir / 'error.txt'}")
-        if parts.checkpoints.latest() is not None:
-            say(f"the run can go on: rlcore resume {run_dir}")
-        if not isinstance(e, (RlcoreError, KeyboardInterrupt)):
-            say(f"the traceback: {run_dir / 'error.txt'}")
-            raise RlcoreError(f"{type(e).__name__} in phase {parts.watch.phase}: {e}") from e
-        raise
+        status = "done"
+        return exported
     finally:
+        parts.tracker.close(status)
         parts.close()
-    _last_words(run_dir, exported, composed.name, time.monotonic() - began)
-    return 0
 
 
-def _last_words(run_dir: Path, exported: Path, name: str, seconds: float) -> None:
+def _last_words(run_dir: Path, exported: Path, again: str, seconds: float) -> None:
     """What came out of the run, where it is, and what to try next."""
     import json
 
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    say(f"done: {lines[-1]['step']} steps in {seconds / 60:.1f} minutes")
+    training = lines[-1]["time"] - lines[0]["time"]
+    say(f"done: {lines[-1]['step']} steps in {training / 60:.1f} minutes of training, {seconds / 60:.1f} in all")
     for key in sorted({k for line in lines for k in line if k.startswith("eval/") and k.endswith("/accuracy")}):
         values = [line[key] for line in lines if line.get(key) is not None]
-        say(f"  {key}: before {values[0]:.1%}, after {values[-1]:.1%}")
+        if values:
+            say(f"  {key}: before {values[0]:.1%}, after {values[-1]:.1%}")
     say(f"  run directory:   {run_dir} (metrics.jsonl, events.jsonl, config.yaml, checkpoints)")
     say(f"  exported model:  {exported}")
     say(f"  sample rollouts: {run_dir / 'rollouts'}")
-    say(f"next: rlcore train {name} seed=1   or your own: rlcore train gsm8k_grpo model.path=DIR data.train=FILE.jsonl")
+    say(f"next: {again}")
 
 
 def _demand_all_read(by_workers: set[str], composed: Composed) -> None:

@@ -120,11 +120,13 @@ class RolloutConfig(Section):
 
 @dataclass
 class RewardConfig(Section):
-    fns: list[str] = field(default_factory=list)  # a name from rewards/, a dotted path, or file.py:function
+    fns: list[str] = field(
+        default_factory=list
+    )  # built-in name, dotted path or file.py:function; eval accuracy: the first
     weights: list[float] = field(default_factory=list)  # one a function; empty: all 1
     workers: int = 1  # processes that score side by side
     timeout_seconds: float = 10.0  # a sample that takes longer has status "timeout"
-    max_failed_fraction: float = 0.05  # more samples without a score in one step end the run with exit 3
+    max_failed_fraction: float = 0.05  # more samples without a score in a step or an eval end the run with exit 3
 
 
 @dataclass

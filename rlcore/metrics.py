@@ -37,11 +37,12 @@ def _no_signal(group: Group) -> bool:
 
 
 def accuracy(groups: Sequence[Group], first: str) -> dict[str, float]:
-    """Of one evaluation source: `accuracy` is the mean of the first reward function `first`; an unscored answer is not
-    right, and how many there were is `failed_fraction`."""
+    """Of one evaluation source: `accuracy` is the mean of the first reward function `first` over the scored answers,
+    NaN when none is; `failed_fraction` is the share of the others."""
     rollouts = [r for g in groups for r in g.rollouts]
+    scores = [r.parts[first] for r in rollouts if r.reward is not None]
     return {
-        "accuracy": statistics.fmean(r.parts[first] if r.reward is not None else 0.0 for r in rollouts),
+        "accuracy": statistics.fmean(scores) if scores else float("nan"),
         "failed_fraction": statistics.fmean(r.reward is None for r in rollouts),
         "tokens_mean": statistics.fmean(r.response_tokens for r in rollouts),
     }

@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -79,8 +80,9 @@ class Cluster:
     def _init(self, cfg: RayConfig, common: dict[str, Any]) -> None:
         if not self.local:
             try:
-                ray.init(address=cfg.address, **common)
-            except ConnectionError as e:
+                with _deadline(self.seconds, f"joining the Ray cluster at {cfg.address}"):
+                    ray.init(address=cfg.address, **common)
+            except (ConnectionError, RuntimeError) as e:
                 raise ConfigError(
                     f"ray.address: no Ray cluster at {cfg.address!r}: {e}; start one with `ray start`"
                 ) from e
@@ -136,15 +138,22 @@ class Cluster:
             self.groups[role], placement_group_bundle_index=index, placement_group_capture_child_tasks=True
         )
 
-    def options(self, role: str, index: int) -> dict[str, Any]:
-        """Ray actor options for the role's worker on device `index`: its share of the device, its environment."""
+    def options(self, role: str, index: int, devices: int = 1) -> dict[str, Any]:
+        """Ray actor options for the role's worker on device `index`: its share of the device, its environment.
+
+        A worker over several `devices` (a tensor-parallel engine) takes none itself: vLLM places a process of its own
+        on each of them.
+        """
         share = round(1.0 / len(self.roles), 3) - 0.001 if self.colocated else 1.0
         env = {janitor.VARIABLE: self.run_id, "TOKENIZERS_PARALLELISM": "false"}
         if self.device == "cpu":
             env |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+        if devices > 1:
+            bundles = ",".join(str(i) for i in range(index, index + devices))
+            env |= {"VLLM_RAY_PER_WORKER_GPUS": str(share), "VLLM_RAY_BUNDLE_INDICES": bundles}
         return {
             "num_cpus": share if self.device == "cpu" else 0,
-            "num_gpus": share if self.device == "gpu" else 0,
+            "num_gpus": share if self.device == "gpu" and devices == 1 else 0,
             "scheduling_strategy": self.strategy(role, index),
             "runtime_env": {"env_vars": env},
             "max_restarts": 0,
@@ -175,6 +184,24 @@ class Cluster:
         self._janitor.stdin.close()
         self._janitor.wait(timeout=30)
         self._janitor = None
+
+
+@contextmanager
+def _deadline(seconds: float, what: str) -> Iterator[None]:
+    """End the process with a name when `what` takes longer: for calls into Ray that cannot be given a timeout."""
+
+    def give_up() -> None:
+        error = WorkerError(f"{what} took longer than deadline.start_seconds {seconds:g}")
+        print(f"rlcore: WorkerError: {error}", file=sys.stderr, flush=True)
+        os._exit(error.exit_code)
+
+    timer = threading.Timer(seconds, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @ray.remote

@@ -20,15 +20,19 @@ from rlcore.config import Config, compute_dtype
 from rlcore.data import Examples
 from rlcore.placement import Cluster
 from rlcore.records import Batch, Group
+from rlcore.run_dir import locked
 from rlcore.tracker import Tracker
 from rlcore.waits import Watch
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+_ANOTHER_MAKES_IT_SECONDS = 3600.0
 
-def sft(cfg: Config, resolved: DictConfig, say: Callable[[str], None]) -> Path:
-    """Train for `steps` updates; returns the exported model's directory, `run_dir/export`. Resumes as training does."""
+
+def sft(cfg: Config, resolved: DictConfig, say: Callable[[str], None]) -> tuple[Path, set[str]]:
+    """Train for `steps` updates; resumes as training does. Returns the exported model's directory, `run_dir/export`,
+    and the config fields the workers read."""
     from rlcore.workers.model import load_tokenizer
 
     cfg = as_directory(cfg)
@@ -38,12 +42,12 @@ def sft(cfg: Config, resolved: DictConfig, say: Callable[[str], None]) -> Path:
     examples = Examples(cfg.data.train, cfg.data, load_tokenizer(cfg.model), cfg.seed, cfg.rollout.max_response_tokens)
     say(f"data: {len(examples)} examples; {examples.dropped} left out as too long")
     watch = Watch()
+    tracker, step = None, 0
     cluster = Cluster(cfg.ray, cfg.placement, cfg.deadline, {"actor": cfg.actor.ranks}, watch)
     try:
         actor = start_actor(cfg, cluster, watch)
         actor.group.call("start", seconds=cfg.deadline.start_seconds)
         checkpoints = Checkpoints(run_dir, cfg.keep_checkpoints)
-        step = 0
         if (found := checkpoints.latest()) is not None:
             actor.load(found)
             state = checkpoint.state_of(found)
@@ -61,9 +65,10 @@ def sft(cfg: Config, resolved: DictConfig, say: Callable[[str], None]) -> Path:
             if step == cfg.steps or (cfg.save_every_steps and step % cfg.save_every_steps == 0):
                 checkpoints.save(step, actor.save, {"data": examples.state()})
         out = export(run_dir, run_dir / "export", compute_dtype(cfg.model, cluster.device))
-        tracker.close("done")
-        return out
+        return out, actor.group.fields_read()
     finally:
+        if tracker is not None:
+            tracker.close("done" if step == cfg.steps else "failed")
         cluster.close()
 
 
@@ -76,7 +81,7 @@ def demo_model(say: Callable[[str], None]) -> Path:
     import transformers
 
     from rlcore import demo, problems
-    from rlcore.compose import RECIPES, as_config, compose
+    from rlcore.compose import RECIPES
 
     sources = [Path(demo.__file__), Path(problems.__file__), RECIPES / "demo_sft.yaml"]
     digest = hashlib.sha256(b"\0".join(p.read_bytes() for p in sources))
@@ -84,6 +89,14 @@ def demo_model(say: Callable[[str], None]) -> Path:
     ready = cache_dir() / f"demo-{digest.hexdigest()[:16]}"
     if (ready / "config.json").is_file():
         return ready
+    with locked(cache_dir() / ".lock", wait_seconds=_ANOTHER_MAKES_IT_SECONDS):
+        return ready if (ready / "config.json").is_file() else _make_demo_model(ready, say)
+
+
+def _make_demo_model(ready: Path, say: Callable[[str], None]) -> Path:
+    from rlcore import demo
+    from rlcore.compose import as_config, compose
+
     work = cache_dir() / f".{ready.name}.partial"
     shutil.rmtree(work, ignore_errors=True)
     base = demo.make_base(work / "base")
@@ -91,6 +104,7 @@ def demo_model(say: Callable[[str], None]) -> Path:
     say(
         f"demo model: warming up a fresh one by supervised training ({composed.config.steps} steps, once; cached after)"
     )
-    sft(with_model(as_config(composed.config), str(base)), composed.config, say).rename(ready)
+    out, _ = sft(with_model(as_config(composed.config), str(base)), composed.config, say)
+    out.rename(ready)
     shutil.rmtree(work, ignore_errors=True)
     return ready

@@ -26,6 +26,7 @@ from typing import IO, Any
 from omegaconf import DictConfig, OmegaConf
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
+from rlcore import janitor
 from rlcore.config import TrackerConfig
 from rlcore.errors import ConfigError
 from rlcore.records import Group, Rollout
@@ -231,6 +232,9 @@ class _Wandb:
         import wandb
 
         identity = run_dir / "wandb_id"
+        marker = os.environ.pop(
+            janitor.VARIABLE, None
+        )  # wandb's own process outlives the workers, to send the last lines
         if step <= 1 or not identity.exists():
             _replace(identity, uuid.uuid4().hex[:12])
         try:
@@ -245,6 +249,9 @@ class _Wandb:
             )
         except wandb.Error as e:
             raise ConfigError(f"tracker.sinks: wandb does not start: {e}; WANDB_MODE=offline works without it") from e
+        finally:
+            if marker is not None:
+                os.environ[janitor.VARIABLE] = marker
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         self._run.log(dict(metrics), step=step)

@@ -35,16 +35,17 @@ def train(parts: Parts) -> None:
             batch = batch.with_(advantage=parts.advantage(batch, cfg.advantage))
         with phases("update"):
             numbers |= parts.actor.update(batch, step)
-        demand_same_weights(numbers["sync/logp_diff_max"], parts.max_logp_diff, step)
+        if batch.mask.any():  # else no token of this step could be compared
+            demand_same_weights(numbers["sync/logp_diff_max"], parts.max_logp_diff, step)
         step += 1
         with phases("publish"):
             numbers |= parts.publish(version=step)
         numbers |= {"rollout/staleness_steps": float(step - 1 - min(r.version for g in groups for r in g.rollouts))}
-        numbers |= {"perf/tokens_per_second": len(batch.tokens) / (time.monotonic() - began), **phases.metrics()}
+        numbers |= {"perf/tokens_per_second": len(batch.tokens) / (time.monotonic() - began)}
         last = step == cfg.steps
         if last or (cfg.eval.every_steps and step % cfg.eval.every_steps == 0):
             numbers |= evaluate(parts, step)
-        parts.tracker.log(step, numbers)
+        parts.tracker.log(step, numbers | phases.metrics())
         if last:
             demand_same_weights(parts.probe(), parts.max_logp_diff, step)
         if last or (cfg.save_every_steps and step % cfg.save_every_steps == 0):
@@ -66,6 +67,7 @@ def evaluate(parts: Parts, step: int) -> dict[str, float]:
     for name, prompts in parts.evals.items():
         with parts.phases("eval"):
             groups = parts.rollouts.sample(prompts, samples=1, temperature=parts.cfg.eval.temperature)
+        metrics.demand_scores(groups, parts.cfg.reward.max_failed_fraction, parts.quarantine)
         found = metrics.accuracy(groups, parts.reward_names[0])
         numbers |= {f"eval/{name}/{k}": v for k, v in found.items()}
         parts.tracker.evaluation(step, name, found, groups)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -22,6 +24,11 @@ class Totals(NamedTuple):
         return cls(tokens=len(rollouts), sequences=len(rollouts.unique()))
 
 
+def larger(a: float, b: float) -> float:
+    """The maximum, and NaN as soon as either is NaN: Python's own `max` loses it."""
+    return a + b if math.isnan(a) or math.isnan(b) else max(a, b)
+
+
 class Stats:
     """What one rank saw during the updates of a step. `merge` makes metrics of the ranks' statistics."""
 
@@ -40,7 +47,7 @@ class Stats:
         if not name.endswith("_max"):
             self.sums[name] = self.sums.get(name, 0.0) + float(values.double().sum())
         elif len(values):
-            self.maxima[name] = max(self.maxima.get(name, float("-inf")), float(values.max()))
+            self.maxima[name] = larger(self.maxima.get(name, float("-inf")), float(values.max()))
 
 
 def merge(ranks: Sequence[Stats]) -> dict[str, float]:
@@ -56,5 +63,5 @@ def merge(ranks: Sequence[Stats]) -> dict[str, float]:
     for name in sorted({n for s in ranks for n in s.sums}):
         metrics[name] = sum(s.sums.get(name, 0.0) for s in ranks) / tokens
     for name in sorted({n for s in ranks for n in s.maxima}):
-        metrics[name] = max(s.maxima[name] for s in ranks if name in s.maxima)
+        metrics[name] = functools.reduce(larger, (s.maxima[name] for s in ranks if name in s.maxima))
     return metrics

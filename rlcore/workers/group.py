@@ -37,7 +37,11 @@ class WorkerGroup:
         self.role, self.watch, self.deadline = role, watch, deadline
         remote = ray.remote(cls)
         self.workers = [
-            Worker(role, rank, remote.options(**cluster.options(role, rank * devices_each)).remote(*make(rank)))
+            Worker(
+                role,
+                rank,
+                remote.options(**cluster.options(role, rank * devices_each, devices_each)).remote(*make(rank)),
+            )
             for rank in range(ranks)
         ]
         watch.workers += self.workers

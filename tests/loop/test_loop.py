@@ -148,3 +148,33 @@ def test_old_checkpoints_go(tmp_path: Path) -> None:
     parts = toy_parts(toy_config(tmp_path, steps=5, save_every_steps=1, keep_checkpoints=2))
     train(parts)
     assert [p.name for p in parts.checkpoints.all()] == ["step_000004", "step_000005"]
+
+
+def test_a_nan_difference_is_not_the_same_weights(tmp_path: Path) -> None:
+    parts = toy_parts(toy_config(tmp_path, steps=2))
+    update = parts.actor.update
+    parts.actor.update = lambda batch, step: update(batch, step) | {"sync/logp_diff_max": float("nan")}
+    with pytest.raises(SyncError):
+        train(parts)
+
+
+def test_an_evaluation_without_scores_ends_the_run_and_is_not_zero(tmp_path: Path) -> None:
+    parts = toy_parts(toy_config(tmp_path, steps=1))
+    sample = parts.rollouts.sample
+
+    def unscored(prompts, samples, temperature):
+        groups = sample(prompts, samples, temperature)
+        for rollout in (r for g in groups for r in g.rollouts):
+            rollout.reward, rollout.status, rollout.parts = None, {"right": "timeout"}, {}
+        return groups
+
+    parts.rollouts.sample = unscored
+    with pytest.raises(RewardError, match="right.*'timeout'"):
+        train(parts)
+
+
+def test_a_step_in_which_nothing_is_scored_goes_on_where_that_is_allowed(tmp_path: Path) -> None:
+    parts = toy_parts(toy_config(tmp_path, steps=1, reward__max_failed_fraction=1.0))
+    parts.rollouts.unscored = set(range(8))
+    train(parts)
+    assert lines(tmp_path)[1]["reward/mean"] is None

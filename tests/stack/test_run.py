@@ -31,6 +31,7 @@ kl: {{coef: 0.01}}
 actor: {{ranks: 2, learning_rate: 1e-3, minibatches_per_step: 2}}
 reference: {{ranks: 1}}
 ray: {{object_store_mib: 100}}
+sync: {{bucket_mib: 16}}
 """
 REWARD = """
 import os

@@ -167,3 +167,12 @@ def test_merged_statistics_are_means_over_all_tokens_of_all_ranks() -> None:
     assert merge([*ranks, empty]) == {
         "actor/loss": 0.5, "actor/grad_norm": 1.5, "actor/skipped_updates": 0.0, "actor/kl": 3.0, "actor/ratio_max": 6.0
     }  # fmt: skip
+
+
+def test_a_nan_is_never_lost_in_a_maximum() -> None:
+    first, second = Stats(), Stats()
+    first.add("sync/logp_diff_max", torch.tensor([float("nan"), 0.1]), torch.tensor([True, True]))
+    first.add("sync/logp_diff_max", torch.tensor([1e-5]), torch.tensor([True]))
+    second.add("sync/logp_diff_max", torch.tensor([1e-5]), torch.tensor([True]))
+    assert math.isnan(merge([first, second])["sync/logp_diff_max"])
+    assert math.isnan(merge([second, first])["sync/logp_diff_max"])

@@ -19,7 +19,7 @@ LAYERS = [
     {"rlcore.records", "rlcore.config", "rlcore.problems"},
     {"rlcore.protocols", "rlcore.waits", "rlcore.sources"},
     {"rlcore.algo", "rewards", "rlcore.weights", "rlcore.metrics"},
-    {"rlcore.placement"},
+    {"rlcore.placement", "rlcore.run_dir"},
     {"rlcore.workers", "rollout", "rlcore.data", "rlcore.tracker", "rlcore.checkpoint", "rlcore.demo", "rlcore.check"},
     {"rlcore.build", "rlcore.compose"},
     {"rlcore.sft", "rlcore.train"},
