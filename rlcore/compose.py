@@ -23,7 +23,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import OverrideType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from rlcore.check import check
 from rlcore.config import Config, all_keys, forget_reads
@@ -35,11 +35,15 @@ _OPEN_KEYS = ("rollout.vllm_args", "actor.deepspeed_args")  # free-form: passed 
 
 @dataclass
 class Composed:
-    """What was asked: the merged config, and where each key the user set came from (key -> "command line" or file)."""
+    """What was asked: the merged config, and where each key the user set came from (key -> "command line" or file).
+
+    `set_by` has what the user wrote; `origins` has in addition what came from a shipped recipe or a `defaults:` list.
+    """
 
     config: DictConfig
     name: str
     set_by: dict[str, str] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
 
 
 def recipe_names() -> list[str]:
@@ -48,7 +52,9 @@ def recipe_names() -> list[str]:
 
 def recipe_file(name: str) -> Path:
     """The YAML behind a recipe name or a path. Raises ConfigError with the nearest name."""
-    if name.endswith((".yaml", ".yml")):
+    if name.endswith(".yml"):
+        raise ConfigError(f"{name}: a recipe file must end in .yaml; rename it to {name.removesuffix('.yml')}.yaml")
+    if name.endswith(".yaml"):
         path = Path(name).resolve()
         if not path.is_file():
             raise ConfigError(f"no recipe file {name} (looked for {path})")
@@ -86,17 +92,31 @@ def _flatten(node: Any, prefix: str = "") -> dict[str, Any]:
 
 def _read_recipe(path: Path) -> dict[str, Any]:
     """The recipe with its `defaults:` composed by Hydra, as a plain nested dict."""
-    GlobalHydra.instance().clear()
-    shipped = f"hydra.searchpath=[file://{RECIPES}]"
-    try:
+
+    def composed() -> Any:
+        GlobalHydra.instance().clear()
         with hydra.initialize_config_dir(str(path.parent), version_base="1.3"):
-            raw = hydra.compose(path.stem, overrides=[shipped])
-        content = OmegaConf.to_container(raw)
+            return hydra.compose(path.stem, overrides=[f"hydra.searchpath=[file://{RECIPES}]"])
+
+    return _mapping(path, composed)
+
+
+def _mapping(path: Path, read: Callable[[], Any]) -> dict[str, Any]:
+    try:
+        content = OmegaConf.to_container(read())
     except Exception as e:  # yaml, OmegaConf and Hydra each have their own errors; all are about this file
-        raise ConfigError(f"{path}: cannot be read as a recipe: {e}") from e
+        cause = e.__cause__ if e.__cause__ and not str(e) else e
+        key, text = getattr(cause, "full_key", None), str(cause)
+        text = f"{key}: {text.splitlines()[0]}" if key and text else text
+        raise ConfigError(f"{path}: cannot be read as a recipe: {text}") from e
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: a recipe is a mapping of keys to values, this is a {type(content).__name__}")
     return typing.cast("dict[str, Any]", content)
+
+
+def _root(key: str) -> str:
+    """The key of the schema: for what is inside a free-form key, that key."""
+    return next((k for k in _OPEN_KEYS if key == k or key.startswith(k + ".")), key)
 
 
 class _Merger:
@@ -106,20 +126,17 @@ class _Merger:
         self.config = typing.cast(DictConfig, OmegaConf.structured(Config))
         self.keys = all_keys()
         self.errors: list[str] = []
-        self.set_by: dict[str, str] = {}
+        self.set_by: dict[str, str] = {}  # narrowed to what the user wrote
+        self.origins: dict[str, str] = {}
 
     def put(self, key: str, value: Any, origin: str) -> None:
-        root = next((k for k in _OPEN_KEYS if key == k or key.startswith(k + ".")), key)
+        root = _root(key)
         if root not in self.keys:
             section = any(k.startswith(key + ".") for k in self.keys)
             hint = " is a section, not a key; set one of its keys" if section else " is not a key"
             self.errors.append(f"{key} ({origin}){hint}{'' if section else _nearest(key, self.keys)}")
             return
-        if (
-            isinstance(value, str)
-            and isinstance(OmegaConf.select(self.config, root), typing.Sequence)
-            and (OmegaConf.is_list(OmegaConf.select(self.config, root)))
-        ):
+        if isinstance(value, str) and _is_list(root):
             value = [value]  # `data.eval=FILE` is a list of one
         trial = self.config.copy()
         try:
@@ -128,7 +145,28 @@ class _Merger:
             self.errors.append(f"{key} ({origin}): {_type_error(root, value, e)}")
             return
         self.config = trial
-        self.set_by[root] = origin
+        self.set_by[root] = self.origins[root] = origin
+
+    def parse(self, text: str) -> Any:
+        """One override of the command line, or None when it is wrong."""
+        try:
+            override = parse_override(text)
+        except ConfigError as e:
+            self.errors.append(f"command line: {e}")
+            return None
+        if override.type == OverrideType.DEL:
+            self.errors.append(f"{text} (command line): keys cannot be deleted; set a value instead")
+            return None
+        return override
+
+    def settle(self) -> None:
+        """List every `${...}` that leads nowhere; its key goes back to the default, so that check() can go on."""
+        broken = unresolved(self.config, self.origins)
+        self.errors += broken.values()
+        defaults = OmegaConf.structured(Config)
+        for key in broken:
+            section, leaf = _parent(self.config, key)
+            section[leaf] = typing.cast(Any, OmegaConf.to_container(_parent(defaults, key)[0]))[leaf]
 
     def missing(self) -> list[str]:
         return sorted(k for k in self.keys if OmegaConf.is_missing(*_parent(self.config, k)))
@@ -139,12 +177,39 @@ def _parent(config: DictConfig, key: str) -> tuple[Any, str]:
     return (OmegaConf.select(config, section) if section else config), leaf
 
 
-def _type_error(key: str, value: Any, e: Exception) -> str:
+def unresolved(config: DictConfig, origins: dict[str, str]) -> dict[str, str]:
+    """Of the keys in `origins`, those whose `${...}` has no value, or none of the key's type: key -> the error."""
+    errors: dict[str, str] = {}
+    for key, origin in origins.items():
+        section, leaf = _parent(config, key)
+        try:
+            value = section[leaf]
+            if OmegaConf.is_config(value):
+                OmegaConf.to_container(value, resolve=True)
+        except MissingMandatoryValue:
+            continue  # reported as required
+        except OmegaConfBaseException as e:
+            errors[key] = f"{key} ({origin}): {str(e).splitlines()[0]}"
+        except RecursionError:
+            errors[key] = f"{key} ({origin}): its ${{...}} leads back to itself"
+    return errors
+
+
+def _hint(key: str) -> Any:
+    """The annotation of a key of the schema."""
     cls: Any = Config
     *sections, leaf = key.split(".")
     for s in sections:
         cls = next(f.default_factory for f in fields(cls) if f.name == s)
-    want = typing.get_type_hints(cls)[leaf]
+    return typing.get_type_hints(cls)[leaf]
+
+
+def _is_list(key: str) -> bool:
+    return typing.get_origin(_hint(key)) is list
+
+
+def _type_error(key: str, value: Any, e: Exception) -> str:
+    want = _hint(key)
     if isinstance(want, type) and hasattr(want, "__members__"):
         choices = list(want.__members__)  # type: ignore[attr-defined]
         return f"{value!r} is not one of {', '.join(choices)}{_nearest(str(value), choices)}"
@@ -177,21 +242,20 @@ def compose(name: str, overrides: list[str], multirun: bool = False) -> tuple[Co
     path = recipe_file(name)
     merger = _Merger()
     shipped = path.parent == RECIPES
-    for key, value in _flatten(_read_recipe(path)).items():
-        merger.put(key, value, str(path) if not shipped else f"recipe {path.stem}")
-    if shipped:
-        merger.set_by.clear()  # a shipped recipe may set keys an override makes idle; a user's own file may not
+    content = _flatten(_read_recipe(path))
+    # What a shipped recipe or a `defaults:` list sets may be made idle by an override; the user's own lines may not.
+    own = set() if shipped else {_root(k) for k in _flatten(_mapping(path, lambda: OmegaConf.load(path)))}
+    for key, value in content.items():
+        inherited = f"recipe {path.stem}" if shipped else f"{path}, from its defaults"
+        merger.put(key, value, str(path) if _root(key) in own else inherited)
+    merger.set_by = {k: origin for k, origin in merger.set_by.items() if k in own}
     for_hydra: list[str] = []
     for text in overrides:
-        try:
-            override = parse_override(text)
-        except ConfigError as e:
-            merger.errors.append(f"command line: {e}")
+        override = merger.parse(text)
+        if override is None:
             continue
         key = override.key_or_group
-        if key.startswith("hydra") or override.type == OverrideType.DEL:
-            if override.type == OverrideType.DEL:
-                merger.errors.append(f"{text} (command line): keys cannot be deleted; set a value instead")
+        if key.startswith("hydra"):
             for_hydra.append(text)
             continue
         sweep = override.is_sweep_override()
@@ -200,14 +264,18 @@ def compose(name: str, overrides: list[str], multirun: bool = False) -> tuple[Co
             continue
         for value in override.sweep_iterator() if sweep else [override.value()]:
             merger.put(key, parse_override(f"{key}={value}").value() if sweep else _plain(value), "command line")
-        for_hydra.append(_hydra_form(key, override, text, merger))
-    errors = merger.errors + [f"{k} is required: set it on the command line or in {path}" for k in merger.missing()]
-    errors += check(as_config(merger.config))
-    if errors:
-        raise ConfigError("\n".join(f"  {i}. {e}" for i, e in enumerate(errors, 1)))
+        for_hydra.append(_hydra_form(key, override, text))
+    missing = [f"{k} is required: set it on the command line or in {path}" for k in merger.missing()]
+    merger.settle()
+    _demand_none(merger.errors + missing + check(as_config(merger.config)))
     if merger.config.run_dir is None:
         merger.config.run_dir = f"runs/{path.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-    return Composed(merger.config, path.stem, merger.set_by), for_hydra
+    return Composed(merger.config, path.stem, merger.set_by, merger.origins), for_hydra
+
+
+def _demand_none(errors: list[str]) -> None:
+    if errors:
+        raise ConfigError("\n".join(f"  {i}. {e}" for i, e in enumerate(errors, 1)))
 
 
 def compose_run(run_dir: Path, overrides: list[str]) -> Composed:
@@ -219,18 +287,26 @@ def compose_run(run_dir: Path, overrides: list[str]) -> Composed:
     if not path.is_file():
         raise ConfigError(f"{run_dir} holds no run: there is no {path}")
     merger = _Merger()
-    for key, value in _flatten(typing.cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.load(path)))).items():
+    for key, value in _flatten(_mapping(path, lambda: OmegaConf.load(path))).items():
         merger.put(key, value, str(path))
+    merger.config.run_dir = str(run_dir)
     merger.set_by.clear()
     for text in overrides:
-        override = parse_override(text)
-        merger.put(override.key_or_group, _plain(override.value()), "command line")
-    merger.config.run_dir = None
-    errors = merger.errors + check(as_config(merger.config))
-    if errors:
-        raise ConfigError("\n".join(f"  {i}. {e}" for i, e in enumerate(errors, 1)))
-    merger.config.run_dir = str(run_dir)
-    return Composed(merger.config, run_dir.name, merger.set_by)
+        override = merger.parse(text)
+        if override is None:
+            continue
+        if override.key_or_group == "run_dir":
+            merger.errors.append(f"{text} (command line): a run goes on where it is, in {run_dir}; leave it out")
+        elif override.is_sweep_override():
+            merger.errors.append(f"{text} (command line): resume takes single values (or quote the value)")
+        else:
+            merger.put(override.key_or_group, _plain(override.value()), "command line")
+    missing = [f"{k} is required: it is not in {path}" for k in merger.missing()]
+    merger.settle()
+    cfg = as_config(merger.config)
+    cfg.run_dir = None  # check() wants a new directory
+    _demand_none(merger.errors + missing + check(cfg))
+    return Composed(merger.config, run_dir.name, merger.set_by, merger.origins)
 
 
 def _plain(value: Any) -> Any:
@@ -242,13 +318,13 @@ def _plain(value: Any) -> Any:
     return value.text if hasattr(value, "text") else value
 
 
-def _hydra_form(key: str, override: Any, text: str, merger: _Merger) -> str:
+def _hydra_form(key: str, override: Any, text: str) -> str:
     """The override as Hydra must see it: `++` inside free-form keys, a list for a list, quoted where we quoted."""
     if override.is_sweep_override():
         return text
     root = next((k for k in _OPEN_KEYS if key.startswith(k + ".")), None)
     shown = override.get_value_string() if hasattr(override, "get_value_string") else text.partition("=")[2]
-    if OmegaConf.is_list(OmegaConf.select(merger.config, key)) and isinstance(override.value(), str):
+    if key in all_keys() and _is_list(key) and isinstance(override.value(), str):
         shown = f"[{shown}]"
     return f"{'++' if root else ''}{key}={shown}"
 
@@ -285,9 +361,11 @@ def run_with_hydra(
 
     def job(config: DictConfig) -> None:
         state = HydraConfig.get()
-        if str(state.mode).endswith("MULTIRUN") and config.run_dir == base:
-            config.run_dir = str(Path(base) / str(state.job.num))
         try:
+            if broken := unresolved(config, composed.origins):  # a swept value: compose() saw only the last
+                raise ConfigError("\n".join(broken.values()))
+            if str(state.mode).endswith("MULTIRUN") and config.run_dir == base:
+                config.run_dir = str(Path(base) / str(state.job.num))
             cfg = as_config(config)
             if wrong := check(cfg):
                 raise ConfigError("\n".join(wrong))

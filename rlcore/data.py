@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import re
 import string
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -85,7 +86,7 @@ class Examples:
         self.name = loaded.name
         if tokenizer.eos_token_id is None:
             raise DataError("the tokenizer has no end-of-sequence token, so a response cannot be taught to end")
-        messages, answers, said = _read_rows(loaded, cfg)
+        messages, answers, said = _read_rows(loaded, cfg, answers_needed=False)
         prompts = _tokenize_prompts(loaded, messages, cfg, tokenizer)
         texts = [_response(loaded, i, cfg, said[i]) for i in range(len(loaded.rows))]
         responses = tokenizer(texts, add_special_tokens=False)["input_ids"]
@@ -166,16 +167,19 @@ def _example(prompt: Prompt, response: list[int], text: str) -> Rollout:
     return Rollout(prompt, tokens, [0.0] * len(tokens), mask, "stop", 0, text, 0.0)
 
 
-def _read_rows(loaded: Rows, cfg: DataConfig) -> tuple[list[list[Message]], list[str], list[str | None]]:
+def _read_rows(
+    loaded: Rows, cfg: DataConfig, answers_needed: bool = True
+) -> tuple[list[list[Message]], list[str], list[str | None]]:
     """Of each row: the conversation before the response, the gold answer, what the assistant said last, if it did."""
-    columns = list(loaded.rows[0])
-    prompt_column = _choose(loaded, "data.prompt_column", cfg.prompt_column, _PROMPT_COLUMNS)
+    columns = list(dict.fromkeys(column for row in loaded.rows for column in row))
+    first = list(loaded.rows[0])
+    prompt_column = _choose(loaded, "data.prompt_column", cfg.prompt_column, _PROMPT_COLUMNS, first)
     if prompt_column is None:
         raise DataError(
             f"{loaded.source}: none of the columns {', '.join(_PROMPT_COLUMNS)}; "
-            f"set data.prompt_column to one of {', '.join(columns)}"
+            f"set data.prompt_column to one of {', '.join(first)}"
         )
-    answer_column = _choose(loaded, "data.answer_column", cfg.answer_column, _ANSWER_COLUMNS)
+    answer_column = _choose(loaded, "data.answer_column", cfg.answer_column, _ANSWER_COLUMNS, columns)
     template = _parse_template(cfg.prompt_template, columns, answer_column)
     messages, answers, said = [], [], []
     for i in range(len(loaded.rows)):
@@ -187,13 +191,15 @@ def _read_rows(loaded: Rows, cfg: DataConfig) -> tuple[list[list[Message]], list
         if template is not None:
             conversation[-1] = _fill(conversation[-1], template, loaded, i)
         messages.append(conversation)
-        answers.append("" if answer_column is None else _as_text(_cell(loaded, i, answer_column)))
+        if answer_column is None or not (answers_needed or loaded.rows[i].get(answer_column) is not None):
+            answers.append("")
+        else:
+            answers.append(_as_text(_cell(loaded, i, answer_column)))
     return messages, answers, said
 
 
-def _choose(loaded: Rows, key: str, column: str, candidates: Sequence[str]) -> str | None:
-    """The column to use: the one named, or with "auto" the first candidate that the first row has, if any."""
-    columns = list(loaded.rows[0])
+def _choose(loaded: Rows, key: str, column: str, candidates: Sequence[str], columns: Sequence[str]) -> str | None:
+    """The one of `columns` to use: the one named, or with "auto" the first candidate among them, if any."""
     if column != "auto":
         if column not in columns:
             raise DataError(
@@ -217,13 +223,36 @@ def _conversation(value: Any, where: str, column: str) -> list[Message]:
     if isinstance(value, str):
         if not value.strip():
             raise DataError(f"{where}: column {column} is empty")
-        return [{"role": "user", "content": value}]
+        parsed = _parse_messages(value, where, column)
+        if parsed is None:
+            return [{"role": "user", "content": value}]
+        value = parsed
     messages = value if isinstance(value, list) else [value]
-    if not all(isinstance(m, Mapping) and {"role", "content"} <= m.keys() for m in messages):
+    if not all(_is_message(m) for m in messages):
         raise DataError(f"{where}: column {column} must be text or a list of {{role, content}} messages")
-    if not any(m["role"] == "user" for m in messages):
+    asked = [m["content"] for m in messages if m["role"] == "user"]
+    if not asked:
         raise DataError(f"{where}: column {column} has no user message")
+    if not asked[-1] or (isinstance(asked[-1], str) and not asked[-1].strip()):
+        raise DataError(f"{where}: column {column}: the last user message is empty")
     return list(messages)
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, Mapping) and {"role", "content"} <= value.keys()
+
+
+def _parse_messages(text: str, where: str, column: str) -> list[Any] | None:
+    """A list of messages written as JSON, as in a CSV cell; None for any other text, such as `[1, 2] sorted?`."""
+    if not text.lstrip().startswith("["):
+        return None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as e:
+        if re.match(r"\s*\[\s*\{", text):
+            raise DataError(f"{where}: column {column} looks like a list of messages but is not valid JSON: {e}") from e
+        return None
+    return value if any(_is_message(m) for m in value) else None
 
 
 def _parse_template(template: str, columns: list[str], answer_column: str | None) -> Template | None:

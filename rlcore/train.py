@@ -91,15 +91,19 @@ def main() -> None:
     name = directory = None
     rest: list[str] = []
     while args:
-        flag, _, value = args.pop(0).partition("=")
-        if flag in ("--config-name", "-cn"):
-            name = value or args.pop(0)
-        elif flag in ("--config-dir", "-cd"):
-            directory = value or args.pop(0)
-        else:
-            rest.append(f"{flag}={value}" if value else flag)
+        arg = args.pop(0)
+        flag, equals, value = arg.partition("=")
+        if flag not in ("--config-name", "-cn", "--config-dir", "-cd"):
+            rest.append(arg)
+            continue
+        if not equals and args and not args[0].startswith("-"):
+            value = args.pop(0)
+        if not value:
+            print(f"rlcore: ConfigError: {flag} needs a value: --config-name NAME [--config-dir DIR]", file=sys.stderr)
+            sys.exit(2)
+        name, directory = (value, directory) if flag in ("--config-name", "-cn") else (name, value)
     if directory and name:
-        name = f"{directory}/{name.removesuffix('.yaml')}.yaml"
+        name = f"{directory}/{name if name.endswith(('.yaml', '.yml')) else f'{name}.yaml'}"
     sys.exit(train_command([*([name] if name else []), *rest]))
 
 

@@ -10,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from rlcore.check import check
-from rlcore.compose import RECIPES, as_config, compose, parse_override, recipe_names
+from rlcore.compose import RECIPES, as_config, compose, compose_run, parse_override, recipe_names, run_with_hydra
 from rlcore.config import Config, Section, all_keys, fields_read, forget_reads
 from rlcore.errors import ConfigError
 
@@ -79,6 +79,9 @@ def test_unreadable_files_and_names(tmp_path: Path) -> None:
     assert "broken.yaml" in errors_of(str(path))
     assert "did you mean demo?" in errors_of("dmo")
     assert "no recipe file" in errors_of("nowhere.yaml")
+    path = tmp_path / "mine.yml"
+    path.write_text(MINE)
+    assert f"rename it to {tmp_path}/mine.yaml" in errors_of(str(path))
 
 
 def test_plus_does_not_slip_past_the_schema(recipe: str) -> None:
@@ -97,6 +100,99 @@ def test_a_recipe_can_build_on_another(tmp_path: Path) -> None:
     composed, _ = compose(str(path), [])
     parent, _ = compose("demo", [])
     assert composed.config.seed == 5 and composed.config.steps == parent.config.steps
+
+
+def test_what_a_recipe_inherits_is_not_the_users(tmp_path: Path) -> None:
+    path = tmp_path / "child.yaml"
+    path.write_text("defaults: [demo, _self_]\nactor: {beta2: 0.9}\nrollout: {vllm_args: {max_num_seqs: 3}}\n")
+    composed, _ = compose(str(path), ["steps=7"])
+    assert composed.set_by == {
+        "actor.beta2": str(path), "rollout.vllm_args": str(path), "steps": "command line"
+    }  # fmt: skip
+    assert composed.config.reference.ranks == 2 and composed.origins["reference.ranks"].endswith("from its defaults")
+    assert compose("demo", [])[0].set_by == {}
+
+
+def test_interpolations_work_and_bad_ones_are_listed(recipe: str, tmp_path: Path) -> None:
+    assert (
+        as_config(compose(recipe, ["actor.ranks=2", "reference.ranks=${actor.ranks}"])[0].config).reference.ranks == 2
+    )
+    text = errors_of(
+        recipe, "reference.ranks=${actor.rank}", "seed=${model.path}", "data.eval=['${gone}']", "steps=${actor.epochs}",
+        "rollout.vllm_args.a=${gone}", "kl.coef=${oc.env:RLCORE_NOT_SET}", "actor.rank=1", "run_dir=${nowhere}",
+    )  # fmt: skip
+    for key in ("reference.ranks", "seed", "data.eval", "steps", "rollout.vllm_args", "kl.coef", "run_dir"):
+        assert text.count(f". {key} (command line): ") == 1, text
+    assert "Interpolation key 'actor.rank' not found" in text and "did you mean actor.ranks?" in text
+    assert "steps is required" not in text
+    path = tmp_path / "bad.yaml"
+    path.write_text(MINE + "reference: {ranks: '${actor.rank}'}\n")
+    assert f"reference.ranks ({path}): Interpolation key 'actor.rank' not found" in errors_of(str(path))
+    assert compose(str(path), ["reference.ranks=2"])[0].config.reference.ranks == 2
+    assert "seed (command line): Recursive" in errors_of(recipe, "seed=${steps}", "steps=${seed}")
+    path.write_text(MINE + "reference: {ranks: '${actor'}\n")
+    assert f"{path}: cannot be read as a recipe: reference.ranks: no viable" in errors_of(str(path))
+
+
+def test_a_bad_interpolation_in_a_sweep_is_a_config_error(recipe: str, tmp_path: Path) -> None:
+    composed, for_hydra = compose(recipe, [f"run_dir={tmp_path}/sweep", "seed=${stepz},1"], multirun=True)
+    ran = []
+    with pytest.raises(ConfigError, match=r"^seed \(command line\): Interpolation key 'stepz' not found"):
+        run_with_hydra(composed, for_hydra, ["--multirun"], lambda cfg, _: ran.append(cfg) or 0)
+
+
+@pytest.fixture
+def run_dir(recipe: str, tmp_path: Path) -> Path:
+    where = tmp_path / "run"
+    where.mkdir()
+    composed, _ = compose(recipe, [f"run_dir={where}"])
+    OmegaConf.save(composed.config, where / "config.yaml")
+    (where / "metrics.jsonl").touch()
+    return where
+
+
+def test_resuming_takes_the_runs_config_and_the_changes(run_dir: Path) -> None:
+    composed = compose_run(run_dir, ["steps=9"])
+    assert (composed.config.steps, composed.config.run_dir) == (9, str(run_dir))
+    assert composed.set_by == {"steps": "command line"} and composed.config.model.path == "some/model"
+
+
+def test_resuming_lists_every_error(run_dir: Path) -> None:
+    with pytest.raises(ConfigError) as e:
+        compose_run(
+            run_dir,
+            [
+                "run_dir=elsewhere",
+                "steps=1,2",
+                "foo",
+                "~seed",
+                "actor.rank=2",
+                "reference.ranks=${actor.rank}",
+                "--cfg",
+            ],
+        )
+    for part in (
+        f"run_dir=elsewhere (command line): a run goes on where it is, in {run_dir}",
+        "steps=1,2 (command line): resume takes single values",
+        "'foo' is not key=value",
+        "'--cfg' is not key=value",
+        "~seed (command line): keys cannot be deleted",
+        "actor.rank (command line) is not a key",
+        "reference.ranks (command line): Interpolation key 'actor.rank' not found",
+    ):
+        assert part in str(e.value), e.value
+    assert str(e.value).count("\n") == 6
+
+
+def test_a_runs_own_config_may_be_wrong(run_dir: Path) -> None:
+    path = run_dir / "config.yaml"
+    good = path.read_text()
+    path.write_text(good.replace("seed: ", "seed: ${nowhere} #"))
+    with pytest.raises(ConfigError, match=r"seed \(.*config.yaml\): Interpolation key 'nowhere' not found"):
+        compose_run(run_dir, [])
+    path.write_text("a: [1,\n")
+    with pytest.raises(ConfigError, match="config.yaml: cannot be read"):
+        compose_run(run_dir, [])
 
 
 @pytest.mark.parametrize("text", ["a=b=c&d?e", "a=it's", "a={x} y, z", "a=1,2 three"])
@@ -170,6 +266,32 @@ def test_the_command_line_prints_the_resolved_run() -> None:
     done = rlcore("rlcore.train", "--config-name", "demo", "seed=3", "--cfg", "job")
     assert done.returncode == 0, done.stderr
     assert OmegaConf.create(done.stdout).seed == 3
+
+
+@pytest.mark.parametrize(
+    "args", [["--config-name"], ["steps=3", "-cn"], ["--config-name="], ["--config-name", "--cfg"], ["-cd"]], ids=str
+)
+def test_a_flag_without_its_value_exits_2(monkeypatch, capsys, args: list[str]) -> None:
+    from rlcore.train import main
+
+    monkeypatch.setattr(sys, "argv", ["train", *args])
+    with pytest.raises(SystemExit) as e:
+        main()
+    assert e.value.code == 2 and "needs a value" in capsys.readouterr().err
+
+
+def test_config_dir_and_overrides_reach_the_command(monkeypatch) -> None:
+    from rlcore import cli, train
+
+    seen = []
+    monkeypatch.setattr(cli, "train_command", lambda args: seen.append(args) or 0)
+    for name in ("mine", "mine.yaml"):
+        monkeypatch.setattr(
+            sys, "argv", ["train", "--config-name", name, "--config-dir=here", "a.b=", "c=d=e", "--cfg"]
+        )
+        with pytest.raises(SystemExit):
+            train.main()
+    assert seen == [["here/mine.yaml", "a.b=", "c=d=e", "--cfg"]] * 2
 
 
 def test_a_wrong_key_exits_2_before_anything_heavy_is_imported() -> None:

@@ -14,6 +14,8 @@ from rlcore.errors import ConfigError, DataError
 from rlcore.sources import load_rows, source_name
 from tests.tiny import make_tiny_model
 
+USER = {"role": "user", "content": "a"}
+
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
@@ -124,6 +126,33 @@ def test_messages_column_and_system_prompt(tmp_path: Path, tokenizer) -> None:
     )
 
 
+def test_messages_written_as_json_in_a_cell(tmp_path: Path, tokenizer) -> None:
+    turns = [{"role": "system", "content": "s"}, {"role": "user", "content": "2, [3]?"}]
+    texts = [json.dumps(turns), " " + json.dumps(turns, indent=1), "[1, 2] sorted?", "[1, 2]", '[{"a": 1}]', "[[", "[]"]
+    with (tmp_path / "a.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["prompt", "answer"], *([t, "x"] for t in texts)])
+    prompts = Prompts(str(tmp_path / "a.csv"), DataConfig(), tokenizer, 0).all()
+    seen = [text_of(tokenizer, p) for p in prompts]
+    assert seen[0] == seen[1] == "<system>s<user>2, [3]?<assistant>"
+    assert seen[2:] == [f"<user>{t}<assistant>" for t in texts[2:]]
+
+
+def test_a_csv_of_broken_messages_is_told_with_its_line(tmp_path: Path, tokenizer) -> None:
+    (tmp_path / "a.csv").write_text("prompt,answer\nx,1\n\"[{'role': 'user', 'content': 'a'}]\",2\n")
+    with pytest.raises(DataError, match="a.csv, line 3: column prompt looks like a list of messages but is not valid"):
+        Prompts(str(tmp_path / "a.csv"), DataConfig(), tokenizer, 0)
+
+
+def test_the_answer_column_is_the_first_candidate_any_row_has(tmp_path: Path, tokenizer) -> None:
+    rows = [{"prompt": "a", "response": "b", "solution": "c"}, {"prompt": "d", "solution": "e"}]
+    prompts = Prompts(jsonl(tmp_path / "a.jsonl", rows), DataConfig(), tokenizer, 0).all()
+    assert [p.answer for p in prompts] == ["c", "e"]
+    # Supervised examples need no gold answer.
+    rows = [{"prompt": "a", "response": "b"}, {"prompt": "d", "response": "e", "answer": "f"}]
+    examples = Examples(jsonl(tmp_path / "b.jsonl", rows), DataConfig(shuffle=False), tokenizer, 0, 8).take(2)
+    assert [r.prompt.answer for r in examples] == ["", "f"]
+
+
 def test_plain_text_prompts(tmp_path: Path, tokenizer) -> None:
     prompts = Prompts(sums(tmp_path), DataConfig(chat_template=False), tokenizer, 0)
     assert text_of(tokenizer, prompts.all()[0]) == "0+1"
@@ -169,6 +198,15 @@ def test_a_wrong_template_is_a_config_error(tmp_path: Path, tokenizer, template:
         ([{"question": 5}], DataConfig(), "text or a list of"),
         ([{"question": [{"role": "user"}]}], DataConfig(), "text or a list of"),
         ([{"question": []}], DataConfig(), "no user message"),
+        ([{"question": [USER | {"content": " "}]}], DataConfig(), "line 1: column question: the last user message is"),
+        ([{"question": [USER, USER | {"content": None}]}], DataConfig(), "the last user message is empty"),
+        ([{"question": [USER | {"content": ""}, {"role": "assistant", "content": "b"}]}], DataConfig(), "last user"),
+        ([{"question": "a"}, {"question": " [ {'role': 'user'}]"}], DataConfig(), "line 2: column question looks like"),
+        ([{"question": json.dumps([USER, {"role": "user"}])}], DataConfig(), "text or a list of"),
+        ([{"question": json.dumps([USER | {"content": ""}])}], DataConfig(), "the last user message is empty"),
+        ([{"question": "a", "answer": 1}, {"question": "b"}], DataConfig(), "line 2: column answer is missing"),
+        ([{"question": "a"}, {"question": "b", "solution": 1}], DataConfig(), "line 1: column solution is missing"),
+        ([{"question": "a"}, {"question": "b", "gold": 1}], DataConfig(answer_column="gold"), "line 1: column gold is"),
     ],
 )
 def test_a_wrong_row_is_named(tmp_path: Path, tokenizer, rows: list[dict], cfg: DataConfig, complaint: str) -> None:
