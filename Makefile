@@ -10,7 +10,7 @@ ifeq ($(PROFILE),cpu)
 TORCH_FROM := $(if $(LOCAL_WHEELS),--find-links $(LOCAL_WHEELS),--torch-backend cpu)
 endif
 
-.PHONY: install demo test lint bench lock clean
+.PHONY: install demo test lint bench lock check-locks clean
 
 install: $(STAMP)
 
@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml .locks/$(PROFILE).txt .locks/overrides-$(PROFILE).txt
 demo: install
 	$(BIN)/rlcore train demo
 
-test: install
+test: install check-locks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
@@ -39,12 +39,21 @@ lint: install
 bench: install
 	$(BIN)/pytest -m slow -s
 
-# Both profiles resolve without installing anything; run it after a change of dependencies.
+# Both profiles resolve without installing anything; run `make lock` after a change of dependencies.
+LOCKS ?= .locks
 lock:
 	$(BIN)/uv pip compile pyproject.toml --quiet --no-header --extra cpu --extra dev --python-version 3.11 \
-	  $(TORCH_FROM) --override .locks/overrides-cpu.txt -o .locks/cpu.txt
+	  $(TORCH_FROM) --override .locks/overrides-cpu.txt -o $(LOCKS)/cpu.txt
 	$(BIN)/uv pip compile pyproject.toml --quiet --no-header --extra gpu --extra dev --python-version 3.11 \
-	  --python-platform x86_64-manylinux_2_28 -o .locks/gpu.txt
+	  --python-platform x86_64-manylinux_2_28 -o $(LOCKS)/gpu.txt
+
+# The locks are what pyproject.toml asks for: resolving again changes nothing.
+check-locks: install
+	rm -rf $(VENV)/locks && cp -r .locks $(VENV)/locks
+	$(MAKE) --no-print-directory lock LOCKS=$(VENV)/locks PROFILE=cpu
+	diff -r .locks $(VENV)/locks
+	$(BIN)/uv pip compile pyproject.toml --quiet --extra gpu --extra flash --constraint .locks/gpu.txt --python-version 3.11 \
+	  --python-platform x86_64-manylinux_2_28 -o $(VENV)/gpu-with-flash-attn.txt
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -101,13 +101,13 @@ def export(run_dir: Path, out: Path, dtype: str, step: int | None = None) -> Pat
             f"{run_dir} has no checkpoint{f' of step {step}' if step is not None else ''}; there: {there}"
         )
     verify(found)
-    out = out.resolve()
-    if out != (run_dir / "export").resolve() and out.exists() and (not out.is_dir() or any(out.iterdir())):
+    own = out.resolve() == (run_dir / "export").resolve()
+    if not own and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CheckpointError(f"{out} is not empty; export to a new directory")
     import safetensors.torch
     import torch
 
-    partial = out.with_name(f".{out.name}.partial")
+    partial = out.resolve().with_name(f".{out.resolve().name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(found / "model", partial)
     for shard in partial.glob("*.safetensors"):

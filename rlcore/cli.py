@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import time
@@ -102,10 +103,18 @@ def _composed(args: list[str], command: str, task: Callable[[Config, Composed, s
     name, overrides, flags = _split(args, command)
     multirun = any(f in ("--multirun", "-m") for f in flags)
     composed, for_hydra = compose(name, overrides, multirun)
-    yours = "   or your own: rlcore train gsm8k_grpo model.path=DIR data.train=FILE.jsonl"
-    again = f"rlcore {command} {name} {' '.join(o for o in overrides if o.split('=')[0] not in ('seed', 'run_dir'))}"
+    yours = f"   or your own: {_program()} train gsm8k_grpo model.path=DIR data.train=FILE.jsonl"
+    again = (
+        f"{_program()} {command} {name} {' '.join(o for o in overrides if o.split('=')[0] not in ('seed', 'run_dir'))}"
+    )
     again = f"{again.strip()} seed={composed.config.seed + 1}{yours}"
     return run_with_hydra(composed, for_hydra, flags, lambda cfg, composed: task(cfg, composed, again))
+
+
+def _program() -> str:
+    """`rlcore` as this user can type it."""
+    typed = sys.argv[0]
+    return typed if typed.endswith("/rlcore") and shutil.which("rlcore") is None else "rlcore"
 
 
 def train_command(args: list[str]) -> int:
@@ -137,7 +146,9 @@ def _resume(args: list[str]) -> int:
     from rlcore.compose import as_config
 
     cfg = as_config(composed.config)
-    return (_sft if cfg.loss.name == "sft" else _train)(cfg, composed, f"rlcore export {run_dir} --dtype bfloat16")
+    return (_sft if cfg.loss.name == "sft" else _train)(
+        cfg, composed, f"{_program()} export {run_dir} --dtype bfloat16"
+    )
 
 
 def export_command(args: list[str]) -> int:
@@ -193,7 +204,7 @@ def _train(cfg: Config, composed: Composed, again: str) -> int:
             exported = _run(cfg, composed)
     except BaseException:
         if list(run_dir.glob("checkpoints/step_*")):
-            say(f"the run can go on: rlcore resume {run_dir}")
+            say(f"the run can go on: {_program()} resume {run_dir}")
         raise
     _last_words(run_dir, exported, again, time.monotonic() - began)
     return 0
