@@ -84,8 +84,8 @@ class Cluster:
                     ray.init(address=cfg.address, **common)
             except (ConnectionError, RuntimeError) as e:
                 raise ConfigError(
-                    f"ray.address: cannot join {cfg.address!r}: {e}; start a cluster with `ray start`, and where it asks "
-                    "for tokens, as Ray does by default, set RAY_AUTH_MODE=token"
+                    f"ray.address: cannot join {cfg.address!r}: {e}; start a cluster with `ray start`, and where it "
+                    "asks for tokens, as Ray does by default, set RAY_AUTH_MODE=token"
                 ) from e
             return
         cores = os.cpu_count() or 1
