@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.initialization import no_init_weights
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-from rlcore.config import Dtype, ModelConfig
+from rlcore.config import ModelConfig, compute_dtype
 from rlcore.errors import ConfigError
 from rlcore.records import COLUMNS, Batch
 from rlcore.workers import attention
@@ -29,10 +29,8 @@ _NOT_A_MODEL = (OSError, ValueError, KeyError, ImportError)  # what transformers
 
 
 def model_dtype(cfg: ModelConfig, device: str) -> torch.dtype:
-    """Of the forward pass: `model.dtype`, or by device (cpu: float32, anything else: bfloat16)."""
-    if cfg.dtype is Dtype.auto:
-        return torch.float32 if device == "cpu" else torch.bfloat16
-    return torch.float32 if cfg.dtype is Dtype.float32 else torch.bfloat16
+    """Of the forward pass, as torch names it; the rule is `config.compute_dtype`, which the engines go by too."""
+    return getattr(torch, compute_dtype(cfg, device))
 
 
 def load_model(cfg: ModelConfig, dtype: torch.dtype, weights: bool = True) -> PreTrainedModel:
