@@ -63,6 +63,27 @@ class Schedule(str, Enum):
 class Aggregation(str, Enum):
     token_mean = "token_mean"
     sequence_mean = "sequence_mean"
+    sequence_sum = "sequence_sum"
+    constant_length = "constant_length"
+
+
+class KLEstimator(str, Enum):
+    k1 = "k1"
+    k2 = "k2"
+    k3 = "k3"
+
+
+class KLPlace(str, Enum):
+    loss = "loss"
+    reward = "reward"
+
+
+class Correction(str, Enum):
+    none = "none"
+    truncate_token = "truncate_token"
+    truncate_sequence = "truncate_sequence"
+    mask_token = "mask_token"
+    reject_sequence = "reject_sequence"
 
 
 class SyncBackend(str, Enum):
@@ -112,6 +133,9 @@ class RolloutConfig(Section):
     min_response_tokens: int = 0  # no end of sequence before; above 0 needs temperature 1
     max_response_tokens: int = 256  # longer responses are cut: finish "length"
     stop: list[str] = field(default_factory=list)  # strings that end a response
+    dynamic_draws: float = 0.0  # draw up to this times prompts_per_step for groups whose rewards differ; 0: no filter
+    greedy_baseline: bool = False  # one more, greedy sample a prompt: scored as a baseline (ReMax), not trained on
+    train_truncated: bool = True  # False: cut responses stay in the baseline and leave the loss
     max_sequences: int = 256  # sequences an engine decodes at once
     kv_cache_gib: float = 0.5  # CPU: cache of one engine
     device_memory_fraction: float = 0.6  # GPU: share of the device one engine may fill
@@ -126,6 +150,8 @@ class RewardConfig(Section):
     weights: list[float] = field(default_factory=list)  # one a function; empty: all 1
     workers: int = 1  # processes that score side by side
     timeout_seconds: float = 10.0  # a sample that takes longer has status "timeout"
+    overlong_fraction: float = 0.0  # last share of max_response_tokens in which a penalty grows from 0 (DAPO)
+    overlong_penalty: float = 1.0  # to this at the limit, taken from the reward
     max_failed_fraction: float = 0.05  # more samples without a score in a step or an eval end the run with exit 3
 
 
@@ -134,6 +160,9 @@ class AdvantageConfig(Section):
     name: str = "grpo"  # a name from algo/advantage.py, a dotted path, or file.py:function
     std_normalize: bool = True  # divide by the group's standard deviation
     epsilon: float = 1e-6  # added to that standard deviation
+    whiten: bool = False  # then to mean 0 and variance 1 over all response tokens of the step
+    gamma: float = 1.0  # discount of a reward one token later
+    gae_lambda: float = 1.0  # of gae: 1 is the whole return, 0 trusts the critic
 
 
 @dataclass
@@ -141,12 +170,29 @@ class LossConfig(Section):
     name: str = "ppo_clip"  # a name from algo/loss.py, a dotted path, or file.py:function
     clip_low: float = 0.2  # ratio is clipped at 1 - clip_low
     clip_high: float = 0.2  # and at 1 + clip_high
+    dual_clip: float = 0.0  # ppo_clip: a negative advantage counts at most this often; 0: no limit, else above 1
+    tau_positive: float = 1.0  # sapo: temperature of the gate where the advantage is positive
+    tau_negative: float = 1.05  # and where it is negative
     aggregation: Aggregation = Aggregation.token_mean  # how token losses become one number, over the optimizer step
+    length_constant: Optional[int] = None  # tokens constant_length divides by; None: rollout.max_response_tokens
+    entropy_coef: float = 0.0  # weight of the entropy bonus
+
+
+@dataclass
+class CorrectionConfig(Section):
+    name: Correction = Correction.none  # of trainer probability / engine probability, where the two differ
+    low: float = 0.5  # mask_token and reject_sequence leave out what is below
+    high: float = 2.0  # or above; the truncate_ forms cut at it
 
 
 @dataclass
 class KLConfig(Section):
-    coef: float = 0.0  # weight of the k3 estimate of KL(policy || reference) in the loss; 0: no reference ranks
+    coef: float = 0.0  # weight of the estimate of KL(policy || reference); 0: no reference ranks
+    place: KLPlace = KLPlace.loss  # loss: a term with a gradient; reward: taken from each token's reward
+    estimator: KLEstimator = KLEstimator.k3
+    unbiased_gradient: bool = False  # in the loss: times policy / old policy, so that the gradient is the KL's
+    target: Optional[float] = None  # nats a token the coefficient adapts to; None: coef stays
+    horizon: int = 10_000  # rollouts in which the coefficient can follow the target
 
 
 @dataclass
@@ -173,6 +219,17 @@ class ActorConfig(Section):
 @dataclass
 class ReferenceConfig(Section):
     ranks: int = 1  # exist only when kl.coef > 0
+    refresh_steps: int = 0  # every so many steps it takes the policy's weights; 0: never
+
+
+@dataclass
+class CriticConfig(Section):
+    ranks: int = 0  # processes, one device each; 0: no critic. What is not here is as the actor's
+    path: Optional[str] = None  # reward model or any model to start from; None: model.path with a new head
+    learning_rate: float = 1e-5
+    clip: float = 0.2  # a value moves at most this far from its old one; 0: no limit
+    whiten_returns: bool = False  # learn returns scaled by their running mean and deviation
+    warmup_steps: int = 0  # first steps in which only the critic learns
 
 
 @dataclass
@@ -219,6 +276,7 @@ class TrackerConfig(Section):
 @dataclass
 class Config(Section):
     run_dir: Optional[str] = None  # everything the run writes; None: runs/RECIPE-TIME
+    algorithm: Optional[str] = None  # a file of recipes/algorithm, or FILE.yaml: the defaults of its paper, as if typed
     seed: int = 0
     steps: int = MISSING
     prompts_per_step: int = 32  # P
@@ -231,9 +289,11 @@ class Config(Section):
     reward: RewardConfig = field(default_factory=RewardConfig)
     advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    correction: CorrectionConfig = field(default_factory=CorrectionConfig)
     kl: KLConfig = field(default_factory=KLConfig)
     actor: ActorConfig = field(default_factory=ActorConfig)
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
+    critic: CriticConfig = field(default_factory=CriticConfig)
     sync: SyncConfig = field(default_factory=SyncConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     placement: PlacementConfig = field(default_factory=PlacementConfig)

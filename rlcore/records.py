@@ -54,6 +54,7 @@ class Rollout:
     version  the weights it was sampled with
     text     the response, decoded once for the rewards and the log; never tokenized again
     reward   None when scoring failed; then `status` says why: {function name: "error" | "timeout" | "crashed" | ...}
+    trains   False: its reward counts in the group's baseline, its tokens are not in the loss
     """
 
     prompt: Prompt
@@ -66,6 +67,7 @@ class Rollout:
     reward: float | None = None
     parts: dict[str, float] = field(default_factory=dict)
     status: dict[str, str] = field(default_factory=dict)
+    trains: bool = True
 
     @property
     def response_tokens(self) -> int:
@@ -74,25 +76,36 @@ class Rollout:
 
 @dataclass
 class Group:
-    """The G rollouts of one prompt, in sample order."""
+    """The G rollouts of one prompt, in sample order.
+
+    baseline  the reward of the greedy answer, where one was drawn and could be scored; else None
+    used      False: drawn and scored, but left out of the batch (its rewards are all equal, or it came after the P-th)
+    """
 
     rollouts: list[Rollout]
+    baseline: float | None = None
+    used: bool = True
 
     @property
     def prompt(self) -> Prompt:
         return self.rollouts[0].prompt
 
 
-COLUMNS = ("old_logp", "ref_logp", "value", "advantage", "returns")
+COLUMNS = ("old_logp", "ref_logp", "penalty", "value", "advantage", "returns")
 
 
 @dataclass(frozen=True)
 class Batch:
-    """B rollouts laid end to end. Columns after `group` are filled at most once, by `with_`, and never overwritten.
+    """B rollouts laid end to end. Columns after `baseline` are filled at most once, by `with_`, and never overwritten.
 
     tokens (N,) int32, offsets (B+1,) int64, mask (N,) bool, rollout_logp (N,) float32, reward (B,) float32 with NaN
     where scoring failed (such a rollout's mask is all False: it carries no loss), group (B,) int64: rollouts with
-    equal entries answer the same prompt. The group travels in the data, so any reordering is harmless.
+    equal entries answer the same prompt. The group travels in the data, so any reordering is harmless. baseline (B,)
+    float32: the reward of the prompt's greedy answer, NaN where there is none.
+
+    old_logp, ref_logp (N,) float32: under the policy before the update, under the reference. penalty: what the KL takes
+    from each token's reward. value: the critic's guess, before each token, of what is still to come; returns: what
+    came. advantage: what the loss weighs each token by. 0 where mask is False, all of them.
 
     Example: two rollouts of 3 and 2 tokens have offsets [0, 3, 5] and N = 5.
     """
@@ -103,8 +116,10 @@ class Batch:
     rollout_logp: Tensor
     reward: Tensor
     group: Tensor
+    baseline: Tensor
     old_logp: Tensor | None = None
     ref_logp: Tensor | None = None
+    penalty: Tensor | None = None
     value: Tensor | None = None
     advantage: Tensor | None = None
     returns: Tensor | None = None
@@ -127,19 +142,25 @@ class Batch:
 
     @classmethod
     def from_groups(cls, groups: Sequence[Group]) -> Batch:
-        """Lay the rollouts of `groups` end to end, in order."""
+        """Lay the rollouts of the used ones of `groups` end to end, in order."""
         import torch
 
+        groups = [g for g in groups if g.used]
         rollouts = [r for g in groups for r in g.rollouts]
         lengths = torch.tensor([0] + [len(r.tokens) for r in rollouts], dtype=torch.int64)
         nan = float("nan")
         return cls(
             tokens=torch.tensor([t for r in rollouts for t in r.tokens], dtype=torch.int32),
             offsets=lengths.cumsum(0),
-            mask=torch.tensor([m and r.reward is not None for r in rollouts for m in r.mask], dtype=torch.bool),
+            mask=torch.tensor(
+                [m and r.trains and r.reward is not None for r in rollouts for m in r.mask], dtype=torch.bool
+            ),
             rollout_logp=torch.tensor([x for r in rollouts for x in r.logp], dtype=torch.float32),
             reward=torch.tensor([nan if r.reward is None else r.reward for r in rollouts], dtype=torch.float32),
             group=torch.tensor([i for i, g in enumerate(groups) for _ in g.rollouts], dtype=torch.int64),
+            baseline=torch.tensor(
+                [nan if g.baseline is None else g.baseline for g in groups for _ in g.rollouts], dtype=torch.float32
+            ),
         )
 
     def with_(self, **columns: Tensor) -> Batch:
@@ -174,5 +195,6 @@ class Batch:
             rollout_logp=self.rollout_logp[token],
             reward=self.reward[index],
             group=self.group[index],
+            baseline=self.baseline[index],
             **filled,
         )

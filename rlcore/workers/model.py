@@ -180,7 +180,7 @@ def microbatch(batch: Batch, rollouts: list[int], device: torch.device) -> Batch
         filled = {name: zero for name in COLUMNS if getattr(batch, name) is not None}
         chosen = Batch(
             tokens=zero.int(), offsets=torch.tensor([0, 1]), mask=zero.bool(), rollout_logp=zero, reward=zero,
-            group=zero.long(), **filled,
+            group=zero.long(), baseline=zero, **filled,
         )  # fmt: skip
     columns = {f.name: getattr(chosen, f.name) for f in dataclasses.fields(Batch)}
     return dataclasses.replace(chosen, **{k: v.to(device) for k, v in columns.items() if v is not None})

@@ -122,6 +122,7 @@ def batch_of(rollouts: int = 12, seed: int = 0, **columns: Any) -> Batch:
     return Batch(
         tokens=torch.randint(4, 100, (n,), generator=g, dtype=torch.int32), offsets=offsets, mask=mask,
         rollout_logp=torch.full((n,), -4.8), reward=torch.zeros(rollouts), group=torch.arange(rollouts) // 4,
+        baseline=torch.full((rollouts,), float("nan")),
         advantage=noise * mask, ref_logp=-4.8 + 0.3 * noise, **columns,
     )  # fmt: skip
 
@@ -300,7 +301,7 @@ def test_the_saved_model_is_a_hugging_face_model(two: Ranks, tiny: Path, tmp_pat
     logp = model(tokens[None]).logits[0, :-1].log_softmax(-1).gather(-1, tokens[1:, None])[:, 0]
     whole = Batch(
         tokens=tokens.int(), offsets=torch.tensor([0, 20]), mask=torch.arange(20) > 0, rollout_logp=torch.zeros(20),
-        reward=torch.zeros(1), group=torch.zeros(1, dtype=torch.int64),
+        reward=torch.zeros(1), group=torch.zeros(1, dtype=torch.int64), baseline=torch.zeros(1),
     )  # fmt: skip
     torch.testing.assert_close(two.logp(whole, 80)[1:], logp, rtol=0, atol=1e-5)
     assert AutoTokenizer.from_pretrained(directory).chat_template

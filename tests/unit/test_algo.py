@@ -29,7 +29,8 @@ def batch_of(rewards: list[float], group: list[int], tokens_each: int = 3, **col
     return Batch(
         tokens=torch.zeros(n, dtype=torch.int32), offsets=torch.arange(0, n + 1, tokens_each),
         mask=(torch.arange(n) % tokens_each > 0) & ~failed, rollout_logp=torch.zeros(n),
-        reward=torch.tensor(rewards), group=torch.tensor(group), **columns,
+        reward=torch.tensor(rewards), group=torch.tensor(group),
+        baseline=torch.full((len(rewards),), NAN), **columns,
     )  # fmt: skip
 
 
@@ -117,6 +118,7 @@ def test_shares_of_any_split_add_up_to_the_whole(lengths: list[int], cut: int, h
     batch = Batch(
         tokens=torch.zeros(n, dtype=torch.int32), offsets=offsets, mask=mask, rollout_logp=torch.zeros(n),
         reward=torch.zeros(len(lengths)), group=torch.zeros(len(lengths), dtype=torch.int64),
+        baseline=torch.zeros(len(lengths)),
     )  # fmt: skip
     totals = Totals.of(batch)
     cut = min(cut, len(lengths))

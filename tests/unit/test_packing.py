@@ -48,7 +48,7 @@ def batch_of(lengths: list[int], masked: list[bool]) -> Batch:
     zeros = torch.zeros(len(lengths))
     return Batch(
         tokens=torch.arange(n, dtype=torch.int32), offsets=offsets, mask=torch.tensor(masked)[rollout] & ~first,
-        rollout_logp=torch.zeros(n), reward=zeros, group=zeros.long(),
+        rollout_logp=torch.zeros(n), reward=zeros, group=zeros.long(), baseline=zeros,
     )  # fmt: skip
 
 
