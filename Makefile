@@ -10,7 +10,7 @@ ifeq ($(PROFILE),cpu)
 TORCH_FROM := $(if $(LOCAL_WHEELS),--find-links $(LOCAL_WHEELS),--torch-backend cpu)
 endif
 
-.PHONY: install demo test lint bench lock check-locks clean
+.PHONY: install demo test lint bench bench-learning lock check-locks clean
 
 install: $(STAMP)
 
@@ -38,6 +38,9 @@ lint: install
 
 bench: install
 	$(BIN)/pytest -m slow -s
+
+bench-learning: install
+	$(BIN)/python -m tests.benchmarks.algorithms
 
 # Both profiles resolve without installing anything; run `make lock` after a change of dependencies.
 LOCKS ?= .locks

@@ -6,37 +6,54 @@ Each rule is one line of English that names the keys, what they are, and what to
 from __future__ import annotations
 
 import difflib
+import functools
 import math
+from collections.abc import Callable
 from pathlib import Path
 
-from rlcore.config import Config, Placement, SyncBackend, all_keys
+from rlcore.config import Aggregation, Config, Correction, KLEstimator, KLPlace, Placement, SyncBackend, all_keys
 
+_HOME = Path(__file__).parent
+_ADVANTAGES, _LOSSES = _HOME / "algo" / "advantage.py", _HOME / "algo" / "loss.py"
 _FILE_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".gguf")
 
 _AT_LEAST: dict[str, float] = {
     "steps": 1, "prompts_per_step": 1, "rollouts_per_prompt": 1, "save_every_steps": 0, "keep_checkpoints": 1,
     "data.max_prompt_tokens": 1, "rollout.engines": 1, "rollout.tensor_parallel": 1, "rollout.top_k": 0,
     "rollout.min_response_tokens": 0, "rollout.max_response_tokens": 1, "rollout.max_sequences": 1, "reward.workers": 1,
-    "reward.max_failed_fraction": 0, "advantage.epsilon": 0, "loss.clip_low": 0, "loss.clip_high": 0, "kl.coef": 0,
-    "actor.ranks": 1, "actor.learning_rate": 0, "actor.warmup_steps": 0, "actor.weight_decay": 0, "actor.beta1": 0,
-    "actor.beta2": 0, "actor.max_grad_norm": 0, "actor.epochs_per_step": 1, "actor.minibatches_per_step": 1,
-    "actor.microbatch_tokens": 1, "actor.logits_chunk_tokens": 1, "reference.ranks": 1, "sync.bucket_mib": 1,
-    "eval.every_steps": 0, "eval.prompts": 0, "eval.temperature": 0, "ray.object_store_mib": 80,
+    "reward.overlong_fraction": 0, "reward.overlong_penalty": 0, "reward.max_failed_fraction": 0,
+    "advantage.epsilon": 0, "advantage.gamma": 0, "advantage.gae_lambda": 0, "loss.clip_low": 0, "loss.clip_high": 0,
+    "loss.length_constant": 1, "loss.entropy_coef": 0, "correction.low": 0, "correction.high": 1, "kl.coef": 0,
+    "kl.horizon": 1, "actor.ranks": 1, "actor.learning_rate": 0, "actor.warmup_steps": 0, "actor.weight_decay": 0,
+    "actor.beta1": 0, "actor.beta2": 0, "actor.max_grad_norm": 0, "actor.epochs_per_step": 1,
+    "actor.minibatches_per_step": 1, "actor.microbatch_tokens": 1, "actor.logits_chunk_tokens": 1, "reference.ranks": 1,
+    "reference.refresh_steps": 0, "critic.ranks": 0, "critic.learning_rate": 0, "critic.clip": 0,
+    "critic.warmup_steps": 0, "sync.bucket_mib": 1, "eval.every_steps": 0, "eval.prompts": 0, "eval.temperature": 0,
+    "ray.object_store_mib": 80,
 }  # fmt: skip
 _ABOVE_ZERO = (
     "rollout.temperature", "rollout.top_p", "rollout.kv_cache_gib", "rollout.device_memory_fraction",
-    "reward.timeout_seconds", "actor.adam_epsilon", "deadline.start_seconds", "deadline.rollout_seconds",
-    "deadline.update_seconds", "deadline.publish_seconds",
+    "reward.timeout_seconds", "loss.tau_positive", "loss.tau_negative", "kl.target", "actor.adam_epsilon",
+    "deadline.start_seconds", "deadline.rollout_seconds", "deadline.update_seconds", "deadline.publish_seconds",
 )  # fmt: skip
 _AT_MOST: dict[str, float] = {
-    "rollout.top_p": 1, "rollout.device_memory_fraction": 1, "reward.max_failed_fraction": 1, "loss.clip_low": 1,
-    "actor.beta1": 1, "actor.beta2": 1, "actor.zero_stage": 3,
+    "rollout.top_p": 1, "rollout.device_memory_fraction": 1, "reward.overlong_fraction": 1,
+    "reward.max_failed_fraction": 1, "advantage.gamma": 1, "advantage.gae_lambda": 1, "loss.clip_low": 1,
+    "correction.low": 1, "actor.beta1": 1, "actor.beta2": 1, "actor.zero_stage": 3,
 }  # fmt: skip
+_ZERO_OR: dict[str, tuple[str, str, Callable[[float], bool]]] = {
+    "rollout.dynamic_draws": ("no filter", "at least 1", lambda x: x == 0 or x >= 1),
+    "loss.dual_clip": ("no limit", "above 1", lambda x: x == 0 or x > 1),
+}
+# Advantages that compare the rollouts of one prompt: they need several.
+_OF_A_GROUP = ("grpo", "rloo", "opo", "gpg", "reinforce_plus_plus_baseline")
 
 
 def check(cfg: Config) -> list[str]:
     """Every error of a config, in words; empty when it can run."""
-    return _ranges(cfg) + _combinations(cfg) + _names(cfg) + _files(cfg)
+    rules = [_ranges, _sampling, _rewards, _sizes, _placement, _names, _files]
+    rules += [_sft] if cfg.loss.name == "sft" else [_advantage, _loss, _updates, _kl, _critic]
+    return [error for rule in rules for error in rule(cfg)]
 
 
 def value_of(cfg: Config, key: str) -> object:
@@ -48,23 +65,26 @@ def value_of(cfg: Config, key: str) -> object:
 
 
 def _ranges(cfg: Config) -> list[str]:
-    def number(key: str) -> float:
-        value = value_of(cfg, key)
-        assert isinstance(value, (int, float))
-        return value
+    numbers = {k: v for k in all_keys() if isinstance(v := value_of(cfg, k), (int, float))}
+    lists = {k: v for k in all_keys() if isinstance(v := value_of(cfg, k), list)}
+    broken = {k: v for k, v in numbers.items() if not math.isfinite(v)}
+    broken |= {k: x for k, v in lists.items() for x in v if isinstance(x, float) and not math.isfinite(x)}
+    if broken:
+        return [f"{k} is {v}; it must be a finite number" for k, v in broken.items()]
 
-    keys = [k for k, v in ((k, value_of(cfg, k)) for k in all_keys()) if isinstance(v, float) and not math.isfinite(v)]
-    if keys:
-        return [f"{k} is {number(k)}; it must be a finite number" for k in keys]
-    errors = [f"{k} is {number(k)}; it must be at least {m:g}" for k, m in _AT_LEAST.items() if number(k) < m]
-    errors += [f"{k} is {number(k)}; it must be above 0" for k in _ABOVE_ZERO if number(k) <= 0]
-    errors += [f"{k} is {number(k)}; it can be at most {m:g}" for k, m in _AT_MOST.items() if number(k) > m]
+    n = numbers  # a key that is None is not in it
+    errors = [f"{k} is {n[k]}; it must be at least {m:g}" for k, m in _AT_LEAST.items() if k in n and n[k] < m]
+    errors += [f"{k} is {n[k]}; it must be above 0" for k in _ABOVE_ZERO if k in n and n[k] <= 0]
+    errors += [f"{k} is {n[k]}; it can be at most {m:g}" for k, m in _AT_MOST.items() if k in n and n[k] > m]
+    errors += [
+        f"{k} is {n[k]}; it must be 0 ({off}) or {more}" for k, (off, more, ok) in _ZERO_OR.items() if not ok(n[k])
+    ]
     if cfg.actor.zero_stage < 0:
         errors.append(f"actor.zero_stage is {cfg.actor.zero_stage}; it must be 0, 1, 2 or 3")
     return errors
 
 
-def _combinations(cfg: Config) -> list[str]:
+def _sampling(cfg: Config) -> list[str]:
     r, errors = cfg.rollout, []
     if (r.top_p < 1 or r.top_k > 0 or r.min_response_tokens > 0) and r.temperature != 1:
         errors.append(
@@ -72,35 +92,170 @@ def _combinations(cfg: Config) -> list[str]:
             f"{r.min_response_tokens}: when tokens are ruled out, the engine's log-probabilities can be compared with "
             "the trainer's only at temperature 1"
         )
-    if cfg.ray.address is None and 3 * cfg.sync.bucket_mib > cfg.ray.object_store_mib:
-        errors.append(
-            f"sync.bucket_mib {cfg.sync.bucket_mib} is over a third of ray.object_store_mib "
-            f"{cfg.ray.object_store_mib}: two buckets and a step's batch are in it at a time"
-        )
     if r.min_response_tokens > r.max_response_tokens:
         errors.append(
             f"rollout.min_response_tokens {r.min_response_tokens} is above max_response_tokens {r.max_response_tokens}"
         )
-    sft = cfg.loss.name == "sft"
-    if sft and (cfg.actor.minibatches_per_step, cfg.actor.epochs_per_step, cfg.kl.coef, r.temperature) != (1, 1, 0, 1):
+    if r.dynamic_draws > 0 and cfg.rollouts_per_prompt == 1:
+        errors.append(
+            f"rollout.dynamic_draws is {r.dynamic_draws:g} with rollouts_per_prompt 1: a group of one never has "
+            "rewards that differ, so no draw would count; use 2 or more, or rollout.dynamic_draws=0"
+        )
+    return errors
+
+
+def _rewards(cfg: Config) -> list[str]:
+    r, errors = cfg.reward, []
+    if cfg.loss.name != "sft" and not r.fns:
+        errors.append("reward.fns is empty: name at least one reward, e.g. reward.fns=[gsm8k] or FILE.py:function")
+    if r.weights and len(r.weights) != len(r.fns):
+        errors.append(f"reward.weights has {len(r.weights)} entries for {len(r.fns)} reward.fns")
+    twice = sorted({fn for fn in r.fns if r.fns.count(fn) > 1})
+    if twice:
+        errors.append(f"reward.fns names {', '.join(twice)} twice; name it once and set its reward.weights")
+    return errors
+
+
+def _sizes(cfg: Config) -> list[str]:
+    rollouts = cfg.prompts_per_step * cfg.rollouts_per_prompt
+    parts = cfg.actor.minibatches_per_step
+    return [
+        f"a step has {rollouts} rollouts (prompts_per_step x rollouts_per_prompt), too few for "
+        f"actor.minibatches_per_step {parts} on {role}.ranks {ranks}"
+        for role, ranks in (("actor", cfg.actor.ranks), ("critic", cfg.critic.ranks))
+        if rollouts < parts * ranks
+    ]
+
+
+def _sft(cfg: Config) -> list[str]:
+    errors, a = [], cfg.actor
+    if (a.minibatches_per_step, a.epochs_per_step, cfg.kl.coef, cfg.rollout.temperature) != (1, 1, 0, 1):
         errors.append(
             "loss.name is sft: one update of prompts_per_step rows a step, no reference, temperature 1; leave "
             "actor.minibatches_per_step, actor.epochs_per_step, kl.coef and rollout.temperature alone"
         )
-    if not sft and not cfg.reward.fns:
-        errors.append("reward.fns is empty: name at least one reward, e.g. reward.fns=[gsm8k] or FILE.py:function")
-    if cfg.reward.weights and len(cfg.reward.weights) != len(cfg.reward.fns):
-        errors.append(f"reward.weights has {len(cfg.reward.weights)} entries for {len(cfg.reward.fns)} reward.fns")
-    if not sft and cfg.advantage.name == "grpo" and cfg.rollouts_per_prompt == 1:
+    if cfg.critic.ranks > 0:
+        errors.append(f"loss.name is sft with critic.ranks {cfg.critic.ranks}: there is no reward to guess; use 0")
+    return errors
+
+
+def _advantage(cfg: Config) -> list[str]:
+    """What the advantage function needs, and what is made for nothing when it is a built-in one that reads it not."""
+    name, errors = cfg.advantage.name, []
+    builtin = name in _builtin_names(_ADVANTAGES)
+    if name in _OF_A_GROUP and cfg.rollouts_per_prompt == 1:
         errors.append(
-            "rollouts_per_prompt is 1 with advantage.name grpo: a group of one has advantage 0, so nothing would be "
+            f"rollouts_per_prompt is 1 with advantage.name {name}: a group of one has advantage 0, so nothing would be "
             "learned; use 2 or more"
         )
-    rollouts = cfg.prompts_per_step * cfg.rollouts_per_prompt
-    if rollouts < cfg.actor.minibatches_per_step * cfg.actor.ranks:
+    if name == "gae" and cfg.critic.ranks == 0:
         errors.append(
-            f"a step has {rollouts} rollouts (prompts_per_step x rollouts_per_prompt), too few for "
-            f"actor.minibatches_per_step {cfg.actor.minibatches_per_step} on actor.ranks {cfg.actor.ranks}"
+            "advantage.name is gae with critic.ranks 0: it needs a critic's values; set critic.ranks, as algorithm=ppo "
+            "does"
+        )
+    if builtin and name != "gae" and cfg.critic.ranks > 0:
+        errors.append(
+            f"critic.ranks is {cfg.critic.ranks} with advantage.name {name}, which uses no values; set critic.ranks=0, "
+            "or advantage.name=gae"
+        )
+    greedy = cfg.rollout.greedy_baseline
+    if name == "remax" and not greedy:
+        errors.append(
+            "advantage.name is remax with rollout.greedy_baseline false: the greedy answer's reward is its baseline; "
+            "set rollout.greedy_baseline=true, as algorithm=remax does"
+        )
+    if builtin and name != "remax" and greedy:
+        errors.append(
+            f"rollout.greedy_baseline is true with advantage.name {name}, which does not use it: the greedy answers "
+            "would be drawn for nothing; set it to false, or advantage.name=remax"
+        )
+    return errors
+
+
+def _loss(cfg: Config) -> list[str]:
+    loss, how, errors = cfg.loss, cfg.loss.aggregation, []
+    builtin = loss.name in _builtin_names(_LOSSES)
+    if loss.length_constant is not None and how != Aggregation.constant_length:
+        errors.append(
+            f"loss.length_constant is {loss.length_constant} with loss.aggregation {how.value}, which does not divide "
+            "by it; leave it out, or set loss.aggregation=constant_length"
+        )
+    if builtin and loss.name != "ppo_clip" and loss.dual_clip > 0:
+        errors.append(
+            f"loss.dual_clip is {loss.dual_clip:g} with loss.name {loss.name}: it is a limit of ppo_clip's; set it to 0"
+        )
+    if loss.name == "gspo" and how != Aggregation.sequence_mean:
+        errors.append(
+            f"loss.name is gspo with loss.aggregation {how.value}: its objective is the mean over sequences; set "
+            "loss.aggregation=sequence_mean, as algorithm=gspo does"
+        )
+    if loss.name == "gspo" and cfg.correction.name in (Correction.truncate_token, Correction.mask_token):
+        errors.append(
+            f"loss.name is gspo with correction.name {cfg.correction.name.value}: its ratio is a whole sequence's, and "
+            "a weight a token would undo that; use truncate_sequence, reject_sequence or none"
+        )
+    return errors
+
+
+def _updates(cfg: Config) -> list[str]:
+    minibatches, epochs = cfg.actor.minibatches_per_step, cfg.actor.epochs_per_step
+    if cfg.loss.name != "policy_gradient" or minibatches * epochs == 1:
+        return []
+    return [
+        f"loss.name is policy_gradient with actor.minibatches_per_step {minibatches} and actor.epochs_per_step "
+        f"{epochs}: it has no ratio, so only the first update of a step is right; make it one, or loss.name=ppo_clip"
+    ]
+
+
+def _kl(cfg: Config) -> list[str]:
+    kl, errors = cfg.kl, []
+    if kl.coef == 0:
+        asked = {"kl.place reward": kl.place == KLPlace.reward, f"kl.target {kl.target}": kl.target is not None}
+        asked[f"reference.refresh_steps {cfg.reference.refresh_steps}"] = cfg.reference.refresh_steps > 0
+        return [
+            f"{what} with kl.coef 0: at 0 there is no reference model; set kl.coef above 0, or put {what.split()[0]} "
+            "back to its default"
+            for what, is_asked in asked.items()
+            if is_asked
+        ]
+    in_loss = kl.place == KLPlace.loss
+    if in_loss and kl.estimator == KLEstimator.k1 and not kl.unbiased_gradient:
+        errors.append(
+            "kl.estimator is k1 with kl.place loss: the expectation of its gradient is 0, so it holds nothing; use k2 "
+            "or k3, kl.unbiased_gradient=true, or kl.place=reward"
+        )
+    if kl.unbiased_gradient and not in_loss:
+        errors.append(
+            "kl.unbiased_gradient is true with kl.place reward: what is taken from a reward has no gradient; set it to "
+            "false, or kl.place=loss"
+        )
+    if kl.unbiased_gradient and in_loss and kl.estimator == KLEstimator.k2:
+        errors.append(
+            "kl.unbiased_gradient is true with kl.estimator k2: the expectation of k2 is not the KL, so its gradient "
+            "would not be the KL's; use k1 or k3"
+        )
+    return errors
+
+
+def _critic(cfg: Config) -> list[str]:
+    c = cfg.critic
+    if c.ranks > 0 and c.warmup_steps >= cfg.steps:
+        return [f"critic.warmup_steps is {c.warmup_steps} with steps {cfg.steps}: the policy would never learn"]
+    asked = {f"critic.path {c.path}": c.path is not None, f"critic.warmup_steps {c.warmup_steps}": c.warmup_steps > 0}
+    asked["critic.whiten_returns true"] = c.whiten_returns
+    return [
+        f"{what} with critic.ranks 0: there is no critic; set critic.ranks, as algorithm=ppo does, or leave it out"
+        for what, is_asked in asked.items()
+        if is_asked and c.ranks == 0
+    ]
+
+
+def _placement(cfg: Config) -> list[str]:
+    errors = []
+    if cfg.ray.address is None and 3 * cfg.sync.bucket_mib > cfg.ray.object_store_mib:
+        errors.append(
+            f"sync.bucket_mib {cfg.sync.bucket_mib} is over a third of ray.object_store_mib "
+            f"{cfg.ray.object_store_mib}: two buckets and a step's batch are in it at a time"
         )
     split = cfg.placement.mode == Placement.split
     if cfg.sync.backend == SyncBackend.ipc and split:
@@ -116,11 +271,11 @@ def _names(cfg: Config) -> list[str]:
     """Names of built-in functions, against their modules' source: importing them would cost torch."""
     errors = []
     for key, module, name in [
-        ("advantage.name", "algo/advantage.py", cfg.advantage.name),
-        ("loss.name", "algo/loss.py", cfg.loss.name),
-        *(("reward.fns", "../rewards/__init__.py", fn) for fn in cfg.reward.fns),
+        ("advantage.name", _ADVANTAGES, cfg.advantage.name),
+        ("loss.name", _LOSSES, cfg.loss.name),
+        *(("reward.fns", _HOME.parent / "rewards" / "__init__.py", fn) for fn in cfg.reward.fns),
     ]:
-        known = _builtin_names(Path(__file__).parent / module)
+        known = _builtin_names(module)
         if ":" in name:
             file, _, function = name.rpartition(":")
             errors += _function_in(key, file, function)
@@ -135,6 +290,7 @@ def _names(cfg: Config) -> list[str]:
     return errors
 
 
+@functools.cache
 def _builtin_names(module: Path) -> list[str]:
     """The keys of the dict literal BUILTIN in a source file."""
     import ast

@@ -1,17 +1,17 @@
 """From `NAME|FILE.yaml key=value ...` to one checked `Config`: Hydra composes, this module finds every error at once.
 
-A recipe is a flat YAML of what differs from config.py; a `defaults:` list works as in Hydra, and may name the shipped
-recipes. Nothing here imports torch or Ray, so a wrong key costs a second.
+Lines lie over each other in this order, the last wins: config.py, what the recipe builds on, the recipe, the command
+line. An `algorithm` line stands for the lines of its file, at the bottom of the layer it is written in; it undoes what
+lower layers say about the method (recipe.resets). Nothing here imports torch or Ray, so a wrong key costs a second.
 """
 
 from __future__ import annotations
 
-import difflib
 import sys
 import time
 import typing
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,198 +23,38 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import OverrideType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from rlcore.check import check
 from rlcore.config import Config, all_keys, forget_reads
 from rlcore.errors import ConfigError, RlcoreError
+from rlcore.merge import Merger, is_list
+from rlcore.recipe import OPEN_KEYS, RECIPES, Layer, flatten, layers, mapping, recipe_file, recipe_names
 
-RECIPES = Path(__file__).resolve().parent.parent / "recipes"
-_OPEN_KEYS = ("rollout.vllm_args", "actor.deepspeed_args")  # free-form: passed through to the engines
+__all__ = ["RECIPES", "Composed", "as_config", "compose", "compose_run", "recipe_names", "run_with_hydra"]
+_COMMAND_LINE = "command line"
 
 
 @dataclass
 class Composed:
     """What was asked: the merged config, and where each key the user set came from (key -> "command line" or file).
 
-    `set_by` has what the user wrote; `origins` has in addition what came from a shipped recipe or a `defaults:` list.
+    `recipe` is its name or path, as given. `set_by` has what the user wrote; `origins` has in addition what came from a
+    shipped recipe, a `defaults:` list or an algorithm.
     """
 
     config: DictConfig
-    name: str
+    recipe: str
     set_by: dict[str, str] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
 
 
-def recipe_names() -> list[str]:
-    return sorted(p.stem for p in RECIPES.glob("*.yaml"))
+@dataclass
+class _Line:
+    """One override of the command line: its value, or the values to sweep over."""
 
-
-def recipe_file(name: str) -> Path:
-    """The YAML behind a recipe name or a path. Raises ConfigError with the nearest name."""
-    if name.endswith(".yml"):
-        raise ConfigError(f"{name}: a recipe file must end in .yaml; rename it to {name.removesuffix('.yml')}.yaml")
-    if name.endswith(".yaml"):
-        path = Path(name).resolve()
-        if not path.is_file():
-            raise ConfigError(f"no recipe file {name} (looked for {path})")
-        return path
-    path = RECIPES / f"{name}.yaml"
-    if not path.is_file():
-        known = recipe_names()
-        raise ConfigError(
-            f"no recipe {name!r}{_nearest(name, known)}; there are: {', '.join(known)}, or give a FILE.yaml"
-        )
-    return path
-
-
-def _nearest(word: str, known: typing.Iterable[str]) -> str:
-    """`; did you mean X?` or nothing. A bare last part (`learning_rate`) finds its full key (`actor.learning_rate`)."""
-    known = list(known)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    tail = difflib.get_close_matches(word.split(".")[-1], [k.split(".")[-1] for k in known], n=1, cutoff=0.75)
-    if tail and not (close and close[0].split(".")[-1] == tail[0]):
-        close = difflib.get_close_matches(word, [k for k in known if k.split(".")[-1] == tail[0]], n=1, cutoff=0.0)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-def _flatten(node: Any, prefix: str = "") -> dict[str, Any]:
-    """A nested dict as `{"a.b": value}`; the free-form keys stay whole."""
-    flat: dict[str, Any] = {}
-    for key, value in node.items():
-        full = f"{prefix}{key}"
-        if isinstance(value, dict) and full not in _OPEN_KEYS:
-            flat |= _flatten(value, full + ".")
-        else:
-            flat[full] = value
-    return flat
-
-
-def _read_recipe(path: Path) -> dict[str, Any]:
-    """The recipe with its `defaults:` composed by Hydra, as a plain nested dict."""
-
-    def composed() -> Any:
-        GlobalHydra.instance().clear()
-        with hydra.initialize_config_dir(str(path.parent), version_base="1.3"):
-            return hydra.compose(path.stem, overrides=[f"hydra.searchpath=[file://{RECIPES}]"])
-
-    return _mapping(path, composed)
-
-
-def _mapping(path: Path, read: Callable[[], Any]) -> dict[str, Any]:
-    try:
-        content = OmegaConf.to_container(read())
-    except Exception as e:  # yaml, OmegaConf and Hydra each have their own errors; all are about this file
-        cause = e.__cause__ if e.__cause__ and not str(e) else e
-        key, text = getattr(cause, "full_key", None), str(cause)
-        text = f"{key}: {text.splitlines()[0]}" if key and text else text
-        raise ConfigError(f"{path}: cannot be read as a recipe: {text}") from e
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: a recipe is a mapping of keys to values, this is a {type(content).__name__}")
-    return typing.cast("dict[str, Any]", content)
-
-
-def _root(key: str) -> str:
-    """The key of the schema: for what is inside a free-form key, that key."""
-    return next((k for k in _OPEN_KEYS if key == k or key.startswith(k + ".")), key)
-
-
-class _Merger:
-    """Merges key by key into the schema and collects what is wrong instead of stopping at the first."""
-
-    def __init__(self) -> None:
-        self.config = typing.cast(DictConfig, OmegaConf.structured(Config))
-        self.keys = all_keys()
-        self.errors: list[str] = []
-        self.set_by: dict[str, str] = {}  # narrowed to what the user wrote
-        self.origins: dict[str, str] = {}
-
-    def put(self, key: str, value: Any, origin: str) -> None:
-        root = _root(key)
-        if root not in self.keys:
-            section = any(k.startswith(key + ".") for k in self.keys)
-            hint = " is a section, not a key; set one of its keys" if section else " is not a key"
-            self.errors.append(f"{key} ({origin}){hint}{'' if section else _nearest(key, self.keys)}")
-            return
-        if isinstance(value, str) and _is_list(root):
-            value = [value]  # `data.eval=FILE` is a list of one
-        trial = self.config.copy()
-        try:
-            OmegaConf.update(trial, key, value, merge=True, force_add=root in _OPEN_KEYS)
-        except OmegaConfBaseException as e:
-            self.errors.append(f"{key} ({origin}): {_type_error(root, value, e)}")
-            return
-        self.config = trial
-        self.set_by[root] = self.origins[root] = origin
-
-    def parse(self, text: str) -> Any:
-        """One override of the command line, or None when it is wrong."""
-        try:
-            override = parse_override(text)
-        except ConfigError as e:
-            self.errors.append(f"command line: {e}")
-            return None
-        if override.type == OverrideType.DEL:
-            self.errors.append(f"{text} (command line): keys cannot be deleted; set a value instead")
-            return None
-        return override
-
-    def settle(self) -> None:
-        """List every `${...}` that leads nowhere; its key goes back to the default, so that check() can go on."""
-        broken = unresolved(self.config, self.origins)
-        self.errors += broken.values()
-        defaults = OmegaConf.structured(Config)
-        for key in broken:
-            section, leaf = _parent(self.config, key)
-            section[leaf] = typing.cast(Any, OmegaConf.to_container(_parent(defaults, key)[0]))[leaf]
-
-    def missing(self) -> list[str]:
-        return sorted(k for k in self.keys if OmegaConf.is_missing(*_parent(self.config, k)))
-
-
-def _parent(config: DictConfig, key: str) -> tuple[Any, str]:
-    section, _, leaf = key.rpartition(".")
-    return (OmegaConf.select(config, section) if section else config), leaf
-
-
-def unresolved(config: DictConfig, origins: dict[str, str]) -> dict[str, str]:
-    """Of the keys in `origins`, those whose `${...}` has no value, or none of the key's type: key -> the error."""
-    errors: dict[str, str] = {}
-    for key, origin in origins.items():
-        section, leaf = _parent(config, key)
-        try:
-            value = section[leaf]
-            if OmegaConf.is_config(value):
-                OmegaConf.to_container(value, resolve=True)
-        except MissingMandatoryValue:
-            continue  # reported as required
-        except OmegaConfBaseException as e:
-            errors[key] = f"{key} ({origin}): {str(e).splitlines()[0]}"
-        except RecursionError:
-            errors[key] = f"{key} ({origin}): its ${{...}} leads back to itself"
-    return errors
-
-
-def _hint(key: str) -> Any:
-    """The annotation of a key of the schema."""
-    cls: Any = Config
-    *sections, leaf = key.split(".")
-    for s in sections:
-        cls = next(f.default_factory for f in fields(cls) if f.name == s)
-    return typing.get_type_hints(cls)[leaf]
-
-
-def _is_list(key: str) -> bool:
-    return typing.get_origin(_hint(key)) is list
-
-
-def _type_error(key: str, value: Any, e: Exception) -> str:
-    want = _hint(key)
-    if isinstance(want, type) and hasattr(want, "__members__"):
-        choices = list(want.__members__)  # type: ignore[attr-defined]
-        return f"{value!r} is not one of {', '.join(choices)}{_nearest(str(value), choices)}"
-    name = getattr(want, "__name__", str(want)) if not typing.get_args(want) else str(want).replace("typing.", "")
-    return f"{value!r} is not a {name} ({str(e).splitlines()[0]})"
+    key: str
+    values: list[Any]
+    for_hydra: str
 
 
 def parse_override(text: str) -> Any:
@@ -226,51 +66,92 @@ def parse_override(text: str) -> Any:
         key, equals, value = text.partition("=")
         if not equals:
             raise ConfigError(f"{text!r} is not key=value") from e
-        quoted = value.replace("\\", "\\\\").replace("'", "\\'")
         try:
-            return parser.parse_override(f"{key}='{quoted}'")
+            return parser.parse_override(f"{key}={_quoted(value)}")
         except HydraException:
             raise ConfigError(f"{text!r}: {e}") from e
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
 
 
 def compose(name: str, overrides: list[str], multirun: bool = False) -> tuple[Composed, list[str]]:
     """The checked config of a recipe and the user's overrides, and the overrides in the form Hydra takes.
 
-    Raises one ConfigError that lists everything that is wrong: unknown keys (with the nearest valid one and where they
-    were set), wrong types, missing values, and combinations that cannot run.
+    Of a sweep, every value is checked, every algorithm with the last values of the other keys; the config is of the
+    last ones. Raises one ConfigError that lists everything that is wrong: unknown keys (with the nearest valid one and
+    where they were set), wrong types, missing values, and combinations that cannot run.
     """
     path = recipe_file(name)
-    merger = _Merger()
-    shipped = path.parent == RECIPES
-    content = _flatten(_read_recipe(path))
-    # What a shipped recipe or a `defaults:` list sets may be made idle by an override; the user's own lines may not.
-    own = set() if shipped else {_root(k) for k in _flatten(_mapping(path, lambda: OmegaConf.load(path)))}
-    for key, value in content.items():
-        inherited = f"recipe {path.stem}" if shipped else f"{path}, from its defaults"
-        merger.put(key, value, str(path) if _root(key) in own else inherited)
-    merger.set_by = {k: origin for k, origin in merger.set_by.items() if k in own}
-    for_hydra: list[str] = []
-    for text in overrides:
-        override = merger.parse(text)
-        if override is None:
-            continue
-        key = override.key_or_group
-        if key.startswith("hydra"):
-            for_hydra.append(text)
-            continue
-        sweep = override.is_sweep_override()
-        if sweep and not multirun:
-            merger.errors.append(f"{text} (command line): several values need --multirun (or quote the value)")
-            continue
-        for value in override.sweep_iterator() if sweep else [override.value()]:
-            merger.put(key, parse_override(f"{key}={value}").value() if sweep else _plain(value), "command line")
-        for_hydra.append(_hydra_form(key, override, text))
-    missing = [f"{k} is required: set it on the command line or in {path}" for k in merger.missing()]
-    merger.settle()
-    _demand_none(merger.errors + missing + check(as_config(merger.config)))
+    found, errors = layers(path), []
+    lines = [line for text in overrides if (line := _line(text, multirun, errors)) is not None]
+    ours = [line for line in lines if not line.key.startswith("hydra")]
+    algorithms = [line.values for line in ours if line.key == "algorithm"]
+    mergers = [
+        _merged(path, found, [line for line in ours if line.key != "algorithm"], choice)
+        for choice in ([[value] for value in algorithms[-1]] if algorithms else [[]])
+    ]
+    merger = mergers[-1]
+    _demand_none(list(dict.fromkeys(errors + [e for m in mergers for e in m.errors])))
     if merger.config.run_dir is None:
         merger.config.run_dir = f"runs/{path.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-    return Composed(merger.config, path.stem, merger.set_by, merger.origins), for_hydra
+    return Composed(merger.config, name, merger.set_by, merger.origins), [line.for_hydra for line in lines]
+
+
+def _merged(path: Path, found: list[Layer], lines: list[_Line], algorithm: list[str | None]) -> Merger:
+    """The recipe's layers and the command line's lines merged and checked; `algorithm` has one value or none."""
+    merger = Merger()
+    shipped = path.parent == RECIPES
+    # Of several algorithm lines only the topmost is applied: nothing of another one is left to be undone.
+    top = None if algorithm else next((x for x in reversed(found) if "algorithm" in x.lines), None)
+    for layer in found:
+        # What a shipped recipe or a `defaults:` list sets may be made idle by an override; the user's lines may not.
+        own = layer.is_recipe and not shipped
+        inherited = f"recipe {path.stem}" if shipped else f"{path}, from its defaults"
+        origin = str(path) if own else inherited
+        if layer is top:
+            merger.algorithm(layer.lines["algorithm"], origin)
+        for key, value in layer.lines.items():
+            if key != "algorithm":
+                merger.put(key, value, origin, users=own)
+    for name in algorithm:
+        merger.algorithm(name, _COMMAND_LINE)
+    for line in lines:
+        for value in line.values:
+            merger.put(line.key, value, _COMMAND_LINE, users=True)
+    _settle(merger, f"set it on the command line or in {path}")
+    merger.errors += check(as_config(merger.config))
+    return merger
+
+
+def _settle(merger: Merger, how: str) -> None:
+    missing = [f"{k} is required: {how}" for k in merger.missing()]
+    merger.settle()
+    merger.errors += missing
+
+
+def _line(text: str, multirun: bool, errors: list[str]) -> _Line | None:
+    """One override, or None when it is wrong; the reason is added to `errors`."""
+    try:
+        override = parse_override(text)
+    except ConfigError as e:
+        errors.append(f"command line: {e}")
+        return None
+    key = override.key_or_group
+    if override.type == OverrideType.DEL:
+        errors.append(f"{text} (command line): keys cannot be deleted; set a value instead")
+        return None
+    if key.startswith("hydra"):
+        return _Line(key, [], text)
+    if not override.is_sweep_override():
+        return _Line(key, [_plain(override.value())], _hydra_form(key, override, text))
+    if not multirun:
+        errors.append(f"{text} (command line): several values need --multirun (or quote the value)")
+        return None
+    values = [parse_override(f"{key}={value}").value() for value in override.sweep_iterator()]
+    return _Line(key, values, _hydra_form(key, override, text))
 
 
 def _demand_none(errors: list[str]) -> None:
@@ -281,32 +162,35 @@ def _demand_none(errors: list[str]) -> None:
 def compose_run(run_dir: Path, overrides: list[str]) -> Composed:
     """The config a run directory was started with, and the user's changes to it.
 
-    Raises ConfigError when the directory holds no run, or a change is wrong.
+    Raises ConfigError when the directory holds no run, or a change is wrong. The run's algorithm is in its config line
+    by line: it is not applied again.
     """
     path = run_dir / "config.yaml"
     if not path.is_file():
         raise ConfigError(f"{run_dir} holds no run: there is no {path}")
-    merger = _Merger()
-    for key, value in _flatten(_mapping(path, lambda: OmegaConf.load(path))).items():
-        merger.put(key, value, str(path))
+    merger = Merger()
+    for key, value in flatten(mapping(path, lambda: OmegaConf.load(path))).items():
+        merger.put(key, value, str(path), users=False)
     merger.config.run_dir = str(run_dir)
-    merger.set_by.clear()
     for text in overrides:
-        override = merger.parse(text)
-        if override is None:
+        line = _line(text, True, merger.errors)
+        if line is None:
             continue
-        if override.key_or_group == "run_dir":
+        if line.key == "run_dir":
             merger.errors.append(f"{text} (command line): a run goes on where it is, in {run_dir}; leave it out")
-        elif override.is_sweep_override():
+        elif line.key == "algorithm":
+            merger.errors.append(
+                f"{text} (command line): a run goes on with its algorithm, {merger.config.algorithm}; leave it out"
+            )
+        elif len(line.values) != 1:
             merger.errors.append(f"{text} (command line): resume takes single values (or quote the value)")
         else:
-            merger.put(override.key_or_group, _plain(override.value()), "command line")
-    missing = [f"{k} is required: it is not in {path}" for k in merger.missing()]
-    merger.settle()
+            merger.put(line.key, line.values[0], _COMMAND_LINE, users=True)
+    _settle(merger, f"it is not in {path}")
     cfg = as_config(merger.config)
     cfg.run_dir = None  # check() wants a new directory
-    _demand_none(merger.errors + missing + check(cfg))
-    return Composed(merger.config, run_dir.name, merger.set_by, merger.origins)
+    _demand_none(merger.errors + check(cfg))
+    return Composed(merger.config, str(run_dir), merger.set_by, merger.origins)
 
 
 def _plain(value: Any) -> Any:
@@ -322,9 +206,9 @@ def _hydra_form(key: str, override: Any, text: str) -> str:
     """The override as Hydra must see it: `++` inside free-form keys, a list for a list, quoted where we quoted."""
     if override.is_sweep_override():
         return text
-    root = next((k for k in _OPEN_KEYS if key.startswith(k + ".")), None)
+    root = next((k for k in OPEN_KEYS if key.startswith(k + ".")), None)
     shown = override.get_value_string() if hasattr(override, "get_value_string") else text.partition("=")[2]
-    if key in all_keys() and _is_list(key) and isinstance(override.value(), str):
+    if key in all_keys() and is_list(key) and isinstance(override.value(), str):
         shown = f"[{shown}]"
     return f"{'++' if root else ''}{key}={shown}"
 
@@ -347,6 +231,14 @@ def _with_blanks(config: DictConfig) -> Any:
     return OmegaConf.to_object(trial)
 
 
+def _job_of_sweep(composed: Composed, sweep: list[str], job: list[str], number: int) -> Composed:
+    """One job of a sweep, composed anew: its algorithm stands below its other keys. It has a run directory of its own:
+    the sweep's and the job's number, but where the run directories are swept themselves."""
+    swept = any(o.startswith("run_dir=") and parse_override(o).is_sweep_override() for o in sweep)
+    where = [] if swept else [f"run_dir={_quoted(str(Path(str(composed.config.run_dir)) / str(number)))}"]
+    return compose(composed.recipe, [*job, *where])[0]
+
+
 def run_with_hydra(
     composed: Composed, overrides: list[str], flags: list[str], task: Callable[[Config, Composed], int]
 ) -> int:
@@ -362,15 +254,10 @@ def run_with_hydra(
     def job(config: DictConfig) -> None:
         state = HydraConfig.get()
         try:
-            if broken := unresolved(config, composed.origins):  # a swept value: compose() saw only the last
-                raise ConfigError("\n".join(broken.values()))
-            if str(state.mode).endswith("MULTIRUN") and config.run_dir == base:
-                config.run_dir = str(Path(base) / str(state.job.num))
-            cfg = as_config(config)
-            if wrong := check(cfg):
-                raise ConfigError("\n".join(wrong))
-            forget_reads()
-            codes.append(task(cfg, composed))
+            mine = composed
+            if str(state.mode).endswith("MULTIRUN"):
+                mine = _job_of_sweep(composed, overrides, list(state.overrides.task), state.job.num)
+            codes.append(task(as_config(mine.config), mine))
         except BaseException as e:  # Hydra would print a traceback of its own and exit 1
             failed.append(e)
             if not isinstance(e, RlcoreError):
@@ -384,7 +271,8 @@ def run_with_hydra(
     sys.argv = [before[0], *flags, *quiet, *overrides]
     try:
         GlobalHydra.instance().clear()
-        hydra.main(config_path=str(RECIPES), config_name="rlcore_run", version_base="1.3")(job)()
+        # No config_path: beside recipes/algorithm/, Hydra would take `algorithm=NAME` for the choice of a file of its.
+        hydra.main(config_path=None, config_name="rlcore_run", version_base="1.3")(job)()
     except BaseException as e:
         raise failed[0] if failed else e from None
     finally:

@@ -11,29 +11,32 @@ from rlcore.records import Group, Rollout
 
 
 def of_rollouts(groups: Sequence[Group]) -> dict[str, float]:
-    """`reward/...`, `response/...`, `group/zero_advantage_fraction` over the rollouts of a step.
+    """`reward/...`, `response/...`, `group/...` over all rollouts that were drawn, of groups left out of the batch too.
 
-    Rewards are over scored rollouts only: a failed score is never counted as 0. With none scored they are NaN.
+    Rewards are over scored rollouts only: a failed score is never counted as 0. With none scored they are NaN. They are
+    what the rollouts are trained on, the overlong penalty included. `group/drawn` and `group/used` count groups;
+    `group/zero_advantage_fraction` is the share of those drawn whose scored rewards are all equal. The greedy answers
+    count in `group/baseline_failed_fraction` alone, which is there where they are.
     """
     rollouts = [r for g in groups for r in g.rollouts]
     rewards = [r.reward for r in rollouts if r.reward is not None]
     tokens = [r.response_tokens for r in rollouts]
+    greedy = [g.greedy for g in groups if g.greedy is not None]
     metrics = {
         "reward/mean": statistics.fmean(rewards) if rewards else float("nan"),
         "reward/std": statistics.pstdev(rewards) if rewards else float("nan"),
         "reward/failed_fraction": 1 - len(rewards) / len(rollouts),
-        "group/zero_advantage_fraction": statistics.fmean(_no_signal(g) for g in groups),
+        "group/drawn": float(len(groups)),
+        "group/used": float(sum(g.used for g in groups)),
+        "group/zero_advantage_fraction": statistics.fmean(not g.differs for g in groups),
         "response/tokens_mean": statistics.fmean(tokens),
         "response/truncated_fraction": statistics.fmean(r.finish == "length" for r in rollouts),
     }
+    if greedy:
+        metrics["group/baseline_failed_fraction"] = statistics.fmean(r.reward is None for r in greedy)
     for name in sorted({n for r in rollouts for n in r.parts}):
         metrics[f"reward/part/{name}"] = statistics.fmean(r.parts[name] for r in rollouts if name in r.parts)
     return metrics
-
-
-def _no_signal(group: Group) -> bool:
-    """True when no rollout of the group can have an advantage: scored rewards are equal, or at most one is scored."""
-    return len({r.reward for r in group.rollouts if r.reward is not None}) <= 1
 
 
 def accuracy(groups: Sequence[Group], first: str) -> dict[str, float]:
@@ -49,9 +52,9 @@ def accuracy(groups: Sequence[Group], first: str) -> dict[str, float]:
 
 
 def demand_scores(groups: Sequence[Group], most: float, quarantine: str) -> None:
-    """Raise RewardError when more than the fraction `most` of the rollouts ended without a score."""
-    failed: list[Rollout] = [r for g in groups for r in g.rollouts if r.reward is None]
-    total = sum(len(g.rollouts) for g in groups)
+    """Raise RewardError when more than the fraction `most` of the rollouts, greedy ones too, ended without a score."""
+    failed: list[Rollout] = [r for g in groups for r in g.drawn if r.reward is None]
+    total = sum(len(g.drawn) for g in groups)
     if len(failed) > most * total:
         (name, status), n = Counter(s for r in failed for s in r.status.items()).most_common(1)[0]
         raise RewardError(

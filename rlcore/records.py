@@ -5,7 +5,7 @@ laid end to end, V vocabulary.
 
 There is no padding. A `Batch` is flat: token i of rollout b lives at `offsets[b] + i`. One alignment rule: entry i of
 every per-token column is about token i, so `logp[i] = log p(token i | the tokens before it in its rollout)`; the first
-token of a rollout has none (its entry is 0 and its mask False). Only `token_logp()` in workers/model.py ever shifts.
+token of a rollout has none (its entry is 0 and its mask False). Only `_before()` in workers/model.py ever shifts.
 
 This module imports torch only when a `Batch` is made, so reward workers and the CLI start without it.
 """
@@ -78,17 +78,32 @@ class Rollout:
 class Group:
     """The G rollouts of one prompt, in sample order.
 
-    baseline  the reward of the greedy answer, where one was drawn and could be scored; else None
-    used      False: drawn and scored, but left out of the batch (its rewards are all equal, or it came after the P-th)
+    greedy  one more, greedy answer, where one was drawn: scored, not trained on
+    used    False: drawn and scored, but left out of the batch (its rewards are all equal, or it came after the P-th)
     """
 
     rollouts: list[Rollout]
-    baseline: float | None = None
+    greedy: Rollout | None = None
     used: bool = True
 
     @property
     def prompt(self) -> Prompt:
         return self.rollouts[0].prompt
+
+    @property
+    def drawn(self) -> list[Rollout]:
+        """Every sample of the prompt: the rollouts, then the greedy one if there is one."""
+        return self.rollouts if self.greedy is None else [*self.rollouts, self.greedy]
+
+    @property
+    def baseline(self) -> float | None:
+        """The reward of the greedy answer, where one was drawn and could be scored; else None."""
+        return self.greedy.reward if self.greedy is not None else None
+
+    @property
+    def differs(self) -> bool:
+        """Whether two of its scored rewards differ; else none of its rollouts stands out from the others."""
+        return len({r.reward for r in self.rollouts if r.reward is not None}) > 1
 
 
 COLUMNS = ("old_logp", "ref_logp", "penalty", "value", "advantage", "returns")

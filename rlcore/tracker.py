@@ -104,14 +104,15 @@ class Tracker:
         self._console.step(step, finite)
 
     def rollouts(self, step: int, groups: Sequence[Group]) -> None:
-        """The step's rollouts, one line each, in sample order."""
+        """The step's rollouts, one line each, in sample order; each says what it is of `use` for, see `_use`."""
         self._begin(step)
-        self._write_rollouts(f"step_{step:06d}.jsonl", groups)
+        self._write_rollouts(f"step_{step:06d}.jsonl", groups, _use)
 
     def evaluation(self, step: int, name: str, metrics: Mapping[str, float], groups: Sequence[Group]) -> None:
         """One held-out source's result at `step`: an event, a console line, its rollouts. `log` takes the metrics."""
         self._begin(step)
-        self._write_rollouts(f"eval_{re.sub(r'[^A-Za-z0-9.-]', '_', name)}_step_{step:06d}.jsonl", groups)
+        file = f"eval_{re.sub(r'[^A-Za-z0-9.-]', '_', name)}_step_{step:06d}.jsonl"
+        self._write_rollouts(file, groups, lambda group, rollout: {})
         self.event("evaluated", step=step, source=name, **metrics)
         self._console.say(f"step {step}  eval {name}  " + "  ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
 
@@ -150,13 +151,23 @@ class Tracker:
         for name in self._cfg.sinks:
             self._sinks.append(SINKS[name](self.run_dir, self._cfg, self._config, step))
 
-    def _write_rollouts(self, name: str, groups: Sequence[Group]) -> None:
+    def _write_rollouts(
+        self, name: str, groups: Sequence[Group], more: Callable[[Group, Rollout], dict[str, str]]
+    ) -> None:
         with (self.run_dir / "rollouts" / name).open("w", encoding="utf-8") as file:
             for group in groups:
                 tokens = group.prompt.tokens
                 text = self.decode(tokens) if self.decode is not None else tokens
-                for i, rollout in enumerate(group.rollouts):
-                    file.write(_json(_of_rollout(rollout, i, text)) + "\n")
+                for i, rollout in enumerate(group.drawn):
+                    file.write(_json(_of_rollout(rollout, i, text) | more(group, rollout)) + "\n")
+
+
+def _use(group: Group, rollout: Rollout) -> dict[str, str]:
+    """ "loss": its tokens are trained on; "baseline": only its reward counts (a greedy answer, a cut one that
+    rollout.train_truncated leaves out); "none": it has no reward, or its group was left out of the batch."""
+    if rollout.reward is None or not group.used:
+        return {"use": "none"}
+    return {"use": "loss" if rollout.trains and rollout is not group.greedy else "baseline"}
 
 
 def _of_rollout(rollout: Rollout, sample: int, prompt: str | list[int]) -> dict[str, Any]:
@@ -199,6 +210,8 @@ class _Console:
         each = (self._ends[-1] - self._ends[0]) / (len(self._ends) - 1)
         left = f"{_clock(each * (self._steps - step))} left" if step < self._steps else "last step done"
         shown = [f"{name} {metrics[key]:{form}}" for key, name, form in _SHOWN if key in metrics]
+        if metrics.get("group/used") != metrics.get("group/drawn"):
+            shown.append(f"groups {metrics['group/used']:.0f}/{metrics['group/drawn']:.0f}")
         shown += [f"{key} {value:.4g}" for key, value in metrics.items() if re.fullmatch(r"eval/.*/accuracy", key)]
         self.say("  ".join([f"step {step}/{self._steps}", *shown, f"{took:.1f} s", left]))
         if self._bar is not None and self._task is not None:

@@ -11,7 +11,7 @@ from rlcore.errors import SyncError
 from rlcore.records import Batch
 
 if TYPE_CHECKING:
-    from rlcore.build import Parts
+    from rlcore.parts import Parts
 
 
 def train(parts: Parts) -> None:
@@ -31,10 +31,9 @@ def train(parts: Parts) -> None:
         parts.tracker.rollouts(step + 1, groups)
         metrics.demand_scores(groups, cfg.reward.max_failed_fraction, parts.quarantine)
         with phases("credit"):
-            batch = annotate(Batch.from_groups(groups), parts)
-            batch = batch.with_(advantage=parts.advantage(batch, cfg.advantage))
+            batch = parts.credit(Batch.from_groups(groups))
         with phases("update"):
-            numbers |= parts.actor.update(batch, step)
+            numbers |= parts.update(batch, step)
         if batch.mask.any():  # else no token of this step could be compared
             demand_same_weights(numbers["sync/logp_diff_max"], parts.max_logp_diff, step)
         step += 1
@@ -50,15 +49,6 @@ def train(parts: Parts) -> None:
             demand_same_weights(parts.probe(), parts.max_logp_diff, step)
         if last or (cfg.save_every_steps and step % cfg.save_every_steps == 0):
             parts.save(step)
-
-
-def annotate(batch: Batch, parts: Parts) -> Batch:
-    """Fill the columns this configuration needs, and only those."""
-    if parts.needs_old_logp:
-        batch = batch.with_(old_logp=parts.actor.logp(batch))
-    if parts.reference is not None:
-        batch = batch.with_(ref_logp=parts.reference.logp(batch))
-    return batch
 
 
 def evaluate(parts: Parts, step: int) -> dict[str, float]:

@@ -3,17 +3,20 @@
 The engines only run while a call of `advance` is on its way, one an engine; the collector waits for all of them
 together, scores what comes back while they go on, and puts the groups back in prompt and sample order. Who computed a
 sample does not matter to it: its seed comes from the run's seed, the prompt's id and the sample's index alone.
+
+What a training step filters and shapes is here too, and only in `collect`: an evaluation sees rewards as they are.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol
 
-from rlcore.config import RolloutConfig
+from rlcore.config import RewardConfig, RolloutConfig
 from rlcore.errors import WorkerError
 from rlcore.protocols import Sample, SampleRequest
 from rlcore.records import Group, Prompt, Rollout
@@ -47,6 +50,37 @@ def sample_seed(seed: int, prompt_id: str, index: int) -> int:
     return int.from_bytes(digest, "little") & 0x7FFFFFFF
 
 
+def carries_signal(group: Group) -> bool:
+    """Whether the group can teach: two of its scored rewards differ, and one of its scored rollouts is trained on."""
+    return group.differs and any(r.trains and r.reward is not None for r in group.rollouts)
+
+
+def next_draw(wanted: int, useful: int, drawn: int, most: int) -> int:
+    """Prompts to draw next, when `useful` of the `drawn` so far carry a signal and `wanted` shall; 0: no more.
+
+    The yield so far is taken to go on. Enough are drawn that the expected number, less one standard deviation, is what
+    is missing: another round costs the time of the longest response. Never more than `most` in all.
+    """
+    if drawn == 0:
+        return min(wanted, most)
+    if useful >= wanted or drawn >= most:
+        return 0
+    rate = max(1, useful) / drawn
+    # n * rate - sqrt(n * rate * (1 - rate)) = missing, solved for sqrt(n * rate)
+    spread = math.sqrt(1.0 - rate)
+    root = (spread + math.sqrt(spread * spread + 4.0 * (wanted - useful))) / 2.0
+    return max(1, min(math.ceil(root * root / rate), most - drawn))
+
+
+def overlong_penalty(tokens: int, limit: int, cfg: RewardConfig) -> float:
+    """What a response of `tokens` of at most `limit` tokens loses, 0 or below (arXiv 2503.14476, eq. 13).
+
+    With C = overlong_fraction * limit: 0 up to limit - C, from there along a line to -overlong_penalty at the limit.
+    """
+    last = cfg.overlong_fraction * limit
+    return cfg.overlong_penalty * max(-1.0, min(0.0, (limit - last - tokens) / last))
+
+
 class Collector:
     """The driver's way to rollouts; a `protocols.Rollouts`.
 
@@ -55,18 +89,19 @@ class Collector:
     decode              token ids -> text for the reward, special tokens left out
     rollouts_per_prompt G
     seed                the run's
-    deadline_seconds    of one whole collection
+    deadline_seconds    of one `collect`, all its rounds together, or one `sample`
     eos                 end-of-sequence tokens, left out of the text also where `decode` would show them
     version             the weights the engines hold: set at every publish, goes into every Rollout
-    on_progress         called with (finished samples, all samples) as they finish
+    on_progress         called with (finished samples, all samples of the round) as they finish
     """
 
     def __init__(
         self, engines: Sequence[Worker], source: Source, pool: Pool, decode: Callable[[list[int]], str], watch: Watch,
-        cfg: RolloutConfig, rollouts_per_prompt: int, seed: int, deadline_seconds: float, eos: Collection[int] = (),
+        cfg: RolloutConfig, reward: RewardConfig, rollouts_per_prompt: int, seed: int, deadline_seconds: float,
+        eos: Collection[int] = (),
     ) -> None:  # fmt: skip
         self.engines, self.source, self.pool, self.decode, self.watch = list(engines), source, pool, decode, watch
-        self.cfg, self.rollouts_per_prompt, self.seed = cfg, rollouts_per_prompt, seed
+        self.cfg, self.reward, self.rollouts_per_prompt, self.seed = cfg, reward, rollouts_per_prompt, seed
         self.deadline_seconds, self.eos = deadline_seconds, frozenset(eos)
         self.version = 0
         self.on_progress: Callable[[int, int], None] | None = None
@@ -75,21 +110,61 @@ class Collector:
     def collect(self, prompts: int) -> list[Group]:
         """The next `prompts` prompts of the source, G samples each, at the training temperature, scored.
 
+        With rollout.dynamic_draws (dynamic sampling, arXiv 2503.14476, eq. 11) prompts are drawn in rounds until
+        `prompts` groups carry a signal or dynamic_draws * `prompts` prompts are drawn. All drawn groups are returned;
+        of those with a signal the first `prompts` are `used`. If none has one the first drawn is, for a batch is never
+        empty. Signal is judged before the overlong penalty, as in the paper.
+
         Groups in prompt order, rollouts in sample order. Raises WorkerError when an engine fails or the deadline
         passes, naming what is outstanding where. A sample whose score failed has reward None, and its status says why.
         """
-        return self.sample(self.source.take(prompts), self.rollouts_per_prompt, self.cfg.temperature)
+        until = time.monotonic() + self.deadline_seconds
+        most = max(prompts, math.floor(self.cfg.dynamic_draws * prompts + 1e-6))  # 1.16 * 25 is a little below 29
+        useful, groups = 0, list[Group]()
+        while draw := next_draw(prompts, useful, len(groups), most):
+            taken, greedy = self.source.take(draw), self.cfg.greedy_baseline
+            fresh = _Collection(self, taken, self.rollouts_per_prompt, self.cfg.temperature, until, greedy).run()
+            for rollout in (r for g in fresh for r in g.rollouts):
+                rollout.trains = self.cfg.train_truncated or rollout.finish != "length"
+            groups += fresh
+            useful += sum(map(carries_signal, fresh))
+        if self.cfg.dynamic_draws:
+            _choose(groups, prompts)
+        if self.reward.overlong_fraction:
+            self._shape(groups)
+        return groups
 
     def sample(self, prompts: list[Prompt], samples: int, temperature: float) -> list[Group]:
         """`samples` of each of these prompts, scored the same way; temperature 0 is greedy. Evaluation is this."""
-        return _Collection(self, prompts, samples, temperature).run() if prompts else []
+        until = time.monotonic() + self.deadline_seconds
+        return _Collection(self, prompts, samples, temperature, until).run() if prompts else []
+
+    def _shape(self, groups: Sequence[Group]) -> None:
+        """Take the overlong penalty from every scored reward, of the greedy baseline too: both are of one reward."""
+        for rollout in (r for g in groups for r in g.drawn if r.reward is not None):
+            penalty = overlong_penalty(rollout.response_tokens, self.cfg.max_response_tokens, self.reward)
+            assert rollout.reward is not None
+            rollout.reward += penalty
+            rollout.parts["overlong"] = penalty
+
+
+def _choose(groups: Sequence[Group], wanted: int) -> None:
+    """Set `used`: the first `wanted` with a signal, or the first group if there is none."""
+    signal = [g for g in groups if carries_signal(g)]
+    chosen = {id(g) for g in signal[:wanted] or groups[:1]}
+    for group in groups:
+        group.used = id(group) in chosen
 
 
 class _Collection:
-    """One collection under way."""
+    """One collection under way. With `greedy` each prompt has one more sample, of index `samples`, at temperature 0."""
 
-    def __init__(self, parent: Collector, prompts: list[Prompt], samples: int, temperature: float) -> None:
+    def __init__(
+        self, parent: Collector, prompts: list[Prompt], samples: int, temperature: float, until: float,
+        greedy: bool = False,
+    ) -> None:  # fmt: skip
         self.parent, self.prompts, self.samples, self.temperature = parent, prompts, samples, temperature
+        self.until, self.greedy, self.each = until, greedy, samples + greedy
         engines = len(parent.engines)
         self.expected = parent.response_tokens
         self.waiting = self._units(engines)
@@ -100,7 +175,7 @@ class _Collection:
         self.window = int(parent.cfg.max_sequences * _WINDOW)
         self.finished: dict[tuple[int, int], Rollout] = {}
         self.unscored = 0
-        self.total = len(prompts) * samples
+        self.total = len(prompts) * self.each
 
     def _units(self, engines: int) -> deque[list[tuple[int, int]]]:
         """Keys to be submitted together: one prompt's samples, which share its prefix.
@@ -110,13 +185,12 @@ class _Collection:
         units: deque[list[tuple[int, int]]] = deque()
         whole = len(self.prompts) - len(self.prompts) % engines
         for position in range(len(self.prompts)):
-            keys = [(position, index) for index in range(self.samples)]
-            size = self.samples if position < whole else -(-self.samples // engines)
+            keys = [(position, index) for index in range(self.each)]
+            size = self.each if position < whole else -(-self.each // engines)
             units.extend(keys[i : i + size] for i in range(0, len(keys), size))
         return units
 
     def run(self) -> list[Group]:
-        until = time.monotonic() + self.parent.deadline_seconds
         while len(self.finished) < self.total or self.unscored:
             self._feed()
             self._advance()
@@ -127,12 +201,12 @@ class _Collection:
                 self.parent.watch.look()
             if self.unscored:
                 self._score(0.0 if self.calls else _SCORE_POLL_SECONDS)
-            if time.monotonic() > until:
+            if time.monotonic() > self.until:
                 raise WorkerError(self._late())
         self.parent.response_tokens = sum(r.response_tokens for r in self.finished.values()) / self.total
         return [
-            Group([self.finished[position, index] for index in range(self.samples)])
-            for position in range(len(self.prompts))
+            Group([self.finished[p, index] for index in range(self.samples)], self.finished.get((p, self.samples)))
+            for p in range(len(self.prompts))
         ]
 
     def _feed(self) -> None:
@@ -153,10 +227,10 @@ class _Collection:
     def _request(self, key: tuple[int, int]) -> SampleRequest:
         prompt = self.prompts[key[0]]
         seed = sample_seed(self.parent.seed, prompt.id, key[1])
-        return SampleRequest(key, prompt.tokens, seed, self.temperature)
+        return SampleRequest(key, prompt.tokens, seed, self.temperature if key[1] < self.samples else 0.0)
 
     def _expected(self, key: tuple[int, int]) -> float:
-        return self.expected + len(self.prompts[key[0]].tokens) / self.samples
+        return self.expected + len(self.prompts[key[0]].tokens) / self.each
 
     def _advance(self) -> None:
         """Keep one `advance` on its way to every engine that has something to do."""

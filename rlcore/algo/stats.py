@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from rlcore.records import Batch
@@ -22,6 +23,17 @@ class Totals(NamedTuple):
     def of(cls, batch: Batch) -> Totals:
         rollouts = batch.rollout_of_token[batch.mask]
         return cls(tokens=len(rollouts), sequences=len(rollouts.unique()))
+
+
+def sums(per_token: Tensor, batch: Batch) -> Tensor:
+    """(B,): (N,) added up over the masked tokens of each rollout."""
+    zeros = torch.zeros(len(batch), dtype=per_token.dtype, device=per_token.device)
+    return zeros.index_add(0, torch.repeat_interleave(batch.lengths), per_token.where(batch.mask, 0.0))
+
+
+def spread(per_rollout: Tensor, batch: Batch) -> Tensor:
+    """(N,): each rollout's entry of (B,) at all its tokens."""
+    return torch.repeat_interleave(per_rollout, batch.lengths)
 
 
 def larger(a: float, b: float) -> float:
@@ -50,18 +62,25 @@ class Stats:
             self.maxima[name] = larger(self.maxima.get(name, float("-inf")), float(values.max()))
 
 
-def merge(ranks: Sequence[Stats]) -> dict[str, float]:
-    """The metrics of a step: means over all updates and masked tokens of all ranks, maxima over all of them."""
+def merge(ranks: Sequence[Stats], role: str = "actor") -> dict[str, float]:
+    """The metrics of a step: means over all updates and masked tokens of all ranks, maxima over all of them.
+
+    `role` names whose loss, gradient norm and skipped updates they are. From the mean weight and its mean square comes
+    `correction/ess`, the effective sample size as a share of the tokens, `mean(w)^2 / mean(w^2)`: 1 where all weights
+    are equal, 0 where all are 0.
+    """
     first = ranks[0]
     taken = first.updates - first.skipped
     tokens = max(1, sum(s.tokens for s in ranks))
     metrics = {
-        "actor/loss": sum(s.loss for s in ranks) / max(1, first.updates),
-        "actor/grad_norm": first.grad_norm / taken if taken else float("nan"),
-        "actor/skipped_updates": float(first.skipped),
+        f"{role}/loss": sum(s.loss for s in ranks) / max(1, first.updates),
+        f"{role}/grad_norm": first.grad_norm / taken if taken else float("nan"),
+        f"{role}/skipped_updates": float(first.skipped),
     }
     for name in sorted({n for s in ranks for n in s.sums}):
         metrics[name] = sum(s.sums.get(name, 0.0) for s in ranks) / tokens
+    if (square := metrics.pop("correction/weight_square", None)) is not None:
+        metrics["correction/ess"] = metrics["correction/weight"] ** 2 / square if square else 0.0
     for name in sorted({n for s in ranks for n in s.maxima}):
         metrics[name] = functools.reduce(larger, (s.maxima[name] for s in ranks if name in s.maxima))
     return metrics

@@ -6,6 +6,7 @@ knows who died.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,12 @@ from torch import Tensor
 
 from rlcore.algo.schedule import learning_rate
 from rlcore.algo.stats import merge
-from rlcore.config import ActorConfig, Config, DeadlineConfig
+from rlcore.algo.value import ReturnScale, explained_variance
+from rlcore.config import Config, DeadlineConfig
 from rlcore.placement import Cluster
 from rlcore.records import Batch
 from rlcore.waits import Watch, Worker
-from rlcore.workers.packing import plan, split
+from rlcore.workers.packing import Work, plan, split
 
 
 class WorkerGroup:
@@ -48,8 +50,15 @@ class WorkerGroup:
 
     def call(self, method: str, *args: Any, seconds: float, each: list[tuple[Any, ...]] | None = None) -> list[Any]:
         """`method(*args)` on every rank at the same time (`each` gives a rank its own arguments); results by rank."""
+        return self.finish(method, self.begin(method, *args, each=each), seconds)
+
+    def begin(self, method: str, *args: Any, each: list[tuple[Any, ...]] | None = None) -> list[ray.ObjectRef]:
+        """The first half of `call`: does not wait."""
         own = each or [args] * len(self.workers)
-        refs = [getattr(w.handle, method).remote(*a) for w, a in zip(self.workers, own, strict=True)]
+        return [getattr(w.handle, method).remote(*a) for w, a in zip(self.workers, own, strict=True)]
+
+    def finish(self, method: str, refs: list[ray.ObjectRef], seconds: float) -> list[Any]:
+        """The second half: results by rank, within `seconds` from now."""
         return self.watch.gather(self.workers, refs, f"{self.role}.{method}", seconds)
 
     def fields_read(self) -> set[str]:
@@ -65,45 +74,65 @@ def rank_group(role: str, cls: type, ranks: int, cfg: Config, cluster: Cluster, 
 
 
 class Scorer:
-    """Token log-probabilities from the ranks of a group; the reference is nothing else."""
+    """The ranks of a model: a number for every token of a batch from them."""
 
-    def __init__(self, group: WorkerGroup, microbatch_tokens: int) -> None:
-        self.group, self.microbatch_tokens = group, microbatch_tokens
+    def __init__(self, group: WorkerGroup, cfg: Config) -> None:
+        self.group, self.cfg = group, cfg
 
-    def logp(self, batch: Batch) -> Tensor:
-        """(N,) float32: the log-probability of each token of `batch` under this model, 0 where mask is False."""
-        plans = plan(batch.lengths.tolist(), len(self.group.workers), self.microbatch_tokens)
+    def _column(self, method: str, batch: Batch) -> Tensor:
+        """(N,) float32: `method` of each rank on its share of `batch`, 0 where mask is False."""
+        plans = plan(batch.lengths.tolist(), len(self.group.workers), self.cfg.actor.microbatch_tokens)
         mine = [[i for microbatch in rank for i in microbatch] for rank in plans]
         each = []
         for indices, rank in zip(mine, plans, strict=True):
             local = iter(range(len(indices)))
             each.append((batch.select(indices), [[next(local) for _ in microbatch] for microbatch in rank]))
-        parts = self.group.call("logp", each=each, seconds=self.group.deadline.update_seconds)
-        logp = torch.zeros(len(batch.tokens))
+        parts = self.group.call(method, each=each, seconds=self.group.deadline.update_seconds)
+        column = torch.zeros(len(batch.tokens))
         for indices, part in zip(mine, parts, strict=True):
-            logp[batch.tokens_of(indices)] = part
-        return logp
+            column[batch.tokens_of(indices)] = part
+        return column
+
+    def _split(self, batch: Batch, epochs: int) -> list[list[Work]]:
+        cfg = self.cfg.actor
+        return split(batch, len(self.group.workers), cfg.microbatch_tokens, cfg.minibatches_per_step, epochs)
+
+    def _on_disk(self, method: str, directory: Path) -> None:
+        self.group.call(method, str(directory.resolve()), seconds=self.group.deadline.update_seconds)
+
+
+class Reference(Scorer):
+    """The policy as it was: log-probabilities."""
+
+    def logp(self, batch: Batch) -> Tensor:
+        """(N,) float32: the log-probability of each token of `batch` under this model, 0 where mask is False."""
+        return self._column("logp", batch)
+
+    def load(self, directory: Path) -> None:
+        """Take the weights that `Actor.save_weights` wrote."""
+        self._on_disk("load", directory)
 
 
 class Actor(Scorer):
     """The policy being trained: log-probabilities, updates, weights out, checkpoints."""
 
-    def __init__(self, group: WorkerGroup, cfg: ActorConfig, steps: int) -> None:
-        super().__init__(group, cfg.microbatch_tokens)
-        self.cfg, self.steps = cfg, steps
+    def logp(self, batch: Batch) -> Tensor:
+        """(N,) float32: the log-probability of each token of `batch` under this model, 0 where mask is False."""
+        return self._column("logp", batch)
 
-    def update(self, batch: Batch, step: int) -> dict[str, float]:
-        """All optimizer updates of step `step` (0-based) on its batch; metrics `actor/...` and `sync/logp_diff_max`."""
-        work = split(
-            batch,
-            len(self.group.workers),
-            self.microbatch_tokens,
-            self.cfg.minibatches_per_step,
-            self.cfg.epochs_per_step,
-        )
-        rate = learning_rate(step, self.steps, self.cfg)
-        stats = self.group.call("update", each=[(w, rate) for w in work], seconds=self.group.deadline.update_seconds)
-        return merge(stats) | {"actor/lr": rate}
+    def update(self, batch: Batch, step: int, kl_coef: float = 0.0) -> dict[str, float]:
+        """All optimizer updates of step `step` (0-based) on its batch; metrics `actor/...`, `sync/...` and those of
+        the loss. In the critic's `warmup_steps` nothing is learned: the rate is 0."""
+        rate = self._learning_rate(step)
+        work = self._split(batch, self.cfg.actor.epochs_per_step if rate else 1)
+        each = [(w, rate, kl_coef) for w in work]
+        stats = self.group.call("update", each=each, seconds=self.group.deadline.update_seconds)
+        return merge(stats, "actor") | {"actor/lr": rate}
+
+    def _learning_rate(self, step: int) -> float:
+        """The schedule begins when the critic is warm, and ends with the run."""
+        wait = self.cfg.critic.warmup_steps if self.cfg.critic.ranks > 0 else 0
+        return 0.0 if step < wait else learning_rate(step - wait, self.cfg.steps - wait, self.cfg.actor)
 
     def connect(self, engines: list[Worker], backend: str, join: Callable[..., Any] | None, seconds: float) -> None:
         """Open the way for weights; `join` opens an nccl group with the engines (rollout.receiver.join_nccl)."""
@@ -114,7 +143,69 @@ class Actor(Scorer):
         return self.group.call("publish", version, seconds=self.group.deadline.publish_seconds)[0]
 
     def save(self, directory: Path) -> None:
-        self.group.call("save", str(directory.resolve()), seconds=self.group.deadline.update_seconds)
+        self._on_disk("save", directory)
+
+    def save_weights(self, directory: Path) -> None:
+        """The weights alone, in Hugging Face format, float32."""
+        self._on_disk("save_weights", directory)
 
     def load(self, directory: Path) -> None:
-        self.group.call("load", str(directory.resolve()), seconds=self.group.deadline.update_seconds)
+        self._on_disk("load", directory)
+
+
+class Critic(Scorer):
+    """The value model: its guesses, and its updates beside the actor's, by the same minibatches and schedule.
+
+    With `critic.whiten_returns` its ranks learn and say numbers in deviations from the running mean of the returns;
+    everything outside this class is in the reward's unit, but for the loss.
+    """
+
+    def __init__(self, group: WorkerGroup, cfg: Config) -> None:
+        super().__init__(group, cfg)
+        self.scale = ReturnScale()
+        self._begun: tuple[list[ray.ObjectRef], dict[str, float]] | None = None
+
+    def value(self, batch: Batch) -> Tensor:
+        """(N,) float32: the guess, before each token of `batch`, of the rewards from it on; 0 where mask is False."""
+        return self.scale.denormalize(self._column("value", batch)).where(batch.mask, 0.0)
+
+    def begin(self, batch: Batch, step: int) -> None:
+        """Start all optimizer updates of step `step` (0-based), and do not wait. `value` and `returns` are filled."""
+        assert batch.value is not None and batch.returns is not None and self._begun is None
+        cfg = self.cfg
+        rate = learning_rate(step, cfg.steps, cfg.actor, peak=cfg.critic.learning_rate)
+        known = {"critic/lr": rate, "critic/explained_variance": explained_variance(batch)}
+        # What the ranks said, in their own unit, is what their clip compares with; the targets are by the newest scale.
+        value = self.scale.normalize(batch.value)
+        if cfg.critic.whiten_returns:
+            self.scale.observe(batch.returns, batch.mask)
+        returns = self.scale.normalize(batch.returns)
+        unused = dict.fromkeys(("old_logp", "ref_logp", "penalty", "advantage"))
+        targets = dataclasses.replace(batch, **unused, value=value, returns=returns)
+        work = self._split(targets, cfg.actor.epochs_per_step)
+        self._begun = self.group.begin("update", each=[(w, rate) for w in work]), known
+
+    def finish(self) -> dict[str, float]:
+        """Wait for what `begin` started; metrics `critic/...`. `critic/explained_variance` is of the values the
+        advantages were made of: 1 is perfect, 0 or less no better than a constant."""
+        assert self._begun is not None
+        refs, known = self._begun
+        self._begun = None
+        metrics = merge(self.group.finish("update", refs, self.group.deadline.update_seconds), "critic") | known
+        if "critic/value" in metrics:
+            metrics["critic/value"] = float(self.scale.denormalize(torch.tensor(metrics["critic/value"])))
+        return metrics
+
+    def state(self) -> dict[str, float]:
+        """What `save` leaves out; JSON."""
+        return self.scale.state()
+
+    def restore(self, state: dict[str, float]) -> None:
+        self.scale.restore(state)
+
+    def save(self, directory: Path) -> None:
+        """The same files as the actor's."""
+        self._on_disk("save", directory)
+
+    def load(self, directory: Path) -> None:
+        self._on_disk("load", directory)

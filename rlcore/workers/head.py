@@ -1,4 +1,4 @@
-"""The output layer: from hidden states to log-probabilities, without the (n, V) logits of all tokens at once."""
+"""Output layers: from hidden states to log-probabilities, never with the (n, V) logits of all tokens, and to values."""
 
 from __future__ import annotations
 
@@ -64,8 +64,29 @@ class LogpHead(nn.Module):
         return _ChunkedLogp.apply(hidden, self.weight, self.bias, targets, transform, chunk_tokens, entropy)  # type: ignore
 
 
+class ValueHead(nn.Module):
+    """Takes the place of a scoring layer of one output, with the same parameters under the same names.
+
+    In float32, for in bfloat16 a value near 1 is known to 0.004 only.
+    """
+
+    def __init__(self, head: nn.Linear) -> None:
+        super().__init__()
+        self.weight = head.weight
+        self.bias = head.bias
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """hidden (m, d) -> values (m,), float32."""
+        bias = None if self.bias is None else self.bias.float()
+        return linear(hidden.float(), self.weight.float(), bias)[:, 0]
+
+
 class _ChunkedLogp(torch.autograd.Function):
-    """Forward keeps one number a token (the log-sum-exp); backward makes each chunk's logits once more."""
+    """Forward keeps two numbers a token (log-sum-exp and entropy); backward makes each chunk's logits once more.
+
+    With p the probabilities of a token and H its entropy, d logp / dz = onehot - p and d H / dz = -p (log p + H). An
+    output whose gradient nobody asks for costs nothing.
+    """
 
     @staticmethod
     def forward(
@@ -83,23 +104,27 @@ class _ChunkedLogp(torch.autograd.Function):
             logp[c] = z.gather(-1, targets[c, None])[:, 0] - total[c]
             if entropy:
                 entropies[c] = total[c] - (z - total[c, None]).exp_().mul_(z).sum(-1)
-        ctx.save_for_backward(hidden, weight, bias, targets, total)
+        ctx.save_for_backward(hidden, weight, bias, targets, total, entropies)
         ctx.transform, ctx.chunk_tokens = transform, chunk_tokens
-        ctx.mark_non_differentiable(entropies)
+        ctx.set_materialize_grads(False)
+        if not entropy:
+            ctx.mark_non_differentiable(entropies)
         return logp, entropies
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets, total = ctx.saved_tensors
+        hidden, weight, bias, targets, total, entropies = ctx.saved_tensors
+        if all(g is None for g in grads):
+            return (None,) * 7
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         grad_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
         for begin in range(0, len(targets), ctx.chunk_tokens):
             c = slice(begin, begin + ctx.chunk_tokens)
-            grad = grads[0][c, None]
             z, slope = ctx.transform.apply(linear(hidden[c], weight, bias))
-            d = (z - total[c, None]).exp_().mul_(-grad)
-            d.scatter_add_(-1, targets[c, None], grad)
+            d = _backward_z(
+                z.sub_(total[c, None]), targets[c], entropies[c], *(g if g is None else g[c] for g in grads)
+            )
             d = d.mul_(slope if slope is not None else ctx.transform.multiplier / ctx.transform.temperature)
             d = d.to(hidden.dtype)
             grad_hidden[c] = d @ weight
@@ -108,3 +133,17 @@ class _ChunkedLogp(torch.autograd.Function):
             if grad_bias is not None:
                 grad_bias += d.sum(0)
         return grad_hidden, grad_weight, grad_bias, None, None, None, None
+
+
+def _backward_z(
+    log_p: Tensor, targets: Tensor, entropy: Tensor, grad_logp: Tensor | None, grad_entropy: Tensor | None
+) -> Tensor:  # fmt: skip
+    """(m, V): the gradient at a chunk's z, from `log_p` (m, V), which is used up, and (m,) of everything else."""
+    if grad_entropy is None:
+        assert grad_logp is not None
+        d = log_p.exp_().mul_(-grad_logp[:, None])
+    else:
+        p = log_p.exp()
+        d = log_p.add_(entropy[:, None]).mul_(-grad_entropy[:, None])
+        d = (d if grad_logp is None else d.sub_(grad_logp[:, None])).mul_(p)
+    return d if grad_logp is None else d.scatter_add_(-1, targets[:, None], grad_logp[:, None])

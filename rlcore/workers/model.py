@@ -1,6 +1,6 @@
-"""A Hugging Face causal language model, and the log-probability of every token of a flat batch under it.
+"""A Hugging Face language model, and the log-probability or the value of every token of a flat batch under it.
 
-`token_logp()` is the only place that shifts by one.
+`_before()`, which `token_logp()` and `token_value()` share, is the only place that shifts by one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.initialization import no_init_weights
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
@@ -22,10 +29,11 @@ from rlcore.config import ModelConfig, compute_dtype
 from rlcore.errors import ConfigError
 from rlcore.records import COLUMNS, Batch
 from rlcore.workers import attention
-from rlcore.workers.head import LogpHead
+from rlcore.workers.head import LogpHead, ValueHead
 
 _PACKABLE_LAYERS = {"full_attention", "sliding_attention"}
-_NOT_A_MODEL = (OSError, ValueError, KeyError, ImportError)  # what transformers raises for a bad path or file
+_SCORE = "score"  # transformers' name of the layer of one output in every decoder's sequence classification form
+_NOT_A_MODEL = (OSError, ValueError, KeyError, ImportError, RuntimeError)  # what transformers raises for a bad path
 
 
 def model_dtype(cfg: ModelConfig, device: str) -> torch.dtype:
@@ -72,6 +80,50 @@ def _fill_from_gguf(model: PreTrainedModel, path: str, dtype: torch.dtype) -> Pr
     return model
 
 
+def load_value_path(path: str, key: str, dtype: torch.dtype, weights: bool = True) -> PreTrainedModel:
+    """The language model or reward model at `path` (hub id or local directory) on the CPU, ready for `token_value`.
+
+    A reward model's head of one output is kept. A model without one gets a head of zeros: all first values are 0, so
+    the first advantages are the plain returns, where a random head would put noise into them. `weights` as in
+    load_model. Raises ConfigError naming the config's `key`.
+    """
+    try:
+        shape = AutoConfig.from_pretrained(path, num_labels=1)
+        if not weights:
+            with no_init_weights():
+                return _pack_value(AutoModelForSequenceClassification.from_config(shape, dtype=dtype), key)
+        model, found = AutoModelForSequenceClassification.from_pretrained(
+            path, config=shape, dtype=dtype, use_safetensors=True, output_loading_info=True
+        )
+    except _NOT_A_MODEL as e:
+        raise ConfigError(f"{key}: cannot make a critic of {path}: {_first_line(e)}") from e
+    missing = set(found["missing_keys"])
+    other_head = sorted(n for n in found["unexpected_keys"] if n.startswith((f"{_SCORE}.", "v_head.", "value_head.")))
+    if other_head or missing - {f"{_SCORE}.weight"}:
+        what = f"it has {other_head[0]}" if other_head else f"it has no {min(missing)}"
+        raise ConfigError(f"{key}: {path} is neither a language model nor a reward model with one linear head: {what}")
+    packed = _pack_value(model, key)
+    if missing:
+        torch.nn.init.zeros_(packed.get_submodule(_SCORE).get_parameter("weight"))
+    return packed
+
+
+def demand_same_tokens(path: str, cfg: ModelConfig) -> None:
+    """Raise ConfigError (key critic.path) when the tokenizer at `path` gives a token of the policy's another number.
+
+    A path without a tokenizer is taken to have the policy's.
+    """
+    try:
+        theirs = AutoTokenizer.from_pretrained(path).get_vocab()
+    except _NOT_A_MODEL:
+        return
+    wrong = [token for token, number in load_tokenizer(cfg).get_vocab().items() if theirs.get(token) != number]
+    if wrong:
+        raise ConfigError(
+            f"critic.path: {path} has another tokenizer than the policy: {len(wrong)} tokens differ, {wrong[0]!r} first"
+        )
+
+
 def load_tokenizer(cfg: ModelConfig) -> PreTrainedTokenizerBase:
     """The tokenizer of `model.tokenizer`, or the model's own. Raises ConfigError naming the key."""
     key, path = ("model.tokenizer", cfg.tokenizer) if cfg.tokenizer else ("model.path", cfg.path)
@@ -105,8 +157,24 @@ def pack(model: PreTrainedModel) -> PreTrainedModel:
     Parameters keep their names. Raises ConfigError (key model.path) for architectures in which a token could see
     another rollout, or whose logits are not understood.
     """
-    text = model.config.get_text_config()
     head = model.get_output_embeddings()
+    _demand_packable(model, head, "model.path")
+    assert isinstance(head, nn.Linear)
+    model.set_output_embeddings(LogpHead(head, model.config.get_text_config()))
+    return _pack_backbone(model)
+
+
+def _pack_value(model: PreTrainedModel, key: str) -> PreTrainedModel:
+    """`pack` for `token_value`."""
+    head = getattr(model, _SCORE, None)
+    _demand_packable(model, head, key)
+    assert isinstance(head, nn.Linear)
+    setattr(model, _SCORE, ValueHead(head))
+    return _pack_backbone(model)
+
+
+def _demand_packable(model: PreTrainedModel, head: Any, key: str) -> None:
+    text = model.config.get_text_config()
     reason = None
     if not model._can_set_attn_implementation():
         reason = "has attention that cannot be replaced"
@@ -119,10 +187,11 @@ def pack(model: PreTrainedModel) -> PreTrainedModel:
     elif not isinstance(head, nn.Linear):
         reason = f"has a {type(head).__name__} for output layer, not a linear one"
     if reason:
-        raise ConfigError(f"model.path: {type(model).__name__} {reason}; rlcore trains softmax-attention decoders only")
-    assert isinstance(head, nn.Linear)
+        raise ConfigError(f"{key}: {type(model).__name__} {reason}; rlcore trains softmax-attention decoders only")
+
+
+def _pack_backbone(model: PreTrainedModel) -> PreTrainedModel:
     model.set_attn_implementation(attention.NAME)
-    model.set_output_embeddings(LogpHead(head, text))
     model.config.use_cache = False
     for module in model.modules():
         if isinstance(module, nn.Dropout):
@@ -130,16 +199,9 @@ def pack(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def token_logp(
-    model: PreTrainedModel, tokens: Tensor, offsets: Tensor, mask: Tensor, temperature: float, chunk_tokens: int,
-    entropy: bool = False,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """`(logp (n,), entropy (n,))`, float32, of rollouts laid end to end; 0 where `mask` is False and at first tokens.
-
-    logp[i] = log p(token i | the tokens before it in its rollout) after dividing the logits by `temperature` (0 counts
-    as 1); the entropy, in nats, is of that distribution over the vocabulary, without gradient (zeros when not asked
-    for). `model` has been through `pack()`. At most `chunk_tokens` rows of logits exist at once.
-    """
+def _before(model: PreTrainedModel, tokens: Tensor, offsets: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """`(index (m,), hidden (m, d))`: the tokens that are masked and not the first of their rollout, and the backbone's
+    last hidden state just before each of them: all that is known when the token is chosen."""
     device = tokens.device
     host_offsets = offsets.cpu()
     lengths = host_offsets[1:] - host_offsets[:-1]
@@ -149,12 +211,33 @@ def token_logp(
     hidden = model.base_model(
         input_ids=tokens.long()[None], position_ids=position[None], use_cache=False, segments=segments
     ).last_hidden_state[0]
-    # The hidden state before token i predicts it.
     index = (mask & (position > 0)).nonzero()[:, 0]
+    return index, hidden[index - 1]
+
+
+def token_logp(
+    model: PreTrainedModel, tokens: Tensor, offsets: Tensor, mask: Tensor, temperature: float, chunk_tokens: int,
+    entropy: bool = False,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """`(logp (n,), entropy (n,))`, float32, of rollouts laid end to end; 0 where `mask` is False and at first tokens.
+
+    logp[i] = log p(token i | the tokens before it in its rollout) after dividing the logits by `temperature` (0 counts
+    as 1); the entropy, in nats, is of that distribution over the vocabulary (zeros when not asked for). Both have a
+    gradient. `model` has been through `pack()`. At most `chunk_tokens` rows of logits exist at once.
+    """
+    index, hidden = _before(model, tokens, offsets, mask)
     head: Any = model.get_output_embeddings()
-    some_logp, some_entropy = head(hidden[index - 1], tokens[index].long(), temperature or 1.0, chunk_tokens, entropy)
-    zeros = torch.zeros(len(tokens), device=device)
+    some_logp, some_entropy = head(hidden, tokens[index].long(), temperature or 1.0, chunk_tokens, entropy)
+    zeros = torch.zeros(len(tokens), device=tokens.device)
     return zeros.index_put((index,), some_logp), zeros.index_put((index,), some_entropy)
+
+
+def token_value(model: PreTrainedModel, tokens: Tensor, offsets: Tensor, mask: Tensor) -> Tensor:
+    """(n,) float32: value[i] is the model's guess, made before token i is known, of the rewards from token i on; 0
+    where `mask` is False and at first tokens. `model` comes from `load_value_path()`."""
+    index, hidden = _before(model, tokens, offsets, mask)
+    values = model.get_submodule(_SCORE)(hidden)
+    return torch.zeros(len(tokens), device=tokens.device).index_put((index,), values)
 
 
 class TokenLogp(nn.Module):
@@ -168,6 +251,17 @@ class TokenLogp(nn.Module):
         self, tokens: Tensor, offsets: Tensor, mask: Tensor, temperature: float, chunk_tokens: int, entropy: bool
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         return token_logp(self.model, tokens, offsets, mask, temperature, chunk_tokens, entropy)
+
+
+class TokenValue(nn.Module):
+    """`token_value` as a module, for DeepSpeed to wrap."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: Tensor, offsets: Tensor, mask: Tensor) -> Tensor:
+        return token_value(self.model, tokens, offsets, mask)
 
 
 def microbatch(batch: Batch, rollouts: list[int], device: torch.device) -> Batch:
@@ -186,20 +280,36 @@ def microbatch(batch: Batch, rollouts: list[int], device: torch.device) -> Batch
     return dataclasses.replace(chosen, **{k: v.to(device) for k, v in columns.items() if v is not None})
 
 
-@torch.no_grad()
 def batch_logp(
     module: Callable[..., tuple[Tensor, Tensor]], batch: Batch, microbatches: list[list[int]], temperature: float,
     chunk_tokens: int, device: torch.device,
 ) -> Tensor:  # fmt: skip
     """(n,) float32 on the host: `token_logp` of a whole batch, one micro-batch after the other. `module` is a
     TokenLogp, or DeepSpeed's engine around one."""
-    logp = torch.zeros(len(batch.tokens))
+
+    def logp(micro: Batch) -> Tensor:
+        return module(micro.tokens, micro.offsets, micro.mask, temperature, chunk_tokens, False)[0]
+
+    return _column(logp, batch, microbatches, device)
+
+
+def batch_value(
+    module: Callable[..., Tensor], batch: Batch, microbatches: list[list[int]], device: torch.device
+) -> Tensor:  # fmt: skip
+    """(n,) float32 on the host: `token_value` of a whole batch. `module` is a TokenValue, or DeepSpeed's engine."""
+    return _column(lambda micro: module(micro.tokens, micro.offsets, micro.mask), batch, microbatches, device)
+
+
+@torch.no_grad()
+def _column(
+    of: Callable[[Batch], Tensor], batch: Batch, microbatches: list[list[int]], device: torch.device
+) -> Tensor:  # fmt: skip
+    column = torch.zeros(len(batch.tokens))
     for rollouts in microbatches:
-        micro = microbatch(batch, rollouts, device)
-        some, _ = module(micro.tokens, micro.offsets, micro.mask, temperature, chunk_tokens, False)
+        some = of(microbatch(batch, rollouts, device))
         if rollouts:
-            logp[batch.tokens_of(rollouts)] = some.cpu()
-    return logp
+            column[batch.tokens_of(rollouts)] = some.cpu()
+    return column
 
 
 def _is_gguf(path: str) -> bool:

@@ -1,52 +1,30 @@
-"""One rank of the reference: the policy as it was at the start, for the KL. Its parameters are shared out by ZeRO-3."""
+"""One rank of the reference: what the policy was at the start or at the last refresh, for the KL. Its parameters are
+shared out by ZeRO-3."""
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from rlcore import config
-from rlcore.config import Config
 from rlcore.records import Batch
-from rlcore.workers import zero
-from rlcore.workers.model import batch_logp, load_model, model_dtype
+from rlcore.workers.model import TokenLogp, batch_logp, load_path
+from rlcore.workers.rank import Rank
 
 
-class ReferenceRank:
-    """Made cheap; `start` loads. Everything after it is collective: all ranks call the same method at the same time."""
+class ReferenceRank(Rank):
+    """A policy that never learns: log-probabilities only."""
 
-    def __init__(
-        self, rank: int, world: int, master_addr: str, master_port: int, cfg: Config, device: str
-    ) -> None:  # fmt: skip
-        self.rank, self.world, self.address = rank, world, (master_addr, master_port)
-        self.cfg, self.kind = cfg, device
-
-    def start(self) -> dict[str, Any]:
-        """Join the other ranks, load the model on rank 0, share it out. `{"parameters": n, "dtype": "float32"}`."""
-        cfg = self.cfg
-        ranks, seconds = cfg.reference.ranks, cfg.deadline.update_seconds
-        zero.start_process(self.rank, self.world, *self.address, self.kind, ranks, seconds)
-        self.device = torch.device("cpu" if self.kind == "cpu" else "cuda")
-        dtype = model_dtype(cfg.model, self.kind)
-        model = load_model(cfg.model, dtype, weights=self.rank == 0).eval().requires_grad_(False)
-        parameters = sum(p.numel() for p in model.parameters())
-        self.engine = zero.Engine(model, zero.inference_config(dtype, self.kind, parameters), None)
-        return {"parameters": parameters, "dtype": str(dtype).removeprefix("torch.")}
+    def _read(self, path: str | None, dtype: torch.dtype, weights: bool) -> TokenLogp:
+        return TokenLogp(load_path(path or self.cfg.model.path, dtype, weights))
 
     def logp(self, batch: Batch, microbatches: list[list[int]]) -> Tensor:
         """(n,) float32: log-probability of every masked token of this rank's `batch`."""
         temperature, chunk = self.cfg.rollout.temperature, self.cfg.actor.logits_chunk_tokens
         return batch_logp(self.engine.ds, batch, microbatches, temperature, chunk, self.device)
 
-    def sleep(self) -> None:
-        """Leave the GPU to others."""
-        self.engine.offload()
-
-    def wake(self) -> None:
-        self.engine.reload()
-
-    def fields_read(self) -> set[str]:
-        """Config fields this process has read."""
-        return config.fields_read()
+    def load(self, directory: str) -> None:
+        """Take the weights that the actor's `save_weights` wrote. CheckpointError when they are not those of its
+        model."""
+        self._load_weights(Path(directory))

@@ -16,18 +16,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from rlcore.config import ActorConfig
 from rlcore.errors import ConfigError
-from rlcore.workers.model import TokenLogp
+from rlcore.workers.model import TokenLogp, TokenValue
 
 ADAM = ("exp_avg", "exp_avg_sq")
 
 
-def start_process(rank: int, world: int, address: str, port: int, device: str, ranks: int, seconds: float) -> None:
+def start_process(rank: int, world: int, address: str, port: int, device: str, seconds: float) -> None:
     """Join the process group of this role (gloo on cpu, nccl on cuda). A collective that waits longer than `seconds`
-    for another rank raises. `ranks` processes of this role share the host's cores."""
+    for another rank raises. On a CPU the `world` processes of the role share the host's cores."""
     os.environ.update(
         RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK="0", MASTER_ADDR=address, MASTER_PORT=str(port),
         DS_ACCELERATOR="cpu" if device == "cpu" else "cuda",
@@ -44,7 +43,7 @@ def start_process(rank: int, world: int, address: str, port: int, device: str, r
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     transformers.utils.logging.disable_progress_bar()
     if device == "cpu":
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world))
     backend = "gloo" if device == "cpu" else "nccl"
     deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False, timeout=timedelta(seconds=seconds))
 
@@ -99,18 +98,20 @@ def adamw(parameters: Sequence[torch.nn.Parameter], cfg: ActorConfig, device: st
 
 
 class Engine:
-    """A model under DeepSpeed, any ZeRO stage: forward, backward, step, and full tensors by parameter.
+    """A module and its model under DeepSpeed, any ZeRO stage: forward, backward, step, full tensors by parameter.
 
     Every method that gathers is collective: all ranks call it, in the same order.
     """
 
-    def __init__(self, model: PreTrainedModel, config: dict[str, Any], optimizer: torch.optim.AdamW | None) -> None:
+    def __init__(
+        self, module: TokenLogp | TokenValue, config: dict[str, Any], optimizer: torch.optim.AdamW | None
+    ) -> None:  # fmt: skip
         import deepspeed
 
         self.ds: Any = deepspeed.initialize(
-            model=TokenLogp(model), optimizer=optimizer, config=config, dist_init_required=False
+            model=module, optimizer=optimizer, config=config, dist_init_required=False
         )[0]  # fmt: skip
-        self.model = model
+        self.model = model = module.model
         self.stage: int = int(config["zero_optimization"]["stage"])
         self.adam = optimizer
         self.parameters = list(model.named_parameters())
@@ -178,7 +179,8 @@ class Engine:
         return full
 
     def write(self, index: int, value: Tensor, key: str | None = None) -> None:
-        """Set what `read` gives; of a weight, the forward's copy too. `value` is full and the same on every rank."""
+        """Set what `read` gives; of a weight, the forward's copy too, which is all there is without an optimizer.
+        `value` is full and the same on every rank."""
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
         parameter = self.parameters[index][1]
@@ -189,7 +191,7 @@ class Engine:
             else:
                 safe_set_full_optimizer_state(parameter, value, key)
             return
-        if self.stage > 0:
+        if self.stage > 0 and self.adam is not None:
             safe_set_full_fp32_param(parameter, value)
         with torch.no_grad(), self._writable(parameter):
             parameter.data.copy_(value)

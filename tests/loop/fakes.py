@@ -1,28 +1,40 @@
 """A toy world for the real `train()`: 8 prompts, one right letter each, a policy that is a table of logits.
 
-The actor, the engine and the reference are fakes of a few lines; the losses, advantages, metrics, tracker, checkpoints
-and the loop are the real ones.
+Fakes of a few lines stand where processes would be: the ranks' models under DeepSpeed, the engines, the reward pool.
+The collector, the driver's handles on the ranks, losses, advantages, tracker, checkpoints and loop are the real ones.
 """
 
 from __future__ import annotations
 
-import hashlib
+import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import torch
+from omegaconf import OmegaConf
+from torch import Tensor
 
 from rlcore.algo.advantage import advantage_fn
+from rlcore.algo.kl import Controller
 from rlcore.algo.loss import aggregate, policy_loss
-from rlcore.algo.stats import Totals
-from rlcore.build import Parts
+from rlcore.algo.objective import objective
+from rlcore.algo.stats import Stats
+from rlcore.algo.value import value_loss
 from rlcore.checkpoint import Checkpoints
-from rlcore.config import Config
+from rlcore.config import Aggregation, Config
 from rlcore.data import Order
+from rlcore.parts import Parts, columns
 from rlcore.placement import Phases
-from rlcore.records import Batch, Group, Prompt, Rollout
+from rlcore.protocols import Sample, SampleRequest
+from rlcore.recipe import algorithm_lines
+from rlcore.records import Batch, Prompt
 from rlcore.tracker import Tracker
-from rlcore.waits import Watch
+from rlcore.waits import Watch, Worker
+from rlcore.workers.group import Actor, Critic, Reference
+from rlcore.workers.packing import Work
+from rollout.collector import Collector
 
 PROMPTS, LETTERS = 8, 6
 
@@ -34,100 +46,222 @@ class ToyPrompts:
         self.state, self.restore = self.order.state, self.order.restore
 
     def take(self, n: int) -> list[Prompt]:
-        return [self.prompts[i] for i, _ in self.order.take(n)]
+        return [dataclasses.replace(self.prompts[i], id=f"toy:{i}@{epoch}") for i, epoch in self.order.take(n)]
 
     def all(self, limit: int = 0) -> list[Prompt]:
         return self.prompts[: limit or None]
 
 
-class ToyActor:
-    """Adam on a (PROMPTS, LETTERS) table of logits."""
+class ToyRank:
+    """A table that Adam trains; a batch's rollouts are [prompt, letter], each."""
 
-    def __init__(self, cfg: Config) -> None:
+    def __init__(self, cfg: Config, *shape: int) -> None:
         self.cfg = cfg
-        self.table = torch.zeros(PROMPTS, LETTERS, requires_grad=True)
-        self.adam = torch.optim.Adam([self.table], lr=cfg.actor.learning_rate)
-        self.published: dict[int, torch.Tensor] = {}
+        self.table = torch.zeros(shape, requires_grad=True)
+        self.adam = torch.optim.Adam([self.table])
 
-    def _logp(self, batch: Batch) -> torch.Tensor:
-        prompt, letter = batch.tokens[0::2].long(), batch.tokens[1::2].long()
-        chosen = self.table.log_softmax(-1)[prompt, letter]
-        return torch.stack([torch.zeros_like(chosen), chosen], -1).flatten()
+    def _learn(self, minibatches: list[Work], rate: float, *args: float) -> Stats:
+        stats = Stats()
+        self.adam.param_groups[0]["lr"] = rate
+        for work in minibatches:
+            self.adam.zero_grad()
+            for rollouts in work.microbatches:
+                micro = work.batch.select(rollouts)
+                per_token, seen, how = self._loss(micro, *args)
+                share = aggregate(per_token, micro, work.totals, how, self.cfg.rollout.max_response_tokens)
+                self._note(stats, share, micro, seen)
+            stats.updates += 1
+            if rate:
+                self.adam.step()
+        return stats
 
-    def logp(self, batch: Batch) -> torch.Tensor:
-        return self._logp(batch).detach() * batch.mask
+    def _loss(self, micro: Batch, *args: float) -> tuple[Tensor, dict[str, Tensor], Aggregation]:
+        raise NotImplementedError
 
-    def update(self, batch: Batch, step: int) -> dict[str, float]:
-        logp = self._logp(batch)
-        difference = (logp.detach() - batch.rollout_logp)[batch.mask].abs()
-        old = batch if batch.old_logp is not None else batch.with_(old_logp=logp.detach())
-        per_token, _ = policy_loss(self.cfg.loss)(logp, old, self.cfg.loss)
-        loss = aggregate(per_token, batch, Totals.of(batch), self.cfg.loss.aggregation)
-        self.adam.zero_grad()
-        loss.backward()
-        self.adam.step()
-        return {"actor/loss": loss.item(), "sync/logp_diff_max": float(difference.max()) if len(difference) else 0.0}
+    def _note(self, stats: Stats, share: Tensor, micro: Batch, seen: dict[str, Tensor]) -> None:
+        share.backward()
+        stats.loss += share.item()
+        stats.tokens += int(micro.mask.sum())
+        for name, values in seen.items():
+            stats.add(name, values.detach(), micro.mask)
 
-    def publish(self, version: int) -> dict[str, float]:
-        self.published[version] = self.table.detach().clone()
-        return {"sync/bytes": float(self.table.nbytes)}
+    def save(self, directory: str) -> None:
+        self.save_weights(directory, {k: v.tolist() for k, v in self.adam.state[self.table].items()})
 
-    def save(self, directory: Path) -> None:
-        state = {k: v.tolist() for k, v in self.adam.state[self.table].items()}
-        (directory / "toy.json").write_text(json.dumps([self.table.tolist(), state]))
+    def save_weights(self, directory: str, adam: dict[str, Any] | None = None) -> None:
+        Path(directory).mkdir(exist_ok=True)
+        (Path(directory) / "toy.json").write_text(json.dumps([self.table.tolist(), adam or {}]))
 
-    def load(self, directory: Path) -> None:
-        table, state = json.loads((directory / "toy.json").read_text())
+    def load(self, directory: str) -> None:
+        table, state = json.loads((Path(directory) / "toy.json").read_text())
         self.table.data = torch.tensor(table)
         self.adam.state[self.table] = {k: torch.tensor(v) for k, v in state.items()}
 
 
-class ToyRollouts:
-    """Samples letters from the published table; a sample's seed comes from what it is, as in the real collector."""
+class ToyPolicy(ToyRank):
+    """The actor's rank, and the reference's."""
 
-    def __init__(self, cfg: Config, actor: ToyActor, prompts: ToyPrompts) -> None:
-        self.cfg, self.actor, self.prompts = cfg, actor, prompts
+    def __init__(self, cfg: Config) -> None:
+        super().__init__(cfg, PROMPTS, LETTERS)
+        self.published: dict[int, Tensor] = {}
         self.version = -1
-        self.unscored: set[int] = set()  # sample indices whose reward "fails"
 
-    def collect(self, prompts: int) -> list[Group]:
-        return self.sample(self.prompts.take(prompts), self.cfg.rollouts_per_prompt, self.cfg.rollout.temperature)
+    def _logp(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        rows = self.table.log_softmax(-1)[batch.tokens[0::2].long()]
+        chosen = rows.gather(1, batch.tokens[1::2].long()[:, None])[:, 0]
+        entropy = -(rows.exp() * rows).sum(-1)
+        return _at_letters(chosen), _at_letters(entropy)
 
-    def sample(self, prompts: list[Prompt], samples: int, temperature: float) -> list[Group]:
-        table = self.actor.published[self.version].log_softmax(-1)
-        return [Group([self._one(p, s, table, temperature) for s in range(samples)]) for p in prompts]
+    def logp(self, batch: Batch, microbatches: list[list[int]]) -> Tensor:
+        return self._logp(batch)[0].detach() * batch.mask
 
-    def _one(self, prompt: Prompt, sample: int, table: torch.Tensor, temperature: float) -> Rollout:
-        row = table[prompt.tokens[0]]
-        digest = hashlib.blake2b(
-            f"{self.cfg.seed} {prompt.id} {sample} {self.version}".encode(), digest_size=4
-        ).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
-        letter = int(row.exp().multinomial(1, generator=generator)) if temperature else int(row.argmax())
-        reward = None if temperature and sample in self.unscored else float(str(letter) == prompt.answer)
-        return Rollout(
-            prompt, [prompt.tokens[0], letter], [0.0, float(row[letter])], [False, True], "stop", self.version,
-            str(letter), reward, {"right": reward or 0.0}, {} if reward is not None else {"right": "error"},
-        )  # fmt: skip
+    def update(self, minibatches: list[Work], rate: float, kl_coef: float) -> Stats:
+        return self._learn(minibatches, rate, kl_coef)
+
+    def _loss(self, micro: Batch, *args: float) -> tuple[Tensor, dict[str, Tensor], Aggregation]:
+        logp, entropy = self._logp(micro)
+        old = micro if micro.old_logp is not None else micro.with_(old_logp=logp.detach())
+        per_token, seen = objective(logp, entropy, old, policy_loss(self.cfg.loss), self.cfg, *args)
+        return per_token, seen, self.cfg.loss.aggregation
+
+    def publish(self, version: int) -> dict[str, float]:
+        self.version, self.published[version] = version, self.table.detach().clone()
+        return {"sync/bytes": float(self.table.nbytes)}
+
+
+class ToyCritic(ToyRank):
+    """A value a prompt."""
+
+    def __init__(self, cfg: Config) -> None:
+        super().__init__(cfg, PROMPTS)
+
+    def _value(self, batch: Batch) -> Tensor:
+        return _at_letters(self.table[batch.tokens[0::2].long()])
+
+    def value(self, batch: Batch, microbatches: list[list[int]]) -> Tensor:
+        return self._value(batch).detach()
+
+    def update(self, minibatches: list[Work], rate: float) -> Stats:
+        return self._learn(minibatches, rate)
+
+    def _loss(self, micro: Batch, *args: float) -> tuple[Tensor, dict[str, Tensor], Aggregation]:
+        return *value_loss(self._value(micro), micro, self.cfg.critic.clip), Aggregation.token_mean
+
+
+def _at_letters(values: Tensor) -> Tensor:
+    """(B,) -> (2 B,): 0 on the prompts' tokens."""
+    return torch.stack([torch.zeros_like(values), values], -1).flatten()
+
+
+class ToyGroup:
+    """A WorkerGroup of one rank in this process, which answers at once."""
+
+    def __init__(self, role: str, rank: ToyRank, cfg: Config) -> None:
+        self.role, self.deadline, self.workers = role, cfg.deadline, [Worker(role, 0, rank)]
+
+    def call(self, method: str, *args: Any, seconds: float, each: list[tuple[Any, ...]] | None = None) -> list[Any]:
+        return self.finish(method, self.begin(method, *args, each=each), seconds)
+
+    def begin(self, method: str, *args: Any, each: list[tuple[Any, ...]] | None = None) -> list[Any]:
+        return [getattr(self.workers[0].handle, method)(*(each[0] if each else args))]
+
+    def finish(self, method: str, refs: list[Any], seconds: float) -> list[Any]:
+        return refs
+
+
+class Done:
+    """A Ray call that has been answered."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+class ToyEngine:
+    """Samples letters from the table published last."""
+
+    def __init__(self, policy: ToyPolicy) -> None:
+        self.policy, self.queue = policy, list[SampleRequest]()
+        self.submit = SimpleNamespace(remote=lambda requests: Done(self.queue.extend(requests)))
+        self.advance = SimpleNamespace(remote=lambda seconds: Done(self._all()))
+
+    def _all(self) -> list[Sample]:
+        rows = self.policy.published[self.policy.version].log_softmax(-1)
+        done, self.queue = [self._one(r, rows[r.tokens[0]]) for r in self.queue], []
+        return done
+
+    def _one(self, request: SampleRequest, row: Tensor) -> Sample:
+        generator = torch.Generator().manual_seed(request.seed)
+        letter = int(row.exp().multinomial(1, generator=generator)) if request.temperature else int(row.argmax())
+        return Sample(request.key, [letter], [float(row[letter])], "stop")
+
+
+class ToyPool:
+    """1 for the right letter."""
+
+    def __init__(self, watch: Watch) -> None:
+        self.watch, self.done = watch, list[Any]()
+        self.unscored: set[int] = set()  # sample indices whose reward "fails", in training
+
+    def submit(self, key: tuple[int, int], prompt: Prompt, response: str) -> None:
+        reward = float(response == prompt.answer)
+        scored = SimpleNamespace(reward=reward, parts={"right": reward}, status={})
+        if self.watch.phase == "rollout" and key[1] in self.unscored:
+            scored = SimpleNamespace(reward=None, parts={}, status={"right": "error"})
+        self.done.append((key, scored))
+
+    def poll(self, wait_seconds: float) -> list[Any]:
+        done, self.done = self.done, []
+        return done
+
+
+class ToyWatch(Watch):
+    def any(self, refs: Any, seconds: float) -> list[Any]:
+        return list(refs)
+
+    def get(self, ref: Any, worker: Worker) -> Any:
+        return ref.value
 
 
 def toy_config(run_dir: Path, **changes: object) -> Config:
+    """`changes`: `section__key=value`, or `key=value`; `algorithm=NAME` is below the others."""
     cfg = Config(run_dir=str(run_dir), steps=20, prompts_per_step=8, rollouts_per_prompt=8)
-    cfg.actor.learning_rate = 0.3
-    cfg.kl.coef = 0.0
+    cfg.model.path = cfg.data.train = "toy"
+    node = OmegaConf.structured(cfg)
+    for key, value in algorithm_lines(changes.pop("algorithm", None)).items():  # type: ignore[arg-type]
+        OmegaConf.update(node, key, value)
+    cfg = OmegaConf.to_object(node)
+    cfg.actor.learning_rate = cfg.critic.learning_rate = 0.3
+    cfg.rollout.max_response_tokens = 8
     for key, value in changes.items():
         section, _, name = key.rpartition("__")
-        setattr(getattr(cfg, section) if section else cfg, name, value)
+        node = getattr(cfg, section) if section else cfg
+        assert hasattr(node, name), key
+        setattr(node, name, value)
     return cfg
 
 
+def policy(parts: Parts) -> ToyPolicy:
+    return parts.actor.group.workers[0].handle
+
+
 def toy_parts(cfg: Config) -> Parts:
-    run_dir, watch, prompts, actor = Path(str(cfg.run_dir)), Watch(), ToyPrompts(cfg.seed), ToyActor(cfg)
+    run_dir, watch, prompts = Path(str(cfg.run_dir)), ToyWatch(), ToyPrompts(cfg.seed)
     run_dir.mkdir(parents=True, exist_ok=True)
+    group: Any = lambda role, rank: ToyGroup(role, rank, cfg)  # noqa: E731
+    actor = Actor(group("actor", ToyPolicy(cfg)), cfg)
+    reference = Reference(group("reference", ToyPolicy(cfg)), cfg) if cfg.kl.coef else None
+    critic = Critic(group("critic", ToyCritic(cfg)), cfg) if cfg.critic.ranks else None
+    kl, pool = Controller(cfg.kl), ToyPool(watch)
+    engines = [Worker("rollout", i, ToyEngine(actor.group.workers[0].handle)) for i in range(2)]
+    rollouts = Collector(
+        engines, prompts, pool, lambda tokens: str(tokens[0]), watch, cfg.rollout, cfg.reward, cfg.rollouts_per_prompt,
+        cfg.seed, 60.0,
+    )  # fmt: skip
     return Parts(
         cfg=cfg, watch=watch, phases=Phases(watch, lambda phase: None), prompts=prompts,  # type: ignore[arg-type]
-        evals={"toy": prompts.all()}, rollouts=ToyRollouts(cfg, actor, prompts), actor=actor,  # type: ignore[arg-type]
-        reference=None, advantage=advantage_fn(cfg.advantage), checkpoints=Checkpoints(run_dir, cfg.keep_checkpoints),
+        evals={"toy": prompts.all()}, rollouts=rollouts, actor=actor, reference=reference, critic=critic, kl=kl,
+        columns=columns(cfg, actor, reference, critic, kl), advantage=advantage_fn(cfg.advantage),
+        checkpoints=Checkpoints(run_dir, cfg.keep_checkpoints),
         tracker=Tracker(run_dir, cfg.tracker, {"toy": True}, cfg.steps), reward_names=["right"], dtype="float32",
-        max_logp_diff=1e-3, needs_old_logp=cfg.actor.epochs_per_step * cfg.actor.minibatches_per_step > 1,
+        max_logp_diff=1e-3, pool=pool,  # type: ignore[arg-type]
     )  # fmt: skip

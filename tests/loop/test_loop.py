@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlcore.errors import CheckpointError, RewardError, SyncError
+from rlcore.errors import CheckpointError, ConfigError, RewardError, SyncError
+from rlcore.recipe import algorithm_names
 from rlcore.train import train
-from tests.loop.fakes import ToyActor, toy_config, toy_parts
+from tests.loop.fakes import policy, toy_config, toy_parts
 
 
 def lines(run_dir: Path) -> list[dict]:
@@ -43,10 +44,10 @@ def test_resume_gives_the_numbers_of_an_uninterrupted_run(tmp_path: Path) -> Non
     cut = toy_parts(toy_config(tmp_path / "cut", steps=9, save_every_steps=3))
     update = cut.actor.update
 
-    def dies_in_step_eight(batch, step):
+    def dies_in_step_eight(batch, step, kl_coef):
         if step == 7:
             raise RuntimeError("killed")
-        return update(batch, step)
+        return update(batch, step, kl_coef)
 
     cut.actor.update = dies_in_step_eight
     with pytest.raises(RuntimeError, match="killed"):
@@ -58,10 +59,10 @@ def test_resume_gives_the_numbers_of_an_uninterrupted_run(tmp_path: Path) -> Non
 
 def test_unscored_rollouts_leave_the_baseline_and_the_loss(tmp_path: Path) -> None:
     parts = toy_parts(toy_config(tmp_path, steps=1, reward__max_failed_fraction=0.5))
-    parts.rollouts.unscored = {0, 1}
+    parts.pool.unscored = {0, 1}
     seen = []
     update = parts.actor.update
-    parts.actor.update = lambda batch, step: (seen.append(batch), update(batch, step))[1]
+    parts.actor.update = lambda batch, *rest: (seen.append(batch), update(batch, *rest))[1]
     train(parts)
     batch = seen[0]
     failed = batch.reward.isnan()
@@ -76,7 +77,7 @@ def test_unscored_rollouts_leave_the_baseline_and_the_loss(tmp_path: Path) -> No
 
 def test_too_many_unscored_end_the_run_naming_the_function(tmp_path: Path) -> None:
     parts = toy_parts(toy_config(tmp_path, steps=1))
-    parts.rollouts.unscored = {3}
+    parts.pool.unscored = {3}
     with pytest.raises(RewardError, match="8 of 64 .*right.*'error'") as e:
         train(parts)
     assert e.value.exit_code == 3
@@ -89,7 +90,7 @@ def test_stale_weights_end_the_run(tmp_path: Path) -> None:
     def forgets_the_third(version):
         numbers = publish(version)
         if version == 3:
-            parts.actor.published[3] = parts.actor.published[2]
+            policy(parts).published[3] = policy(parts).published[2]
         return numbers
 
     parts.actor.publish = forgets_the_third
@@ -104,7 +105,7 @@ def test_stale_last_weights_are_found_too(tmp_path: Path) -> None:
 
     def forgets_the_last(version):
         numbers = publish(version)
-        parts.actor.published[2] = parts.actor.published[0]
+        policy(parts).published[2] = policy(parts).published[0]
         return numbers
 
     parts.actor.publish = forgets_the_last
@@ -116,7 +117,7 @@ def test_several_updates_get_old_logp_before_any(tmp_path: Path) -> None:
     parts = toy_parts(toy_config(tmp_path, steps=2, actor__epochs_per_step=2))
     seen = []
     update = parts.actor.update
-    parts.actor.update = lambda batch, step: (seen.append((batch, parts.actor.logp(batch))), update(batch, step))[1]
+    parts.actor.update = lambda batch, *rest: (seen.append((batch, parts.actor.logp(batch))), update(batch, *rest))[1]
     train(parts)
     assert all(torch.equal(batch.old_logp, now) for batch, now in seen)
 
@@ -130,13 +131,13 @@ def test_a_cut_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_a_half_written_checkpoint_is_not_one(tmp_path: Path) -> None:
     parts = toy_parts(toy_config(tmp_path, steps=4, save_every_steps=1))
-    save = ToyActor.save
+    save = parts.actor.save
 
     def dies_at_the_third(directory):
         if "000003" in str(directory):
             (directory / "toy.json").write_text("half")
             raise KeyboardInterrupt
-        save(parts.actor, directory)
+        save(directory)
 
     parts.actor.save = dies_at_the_third
     with pytest.raises(KeyboardInterrupt):
@@ -153,7 +154,7 @@ def test_old_checkpoints_go(tmp_path: Path) -> None:
 def test_a_nan_difference_is_not_the_same_weights(tmp_path: Path) -> None:
     parts = toy_parts(toy_config(tmp_path, steps=2))
     update = parts.actor.update
-    parts.actor.update = lambda batch, step: update(batch, step) | {"sync/logp_diff_max": float("nan")}
+    parts.actor.update = lambda *args: update(*args) | {"sync/logp_diff_max": float("nan")}
     with pytest.raises(SyncError):
         train(parts)
 
@@ -175,6 +176,121 @@ def test_an_evaluation_without_scores_ends_the_run_and_is_not_zero(tmp_path: Pat
 
 def test_a_step_in_which_nothing_is_scored_goes_on_where_that_is_allowed(tmp_path: Path) -> None:
     parts = toy_parts(toy_config(tmp_path, steps=1, reward__max_failed_fraction=1.0))
-    parts.rollouts.unscored = set(range(8))
+    parts.pool.unscored = set(range(8))
     train(parts)
     assert lines(tmp_path)[1]["reward/mean"] is None
+
+
+@pytest.mark.parametrize("name", algorithm_names())
+def test_every_algorithm_learns(tmp_path: Path, name: str) -> None:
+    cfg = toy_config(tmp_path, algorithm=name)
+    train(toy_parts(cfg))
+    rows = lines(tmp_path)
+    assert rows[0]["eval/toy/accuracy"] <= 0.5 and rows[-1]["eval/toy/accuracy"] == 1.0
+    assert rows[-1]["reward/mean"] > 0.9
+
+
+def test_resume_with_everything_that_has_a_state(tmp_path: Path) -> None:
+    """Critic, its scale of returns, the KL's controller, a reference that moves, and more prompts drawn than used."""
+    settings: dict[str, object] = dict(
+        steps=9, save_every_steps=3, advantage__name="gae", critic__ranks=1, critic__whiten_returns=True,
+        critic__warmup_steps=2, kl__coef=0.05, kl__target=0.001, kl__horizon=100, reference__refresh_steps=2,
+        rollout__dynamic_draws=2.0, actor__epochs_per_step=2, actor__minibatches_per_step=2, prompts_per_step=5,
+        actor__learning_rate=0.1,
+    )  # fmt: skip
+    train(toy_parts(toy_config(tmp_path / "whole", **settings)))
+    whole = untimed(lines(tmp_path / "whole"))
+    assert len({row["kl/coef"] for row in whole[1:]}) > 5 and {row["group/drawn"] for row in whole[1:]} != {5.0}
+    cut = toy_parts(toy_config(tmp_path / "cut", **settings))
+    finish = cut.critic.finish
+
+    def dies_in_step_eight() -> dict[str, float]:
+        if cut.tracker.run_dir.joinpath("metrics.jsonl").read_text().count("\n") == 8:
+            raise RuntimeError("killed")
+        return finish()
+
+    cut.critic.finish = dies_in_step_eight
+    with pytest.raises(RuntimeError, match="killed"):
+        train(cut)
+    train(toy_parts(toy_config(tmp_path / "cut", **settings)))
+    assert untimed(lines(tmp_path / "cut")) == whole
+
+
+def test_groups_without_a_signal_are_drawn_logged_and_not_trained_on(tmp_path: Path) -> None:
+    parts = toy_parts(toy_config(tmp_path, steps=12, rollout__dynamic_draws=2.0, prompts_per_step=4))
+    seen = []
+    update = parts.actor.update
+    parts.actor.update = lambda batch, *rest: (seen.append(batch), update(batch, *rest))[1]
+    train(parts)
+    rows = lines(tmp_path)[1:]
+    assert any(row["group/drawn"] > row["group/used"] for row in rows)
+    for row, batch in zip(rows, seen, strict=True):
+        assert len(batch) == 8 * row["group/used"] and row["group/used"] <= 4 and row["group/drawn"] <= 8
+        signal = [batch.reward[batch.group == g].unique().numel() > 1 for g in batch.group.unique()]
+        assert all(signal) or row["group/zero_advantage_fraction"] == 1.0
+        written = (tmp_path / "rollouts" / f"step_{row['step']:06d}.jsonl").read_text().splitlines()
+        uses = [json.loads(line)["use"] for line in written]
+        assert uses.count("loss") == len(batch) and uses.count("none") == 8 * row["group/drawn"] - len(batch)
+
+
+def test_in_the_critics_warm_up_only_the_critic_learns(tmp_path: Path) -> None:
+    parts = toy_parts(toy_config(tmp_path, steps=4, advantage__name="gae", critic__ranks=1, critic__warmup_steps=3))
+    train(parts)
+    published = policy(parts).published
+    assert torch.equal(published[3], published[0]) and not torch.equal(published[4], published[3])
+    rows = lines(tmp_path)[1:]
+    assert rows[0]["critic/value"] == 0.0 and rows[3]["critic/value"] > 0.0
+
+
+def test_the_controller_moves_the_coefficient_towards_its_target(tmp_path: Path) -> None:
+    low, high = (
+        toy_parts(toy_config(tmp_path / str(t), steps=6, kl__coef=0.1, kl__target=t, kl__horizon=64))
+        for t in (1e-6, 1e3)
+    )
+    for parts in (low, high):
+        train(parts)
+    assert low.kl.coef > 0.1 > high.kl.coef
+    assert [r["kl/coef"] for r in lines(tmp_path / "1000.0")[1:]] == pytest.approx([0.1 * 0.8**i for i in range(6)])
+
+
+def test_failed_greedy_baselines_count_as_failures(tmp_path: Path) -> None:
+    parts = toy_parts(toy_config(tmp_path, steps=1, advantage__name="remax", rollout__greedy_baseline=True))
+    parts.pool.unscored = {8}
+    with pytest.raises(RewardError, match="8 of 72"):
+        train(parts)
+    parts = toy_parts(
+        toy_config(tmp_path / "on", steps=1, advantage__name="remax", rollout__greedy_baseline=True,
+                   reward__max_failed_fraction=0.5)
+    )  # fmt: skip
+    parts.pool.unscored = {8}
+    train(parts)
+    row = lines(tmp_path / "on")[1]
+    assert row["group/baseline_failed_fraction"] == 1.0 and row["reward/failed_fraction"] == 0.0
+    assert row["actor/loss"] == 0.0, "no baseline, no advantage"
+
+
+def test_an_advantage_of_ones_own_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "def centered(batch, cfg):\n    return (batch.reward - 0.5)[batch.rollout_of_token]\n"
+        "def by_rollout(batch, cfg):\n    return batch.reward\n"
+        "def divides_by_zero(batch, cfg):\n    return batch.rollout_logp * float('inf')\n"
+    )
+    train(toy_parts(toy_config(tmp_path / "right", advantage__name=f"{file}:centered")))
+    assert lines(tmp_path / "right")[-1]["eval/toy/accuracy"] == 1.0
+    for name, why in (("by_rollout", r"by_rollout.*shape \(64,\).*shape \(128,\)"), ("divides_by_zero", "not finite")):
+        with pytest.raises(ConfigError, match=f"advantage.name: .*{why}") as e:
+            train(toy_parts(toy_config(tmp_path / name, advantage__name=f"{file}:{name}")))
+        assert e.value.exit_code == 2
+
+
+def test_a_loss_of_ones_own_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "def plain(logp, batch, cfg):\n    return -logp * batch.advantage, {'mine': logp.detach()}\n"
+        "def averaged(logp, batch, cfg):\n    return -(logp * batch.advantage).mean(), {}\n"
+    )
+    train(toy_parts(toy_config(tmp_path / "right", loss__name=f"{file}:plain")))
+    assert lines(tmp_path / "right")[-1]["eval/toy/accuracy"] == 1.0 and "actor/mine" in lines(tmp_path / "right")[-1]
+    with pytest.raises(ConfigError, match="loss.name: .*averaged"):
+        train(toy_parts(toy_config(tmp_path / "wrong", loss__name=f"{file}:averaged")))

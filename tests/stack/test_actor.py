@@ -49,7 +49,7 @@ class Restartable(ActorRank):
 
     def restart(self, cfg: Config) -> dict[str, Any]:
         self.cfg = cfg
-        return self._load_model(cfg)
+        return self._load_model()
 
     def full(self) -> dict[str, torch.Tensor]:
         """What `publish` sends, gathered two parameters at a time."""
@@ -83,10 +83,10 @@ class Ranks:
         return ray.get([getattr(h, method).remote(*a) for h, a in zip(self.handles, args, strict=True)], timeout=300)
 
     def update(
-        self, batch: Batch, microbatch_tokens: int, minibatches: int = 1, rate: float = 1e-3
+        self, batch: Batch, microbatch_tokens: int, minibatches: int = 1, rate: float = 1e-3, kl_coef: float = 0.1
     ) -> dict[str, float]:  # fmt: skip
         work = split(batch, len(self.handles), microbatch_tokens, minibatches)
-        return merge(self("update", *[(w, rate) for w in work]))
+        return merge(self("update", *[(w, rate, kl_coef) for w in work]))
 
     def logp(self, batch: Batch, microbatch_tokens: int) -> torch.Tensor:
         out = torch.zeros(len(batch.tokens))
@@ -307,7 +307,44 @@ def test_the_saved_model_is_a_hugging_face_model(two: Ranks, tiny: Path, tmp_pat
     assert AutoTokenizer.from_pretrained(directory).chat_template
 
 
-def test_reference_ranks_agree_with_the_actor(two: Ranks, tiny: Path) -> None:
+def test_a_rate_of_0_only_looks(two: Ranks, tiny: Path, tmp_path: Path) -> None:
+    """As in the critic's warm-up: after a real update, so that Adam has a state that could move."""
+    two.restart(config_of(tiny, ranks=2, weight_decay=0.1)).update(batch_of(seed=1), 80)
+    batch = batch_of(seed=2)
+    old = two.logp(batch, 80)
+    before = tensors(two.save(tmp_path / "before"))
+    looked = two.update(batch.with_(old_logp=old), 80, minibatches=2, rate=0.0)
+    after = tensors(two.save(tmp_path / "after"))
+    assert all(v.equal(before[k]) for k, v in after.items()) and len(after) > 30
+    assert json.loads((tmp_path / "after" / "optimizer.json").read_text()) == {"step": 1}
+    assert looked["actor/grad_norm"] == looked["actor/skipped_updates"] == 0 and looked["actor/ratio_max"] == 1.0
+    learned = two.update(batch, 80)
+    for name in ("actor/entropy", "actor/kl", "sync/logp_diff_max"):
+        assert looked[name] == pytest.approx(learned[name], rel=1e-5)
+    assert not two.logp(batch, 80).equal(old)
+
+
+def test_the_entropy_bonus_raises_the_entropy_whatever_the_split(
+    one: Ranks, two: Ranks, tiny: Path, tmp_path: Path
+) -> None:
+    """The temperature makes a random model sure of itself; without advantage and KL only the bonus moves it."""
+    found = []
+    batch = batch_of()
+    batch.advantage.zero_()
+    for group, ranks, microbatch_tokens in ((one, 1, 10_000), (two, 2, 80)):
+        cfg = config_of(tiny, ranks=ranks)
+        cfg.loss.entropy_coef, cfg.rollout.temperature = 0.5, 0.1
+        group.restart(cfg)
+        first = group.update(batch, microbatch_tokens, kl_coef=0.0)
+        adam = tensors(group.save(tmp_path / str(ranks)))
+        found.append({k: v for k, v in adam.items() if k.startswith("exp_avg/")})
+        for _ in range(4):
+            last = group.update(batch, microbatch_tokens, kl_coef=0.0)
+        assert last["actor/entropy"] > first["actor/entropy"] + 0.1
+    assert_same_gradient(found[1], found[0])
+
+
+def test_reference_ranks_agree_with_the_actor_now_and_after_a_refresh(two: Ranks, tiny: Path, tmp_path: Path) -> None:
     two.restart(config_of(tiny, ranks=2))
     cfg = config_of(tiny)
     cfg.reference.ranks = 2
@@ -318,4 +355,11 @@ def test_reference_ranks_agree_with_the_actor(two: Ranks, tiny: Path) -> None:
     few = batch.select([0])
     torch.testing.assert_close(reference.logp(few, 80), two.logp(few, 80), rtol=0, atol=1e-5)
     assert "KLConfig.coef" not in reference("fields_read")[0]
+
+    two.update(batch, 80)
+    assert float((reference.logp(batch, 80) - two.logp(batch, 80)).abs().max()) > 1e-3
+    two("save_weights", *[(str(tmp_path / "refreshed"),)] * 2)
+    reference.load(tmp_path / "refreshed")
+    torch.testing.assert_close(reference.logp(batch, 80), two.logp(batch, 80), rtol=0, atol=1e-5)
+    assert not list(tmp_path.rglob("optimizer*"))
     reference.end()

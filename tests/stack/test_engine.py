@@ -7,7 +7,7 @@ import ray
 import torch
 from transformers import AutoModelForCausalLM
 
-from rlcore.config import RolloutConfig
+from rlcore.config import RewardConfig, RolloutConfig
 from rlcore.errors import ConfigError
 from rlcore.protocols import SampleRequest
 from rlcore.waits import Watch, Worker
@@ -205,7 +205,9 @@ def test_the_collector_gives_the_same_groups_with_one_engine_and_two(stack):
     for n in (1, 2):
         workers = [Worker("rollout", i, e) for i, e in enumerate(engines[:n])]
         cfg = RolloutConfig(max_sequences=8, max_response_tokens=TOKENS)
-        made = Collector(workers, None, Length(), lambda t: "".join(map(chr, t)), watch, cfg, 4, 0, 120.0, {EOS})
+        made = Collector(
+            workers, None, Length(), lambda t: "".join(map(chr, t)), watch, cfg, RewardConfig(), 4, 0, 120.0, {EOS}
+        )
         found.append(made.sample(prompts, 4, 1.0))
     for one, two in zip(*found, strict=True):
         assert one.prompt is two.prompt

@@ -120,7 +120,8 @@ def test_a_run_leaves_what_the_readme_says(whole: tuple[Path, str]) -> None:
     assert [r["step"] for r in rows] == [0, 1, 2, 3, 4]
     names = """reward/mean reward/std reward/part/score reward/failed_fraction group/zero_advantage_fraction
         response/tokens_mean response/truncated_fraction actor/loss actor/kl actor/entropy actor/clip_fraction
-        actor/ratio_max actor/grad_norm actor/lr sync/seconds sync/bytes sync/logp_diff_max rollout/staleness_steps
+        actor/ratio_max actor/grad_norm actor/lr kl/coef group/drawn group/used
+        sync/seconds sync/bytes sync/logp_diff_max sync/logp_diff_mean rollout/staleness_steps
         perf/tokens_per_second time/rollout_s time/credit_s time/update_s time/publish_s""".split()
     assert not [n for n in names if rows[1].get(n) is None]
     assert "eval/arithmetic/accuracy" in rows[0] and "eval/arithmetic/accuracy" in rows[4]

@@ -123,12 +123,19 @@ def test_shares_of_any_split_add_up_to_the_whole(lengths: list[int], cut: int, h
     totals = Totals.of(batch)
     cut = min(cut, len(lengths))
     parts = [list(range(cut)), list(range(cut, len(lengths)))]
-    shares = [aggregate(per_token[batch.tokens_of(p)], batch.select(p), totals, how) for p in parts if p]
+    shares = [aggregate(per_token[batch.tokens_of(p)], batch.select(p), totals, how, 4) for p in parts if p]
     chosen = [per_token[a:b][mask[a:b]] for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
     means = [c.mean() for c in chosen if len(c)]
-    want = torch.cat(chosen).mean() if how is Aggregation.token_mean else sum(means) / max(1, len(means))
-    if means:
-        torch.testing.assert_close(torch.stack(shares).sum(), torch.as_tensor(want))
+    if not means:
+        return
+    total = torch.cat(chosen).sum()
+    want = {
+        Aggregation.token_mean: total / len(torch.cat(chosen)),
+        Aggregation.sequence_mean: sum(means) / len(means),
+        Aggregation.sequence_sum: total / len(means),
+        Aggregation.constant_length: total / len(means) / 4,
+    }[how]
+    torch.testing.assert_close(torch.stack(shares).sum(), torch.as_tensor(want))
 
 
 def test_names_are_found_and_unknown_ones_refused(tmp_path: Any) -> None:
@@ -151,6 +158,8 @@ def test_schedules() -> None:
     assert rates(Schedule.constant, 4)[:5] == [2.0, 4.0, 6.0, 8.0, 8.0]
     assert rates(Schedule.linear, 0) == [8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0]
     assert rates(Schedule.linear, 4) == [2.0, 4.0, 6.0, 8.0, 8.0, 6.0, 4.0, 2.0]
+    critics = ActorConfig(learning_rate=8.0, schedule=Schedule.linear, warmup_steps=4)
+    assert [learning_rate(s, 8, critics, peak=2.0) for s in (0, 3, 4, 6)] == [0.5, 2.0, 2.0, 1.0]
     cosine = rates(Schedule.cosine, 0)
     assert cosine[0] == 8.0 and cosine[4] == pytest.approx(4.0) and 0 < cosine[7] < 0.5
 
@@ -169,6 +178,22 @@ def test_merged_statistics_are_means_over_all_tokens_of_all_ranks() -> None:
     assert merge([*ranks, empty]) == {
         "actor/loss": 0.5, "actor/grad_norm": 1.5, "actor/skipped_updates": 0.0, "actor/kl": 3.0, "actor/ratio_max": 6.0
     }  # fmt: skip
+
+
+def test_merged_statistics_name_their_role_and_make_one_number_of_the_weights() -> None:
+    stats = Stats()
+    stats.updates = stats.tokens = 4
+    weight = torch.tensor([1.0, 1.0, 2.0, 0.0])
+    for name, values in {"correction/weight": weight, "correction/weight_square": weight.square()}.items():
+        stats.add(name, values, torch.ones(4, dtype=torch.bool))
+    assert merge([stats], "critic") == {
+        "critic/loss": 0.0, "critic/grad_norm": 0.0, "critic/skipped_updates": 0.0,
+        "correction/weight": 1.0, "correction/ess": pytest.approx(1 / 1.5),
+    }  # fmt: skip
+    nothing = Stats()
+    for name in ("correction/weight", "correction/weight_square"):
+        nothing.add(name, torch.zeros(2), torch.ones(2, dtype=torch.bool))
+    assert merge([nothing])["correction/ess"] == 0.0
 
 
 def test_a_nan_is_never_lost_in_a_maximum() -> None:

@@ -5,12 +5,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from rlcore.config import RolloutConfig
+from rlcore.config import RewardConfig, RolloutConfig
+from rlcore.data import Order
 from rlcore.errors import WorkerError
 from rlcore.protocols import Sample
-from rlcore.records import Prompt
+from rlcore.records import Batch, Prompt
 from rlcore.waits import Worker
-from rollout.collector import Collector, sample_seed
+from rollout.collector import Collector, next_draw, overlong_penalty, sample_seed
 
 Result = namedtuple("Result", "reward parts status")
 EOS = 9
@@ -24,10 +25,14 @@ class Ref:
 
 
 class FakeEngine:
-    """Answers a sample with its seed's last digits; `slots` of them an `advance`, the last submitted first."""
+    """Answers a sample with its seed's last digits; `slots` of them an `advance`, the last submitted first.
+
+    `answer(request)`: the response's tokens and its finish.
+    """
 
     def __init__(self, slots: int = 3) -> None:
         self.slots, self.queue, self.seen, self.most = slots, [], [], 0
+        self.answer = lambda request: ([request.seed % 7, EOS], "stop")
         self.submit = SimpleNamespace(remote=lambda requests: Ref(self._submit(requests)))
         self.advance = SimpleNamespace(remote=lambda seconds: Ref(self._advance()))
 
@@ -38,7 +43,10 @@ class FakeEngine:
 
     def _advance(self):
         done, self.queue = self.queue[-self.slots :], self.queue[: -self.slots]
-        return [Sample(r.key, [r.seed % 7, EOS], [-0.5, -0.25], "stop") for r in done]
+        return [self._sample(r.key, *self.answer(r)) for r in done]
+
+    def _sample(self, key, tokens, finish):
+        return Sample(key, tokens, [-0.5, -0.25, *[-1.0] * len(tokens)][: len(tokens)], finish)
 
 
 class FakeWatch:
@@ -72,15 +80,18 @@ class FakePool:
         return [(k, Result(None if t == "0" else float(t), {"length": 1.0}, {})) for k, t in done]
 
 
-def collector(engines=2, samples=4, cfg=None, pool=None, deadline=60.0, slots=3):
+def collector(engines=2, samples=4, cfg=None, pool=None, deadline=60.0, slots=3, reward=None, answer=None):
     fakes = [FakeEngine(slots) for _ in range(engines)]
+    for fake in fakes:
+        fake.answer = answer or fake.answer
     prompts = [Prompt(f"p:{i}", [i, i], "", {}) for i in range(100)]
     source = SimpleNamespace(take=lambda n: [prompts.pop(0) for _ in range(n)])
     workers = [Worker("rollout", i, f) for i, f in enumerate(fakes)]
     decode = lambda tokens: "".join(map(str, tokens))  # noqa: E731
     made = Collector(
-        workers, source, pool or FakePool([]), decode, FakeWatch(), cfg or RolloutConfig(), samples, 7, deadline, {EOS}
-    )
+        workers, source, pool or FakePool([]), decode, FakeWatch(), cfg or RolloutConfig(), reward or RewardConfig(),
+        samples, 7, deadline, {EOS},
+    )  # fmt: skip
     return made, fakes
 
 
@@ -173,3 +184,203 @@ def test_progress_ends_at_the_total():
     made.on_progress = lambda done, total: seen.append((done, total))
     made.collect(3)
     assert seen[-1] == (12, 12) and seen == sorted(seen)
+
+
+def with_signal(*useful):
+    """Engines whose groups of prompt i have unequal rewards if i is in `useful`, else all 1."""
+    return lambda request: ([2 if request.key[1] == 0 and request.tokens[0] in useful else 1, EOS], "stop")
+
+
+def rounds(made):
+    """How many prompts each call of `take` asked for, filled while collecting."""
+    asked, take = [], made.source.take
+    made.source.take = lambda n: asked.append(n) or take(n)
+    return asked
+
+
+def used(groups):
+    return [g.prompt.id for g in groups if g.used]
+
+
+def test_without_dynamic_sampling_every_group_is_used_and_none_is_drawn_again():
+    made, _ = collector(answer=with_signal(1))
+    asked = rounds(made)
+    groups = made.collect(4)
+    assert asked == [4] and len(used(groups)) == 4
+
+
+def test_dynamic_sampling_draws_until_enough_groups_carry_a_signal():
+    made, _ = collector(cfg=RolloutConfig(dynamic_draws=10), answer=with_signal(1, 3, 5, 6, 7, 8, 9))
+    asked = rounds(made)
+    groups = made.collect(4)
+    assert asked[0] == 4 and sum(asked) == len(groups) and len(asked) == 2
+    assert [g.prompt.id for g in groups] == [f"p:{i}" for i in range(len(groups))], "drawing order"
+    assert used(groups) == ["p:1", "p:3", "p:5", "p:6"], "the first four with a signal, no more"
+    batch = Batch.from_groups(groups)
+    assert len(batch) == 16 and batch.tokens[batch.offsets[:-1]].tolist() == [i for i in (1, 3, 5, 6) for _ in range(4)]
+    assert all(g.differs == (int(g.prompt.id[2:]) in (1, 3, 5, 6, 7, 8, 9)) for g in groups)
+
+
+def test_a_first_round_with_enough_signal_is_the_only_one():
+    made, _ = collector(cfg=RolloutConfig(dynamic_draws=5), answer=with_signal(0, 1, 2))
+    asked = rounds(made)
+    assert used(made.collect(3)) == ["p:0", "p:1", "p:2"] and asked == [3]
+
+
+@pytest.mark.parametrize("draws, most", [(1.0, 4), (1.1, 4), (2.0, 8), (2.5, 10)])
+def test_dynamic_sampling_ends_at_its_bound(draws, most):
+    made, _ = collector(cfg=RolloutConfig(dynamic_draws=draws), answer=with_signal(3))
+    groups = made.collect(4)
+    assert len(groups) == most
+    assert used(groups) == ["p:3"], "what there is is trained on"
+    assert made.source.take(1)[0].id == f"p:{most}", "no prompt was taken that was not drawn"
+
+
+def test_the_bound_is_not_lost_to_rounding():
+    """1.16 * 25 is 29 less 4e-15 in floating point."""
+    made, _ = collector(cfg=RolloutConfig(dynamic_draws=1.16), samples=2, answer=with_signal())
+    assert len(made.collect(25)) == 29
+
+
+def test_without_any_signal_the_batch_is_one_group():
+    made, _ = collector(cfg=RolloutConfig(dynamic_draws=2), answer=with_signal())
+    groups = made.collect(3)
+    assert len(groups) == 6 and used(groups) == ["p:0"] and not groups[0].differs
+
+
+def test_a_group_with_one_score_carries_no_signal():
+    answer = lambda r: ([1 if r.key[1] == 0 else 0, EOS], "stop")  # noqa: E731  one scored 1, the others fail
+    made, _ = collector(cfg=RolloutConfig(dynamic_draws=2), answer=answer)
+    assert used(made.collect(2)) == ["p:0"]
+
+
+def test_a_group_whose_scored_rollouts_are_all_left_out_of_the_loss_carries_no_signal():
+    answer = lambda r: ([r.key[1] + 1, EOS], "length" if r.tokens[0] == 0 else "stop")  # noqa: E731
+    cfg = RolloutConfig(dynamic_draws=3, train_truncated=False)
+    assert used(collector(cfg=cfg, answer=answer)[0].collect(2)) == ["p:1", "p:2"]
+
+
+@pytest.mark.parametrize(
+    "useful, drawn, most, expected",
+    [
+        (0, 0, 40, 8),  # the first round
+        (8, 8, 40, 0),
+        (9, 16, 40, 0),
+        (3, 40, 40, 0),
+        (4, 8, 40, 12),  # 12 * 0.5 less sqrt(12 * 0.25) is 4.27; 11 would leave 3.84 of the 4 that are missing
+        (4, 8, 13, 5),  # what the bound leaves
+        (7, 8, 40, 2),  # 2 * 0.875 less sqrt(2 * 0.875 * 0.125) is 1.28
+        (0, 8, 400, 89),  # none yet: as if it had been one, 89 / 8 less sqrt(89 / 8 * 7 / 8) is 8.005
+        (0, 8, 40, 32),
+    ],
+)
+def test_a_round_draws_what_its_yield_makes_likely_to_be_enough(useful, drawn, most, expected):
+    assert next_draw(8, useful, drawn, most) == expected
+
+
+def test_dynamic_sampling_resumes_with_the_prompt_after_the_last_drawn():
+    """The rows of two collections in a row, against one process that restores the position between them."""
+
+    def source(order):
+        return SimpleNamespace(take=lambda n: [Prompt(f"p:{i}@{e}", [i, i], "", {}) for i, e in order.take(n)])
+
+    def ids(made):
+        return [(g.prompt.id, g.used) for g in made.collect(4)]
+
+    cfg, answer = RolloutConfig(dynamic_draws=4), with_signal(2, 5, 7)
+    order, again = Order("toy", 9, 3, True), Order("toy", 9, 3, True)
+    made, fresh = collector(cfg=cfg, answer=answer)[0], collector(cfg=cfg, answer=answer)[0]
+    made.source, fresh.source = source(order), source(again)
+    first = ids(made)
+    assert len(first) > 4
+    again.restore(order.state())
+    assert ids(fresh) == ids(made) != first
+
+
+def test_the_deadline_is_of_all_rounds_together(monkeypatch):
+    """Each round takes 60 s of the 100 s there are."""
+    made, _ = collector(cfg=RolloutConfig(dynamic_draws=10), answer=with_signal(), deadline=100.0)
+    clock, take = [0.0], made.source.take
+    monkeypatch.setattr("rollout.collector.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    made.source.take = lambda n: clock.__setitem__(0, clock[0] + 60) or take(n)
+    with pytest.raises(WorkerError, match="100 s"):
+        made.collect(4)
+
+
+@pytest.mark.parametrize("engines", [1, 2, 3])
+def test_the_greedy_answer_is_a_baseline_and_not_a_rollout(engines):
+    answer = lambda r: ([r.seed % 7 if r.temperature else 5, EOS], "stop")  # noqa: E731
+    made, fakes = collector(engines, cfg=RolloutConfig(greedy_baseline=True), answer=answer)
+    groups = made.collect(5)
+    plain, _ = collector(engines)
+    assert [[r.tokens for r in g.rollouts] for g in groups] == [
+        [r.tokens for r in g.rollouts] for g in plain.collect(5)
+    ]
+    assert [g.baseline for g in groups] == [5.0] * 5
+    asked = [r for f in fakes for r in f.seen]
+    assert sorted(r.key for r in asked if r.temperature == 0) == [(i, 4) for i in range(5)]
+    assert len(asked) == 25 and Batch.from_groups(groups).baseline.tolist() == [5.0] * 20
+    assert [len(g.rollouts) for g in made.sample([Prompt("e", [1], "", {})], 2, 1.0)] == [2], "not in an evaluation"
+
+
+def test_a_greedy_answer_without_a_score_is_no_baseline():
+    answer = lambda r: ([1 if r.temperature else 0, EOS], "stop")  # noqa: E731
+    (group,) = collector(cfg=RolloutConfig(greedy_baseline=True), answer=answer)[0].collect(1)
+    assert group.greedy is not None and group.baseline is None and len(group.rollouts) == 4
+    assert Batch.from_groups([group]).baseline.isnan().all()
+
+
+@pytest.mark.parametrize(
+    "tokens, expected", [(0, 0.0), (11, 0.0), (12, 0.0), (13, -0.25), (14, -0.5), (16, -1.0), (17, -1.0)]
+)
+def test_overlong_penalty_by_hand(tokens, expected):
+    """L = 16, C = 4: nothing up to 12, then a quarter a token. The paper's numbers are L = 20480, C = 4096."""
+    assert overlong_penalty(tokens, 16, RewardConfig(overlong_fraction=0.25)) == expected
+    assert overlong_penalty(tokens, 16, RewardConfig(overlong_fraction=0.25, overlong_penalty=2.0)) == 2 * expected
+    paper = RewardConfig(overlong_fraction=0.2)
+    assert overlong_penalty(18432, 20480, paper) == pytest.approx(-0.5)
+
+
+def test_overlong_responses_lose_reward_after_the_signal_was_judged_and_only_in_training():
+    """Responses of 1 + index tokens, limit 4, the last 2 count: 0, 0, -0.5, -1 off a reward of 1."""
+    answer = lambda r: ([1] + [EOS] * r.key[1] if r.temperature else [1, 8, EOS], "stop")  # noqa: E731
+    cfg = RolloutConfig(max_response_tokens=4, dynamic_draws=2, greedy_baseline=True)
+    made, _ = collector(cfg=cfg, reward=RewardConfig(overlong_fraction=0.5), answer=answer)
+    made.decode = lambda tokens: "1"
+    groups = made.collect(1)
+    assert len(groups) == 2 and used(groups) == ["p:0"], "lengths make no signal"
+    for group in groups:
+        assert [r.reward for r in group.rollouts] == [1.0, 1.0, 0.5, 0.0]
+        assert [r.parts["overlong"] for r in group.rollouts] == [0.0, 0.0, -0.5, -1.0]
+        assert group.baseline == 0.5, "the baseline is of the same reward"
+    (group,) = made.sample([Prompt("e", [1], "", {})], 4, 1.0)
+    assert [r.reward for r in group.rollouts] == [1.0] * 4 and "overlong" not in group.rollouts[3].parts
+
+
+def test_an_overlong_response_without_a_score_stays_without():
+    answer = lambda r: ([0, EOS, EOS], "length")  # noqa: E731
+    made, _ = collector(
+        cfg=RolloutConfig(max_response_tokens=3), reward=RewardConfig(overlong_fraction=0.5), answer=answer
+    )
+    made.decode = lambda tokens: "0"
+    (group,) = made.collect(1)
+    assert all(r.reward is None and "overlong" not in r.parts for r in group.rollouts)
+
+
+def test_no_part_where_nothing_is_shaped():
+    (group,) = collector()[0].collect(1)
+    assert all("overlong" not in r.parts for r in group.rollouts)
+
+
+@pytest.mark.parametrize("train_truncated", [True, False])
+def test_cut_responses_stay_in_the_baseline_and_leave_the_loss(train_truncated):
+    answer = lambda r: ([r.key[1] + 1, EOS], "length" if r.key[1] == 2 else "stop")  # noqa: E731
+    made, _ = collector(cfg=RolloutConfig(train_truncated=train_truncated), answer=answer)
+    made.decode = lambda tokens: str(tokens[0])
+    (group,) = made.collect(1)
+    assert [r.trains for r in group.rollouts] == [True, True, train_truncated, True]
+    batch = Batch.from_groups([group])
+    assert batch.reward.tolist() == [1.0, 2.0, 3.0, 4.0]
+    assert batch.mask.reshape(4, 4).any(1).tolist() == [True, True, train_truncated, True]
+    (group,) = made.sample([Prompt("e", [1], "", {})], 4, 1.0)
+    assert all(r.trains for r in group.rollouts)

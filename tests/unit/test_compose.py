@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from rlcore.check import check
 from rlcore.compose import RECIPES, as_config, compose, compose_run, parse_override, recipe_names, run_with_hydra
 from rlcore.config import Config, Section, all_keys, fields_read, forget_reads
 from rlcore.errors import ConfigError
+from rlcore.recipe import algorithm_names
 
 MINE = """
 model: {path: some/model}
@@ -137,7 +139,7 @@ def test_interpolations_work_and_bad_ones_are_listed(recipe: str, tmp_path: Path
 def test_a_bad_interpolation_in_a_sweep_is_a_config_error(recipe: str, tmp_path: Path) -> None:
     composed, for_hydra = compose(recipe, [f"run_dir={tmp_path}/sweep", "seed=${stepz},1"], multirun=True)
     ran = []
-    with pytest.raises(ConfigError, match=r"^seed \(command line\): Interpolation key 'stepz' not found"):
+    with pytest.raises(ConfigError, match=r"^  1. seed \(command line\): Interpolation key 'stepz' not found"):
         run_with_hydra(composed, for_hydra, ["--multirun"], lambda cfg, _: ran.append(cfg) or 0)
 
 
@@ -258,14 +260,170 @@ def test_shipped_recipes_pass_but_for_what_the_user_must_give() -> None:
         assert check(as_config(composed.config)) == []
 
 
+GSM8K = ("model.path=some/model", "data.train=some/data")
+
+
+def values_of(name: str, *overrides: str) -> Config:
+    """The config without its default run_dir, which has the time in it."""
+    return as_config(compose(name, ["run_dir=nowhere", *overrides])[0].config)
+
+
+def test_a_recipes_algorithm_is_below_its_own_lines_wherever_it_stands(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    for lines in ("algorithm: grpo\nkl: {coef: 0.5}\n", "kl: {coef: 0.5}\nalgorithm: grpo\n"):
+        path.write_text(MINE + lines)
+        composed, _ = compose(str(path), [])
+        cfg = as_config(composed.config)
+        assert (cfg.algorithm, cfg.kl.coef, cfg.loss.aggregation.value) == ("grpo", 0.5, "sequence_mean")
+        assert composed.origins["kl.coef"] == composed.origins["algorithm"] == str(path)
+        assert composed.origins["loss.aggregation"] == "algorithm grpo"
+        assert {k for k in composed.set_by if not k.startswith(("model.", "data.", "reward."))} == {"steps", "kl.coef"}
+
+
+def test_a_typed_algorithm_is_above_the_recipe_and_below_what_else_is_typed() -> None:
+    assert values_of("gsm8k_grpo", *GSM8K).kl.coef == 0.001
+    cfg = values_of("gsm8k_grpo", *GSM8K, "algorithm=dapo")
+    assert (cfg.algorithm, cfg.kl.coef, cfg.loss.clip_high, cfg.rollout.dynamic_draws) == ("dapo", 0.0, 0.28, 3.0)
+    for order in (["algorithm=dapo", "kl.coef=0.01"], ["kl.coef=0.01", "algorithm=dapo"]):
+        composed, _ = compose("gsm8k_grpo", [*GSM8K, *order])
+        assert composed.config.kl.coef == 0.01 and composed.config.loss.clip_high == 0.28
+        assert set(composed.set_by) == {"model.path", "data.train", "kl.coef"}
+    assert values_of("demo", "algorithm=rloo", "algorithm=dapo") == values_of("demo", "algorithm=dapo")
+
+
+def test_a_typed_algorithm_undoes_the_recipes_method_and_keeps_its_fit(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        MINE.replace("fns: [gsm8k]", "fns: [gsm8k], overlong_penalty: 0.5")
+        + "loss: {clip_high: 0.4}\nkl: {coef: 0.1, target: 0.2}\nadvantage: {gamma: 0.9}\n"
+        "critic: {learning_rate: 3e-3}\ncorrection: {name: truncate_sequence}\n"
+        "actor: {epochs_per_step: 2, learning_rate: 2e-6}\nrollout: {train_truncated: false}\n"
+    )
+    composed, _ = compose(str(path), ["algorithm=gspo"])
+    cfg = as_config(composed.config)
+    assert (cfg.loss.clip_high, cfg.kl.coef, cfg.kl.target, cfg.advantage.gamma) == (4e-4, 0.0, None, 1.0)
+    assert cfg.rollout.train_truncated and cfg.actor.minibatches_per_step == 4
+    assert (cfg.critic.learning_rate, cfg.reward.overlong_penalty) == (3e-3, 0.5)
+    assert (cfg.correction.name.value, cfg.actor.epochs_per_step, cfg.actor.learning_rate) == (
+        "truncate_sequence", 1, 2e-6
+    )  # fmt: skip
+    assert "critic.learning_rate" not in composed.set_by  # the user's, but of another algorithm: it may be idle
+    assert "kl.coef" not in composed.origins and composed.set_by["actor.learning_rate"] == str(path)
+    bare = values_of(str(path), "algorithm=null")
+    assert (bare.algorithm, bare.kl.coef, bare.loss.clip_high, bare.actor.epochs_per_step) == (None, 0.0, 0.2, 2)
+
+
+def test_an_algorithm_that_another_replaces_leaves_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(MINE + "algorithm: ppo\n")
+    ppo, sapo = values_of(str(path)), values_of(str(path), "algorithm=sapo")
+    assert (ppo.critic.ranks, ppo.kl.place.value, ppo.actor.minibatches_per_step) == (1, "reward", 8)
+    path.write_text(MINE + "algorithm: sapo\n")
+    assert sapo == values_of(str(path))
+    assert (sapo.critic.ranks, sapo.kl.place.value, sapo.actor.minibatches_per_step) == (0, "loss", 1)
+
+
+def test_an_algorithm_in_a_recipe_is_above_what_the_recipe_builds_on(tmp_path: Path) -> None:
+    (tmp_path / "parent.yaml").write_text(
+        "defaults: [gsm8k_grpo, _self_]\nalgorithm: dapo\nadvantage: {epsilon: 1e-3}\n"
+    )
+    (tmp_path / "child.yaml").write_text("defaults: [parent, _self_]\nseed: 5\n")
+    for name in ("parent", "child"):
+        cfg = values_of(str(tmp_path / f"{name}.yaml"), *GSM8K)
+        assert (cfg.kl.coef, cfg.loss.clip_high, cfg.advantage.epsilon) == (0.0, 0.28, 1e-3), name
+    (tmp_path / "child.yaml").write_text("defaults: [parent, _self_]\nalgorithm: rloo\n")
+    cfg = values_of(str(tmp_path / "child.yaml"), *GSM8K)
+    assert (cfg.loss.clip_high, cfg.advantage.epsilon, cfg.advantage.name) == (0.2, 1e-6, "rloo")
+
+
+def test_ones_own_algorithm_is_a_file(recipe: str, tmp_path: Path) -> None:
+    path = tmp_path / "algo.yaml"
+    path.write_text("loss: {clip_high: 0.3}\nadvantage: {std_normalize: false}\n")
+    composed, _ = compose(recipe, [f"algorithm={path}"])
+    assert composed.config.loss.clip_high == 0.3 and composed.config.algorithm == str(path)
+    assert composed.origins["loss.clip_high"] == f"algorithm {path}" and "loss.clip_high" not in composed.set_by
+    path.write_text("loss: {clip_hgh: 0.3, name: 3x}\nsteps: 5\n")
+    text = errors_of(recipe, f"algorithm={path}")
+    assert f"loss.clip_hgh (algorithm {path}) is not a key; did you mean loss.clip_high?" in text
+    assert f"steps (algorithm {path}) is not an algorithm's to set" in text
+
+
+def test_an_unknown_algorithm_is_answered_with_the_nearest(recipe: str, tmp_path: Path) -> None:
+    text = errors_of(recipe, "algorithm=dappo", "actor.rank=1")
+    assert "algorithm (command line): no algorithm 'dappo'; did you mean dapo?; there are: cispo, dapo" in text
+    assert "actor.rank (command line) is not a key" in text
+    assert "no algorithm file gone.yaml" in errors_of(recipe, "algorithm=gone.yaml")
+    path = tmp_path / "bad.yaml"
+    path.write_text(MINE + "algorithm: [grpo]\n")
+    assert f"algorithm ({path}): no algorithm" in errors_of(str(path))
+
+
+@pytest.mark.parametrize("algorithm", algorithm_names())
+def test_every_algorithm_composes_with_the_shipped_recipes(algorithm: str) -> None:
+    """And is the same over each: what a recipe says about its own method does not shine through."""
+    demo, gsm8k = values_of("demo", f"algorithm={algorithm}"), values_of("gsm8k_grpo", *GSM8K, f"algorithm={algorithm}")
+    for section in ("advantage", "loss", "correction", "kl"):
+        assert getattr(demo, section) == getattr(gsm8k, section)
+    assert demo.algorithm == algorithm and demo.critic.learning_rate == 1e-3
+    assert demo.critic.ranks == (demo.actor.ranks if algorithm == "ppo" else 0)
+    assert demo.advantage.name != "grpo" or algorithm in ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "sapo")
+
+
+def run_sweep(name: str, *overrides: str) -> list[tuple[Config, dict[str, str]]]:
+    composed, for_hydra = compose(name, list(overrides), multirun=True)
+    ran = []
+    assert run_with_hydra(composed, for_hydra, ["--multirun"], lambda cfg, c: ran.append((cfg, c.set_by)) or 0) == 0
+    return ran
+
+
+def test_a_sweep_over_algorithms_composes_each_job_anew(tmp_path: Path) -> None:
+    ran = run_sweep(
+        "demo", f"run_dir={tmp_path}/s", "kl.horizon=5", "algorithm=ppo,grpo,dapo", "rollout.vllm_args.a=1",
+        "data.eval=a/b",
+    )  # fmt: skip
+    for i, (cfg, set_by) in enumerate(ran):
+        name = ["ppo", "grpo", "dapo"][i]
+        alone = values_of(
+            "demo", f"run_dir={tmp_path}/s/{i}", f"algorithm={name}", "kl.horizon=5", "rollout.vllm_args={a: 1}",
+            "data.eval=a/b",
+        )  # fmt: skip
+        assert cfg == alone and set(set_by) == {"run_dir", "kl.horizon", "rollout.vllm_args", "data.eval"}
+    assert [cfg.critic.ranks for cfg, _ in ran] == [2, 0, 0] and [cfg.kl.coef for cfg, _ in ran] == [0.02, 0.04, 0.0]
+
+
+def test_a_sweep_over_run_directories_keeps_them(tmp_path: Path) -> None:
+    ran = run_sweep("demo", f"run_dir={tmp_path}/a,{tmp_path}/b", "algorithm=rloo")
+    assert [cfg.run_dir for cfg, _ in ran] == [f"{tmp_path}/a", f"{tmp_path}/b"]
+
+
+def test_a_sweep_is_checked_whole_before_its_first_job(recipe: str) -> None:
+    with pytest.raises(ConfigError) as e:
+        compose(recipe, ["algorithm=grpp,gspo,grpo", "correction.name=mask_token", "steps=0"], multirun=True)
+    text = str(e.value)
+    assert "did you mean grpo?" in text and "loss.name is gspo with correction.name mask_token" in text
+    assert text.count("steps is 0") == 1 and text.count("\n") == 2
+
+
+def test_resuming_goes_on_with_the_runs_algorithm(recipe: str, tmp_path: Path) -> None:
+    composed, _ = compose(recipe, ["algorithm=ppo", "kl.coef=0.5", "loss.clip_low=0.1"])
+    OmegaConf.save(composed.config, tmp_path / "config.yaml")
+    again = as_config(compose_run(tmp_path, ["steps=9", "advantage.whiten=false"]).config)
+    was = as_config(composed.config)
+    assert (again.kl, again.loss, again.critic) == (was.kl, was.loss, was.critic)
+    assert (again.algorithm, again.steps, again.advantage.whiten) == ("ppo", 9, False)
+    with pytest.raises(ConfigError, match="algorithm=dapo .command line.: a run goes on with its algorithm, ppo"):
+        compose_run(tmp_path, ["algorithm=dapo"])
+
+
 def rlcore(*args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", *args], capture_output=True, text=True, timeout=60)
 
 
 def test_the_command_line_prints_the_resolved_run() -> None:
-    done = rlcore("rlcore.train", "--config-name", "demo", "seed=3", "--cfg", "job")
+    done = rlcore("rlcore.train", "--config-name", "demo", "seed=3", "algorithm=dapo", "--cfg", "job")
     assert done.returncode == 0, done.stderr
-    assert OmegaConf.create(done.stdout).seed == 3
+    shown = OmegaConf.create(done.stdout)
+    assert (shown.seed, shown.algorithm, shown.loss.clip_high, shown.kl.coef) == (3, "dapo", 0.28, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -304,4 +462,8 @@ def test_a_wrong_key_exits_2_before_anything_heavy_is_imported() -> None:
 
 
 def test_recipes_are_packaged() -> None:
-    assert RECIPES.name == "recipes" and "demo" in recipe_names()
+    """Every file is one that pyproject.toml has put into the wheel."""
+    project = tomllib.loads((RECIPES.parent / "pyproject.toml").read_text())
+    packed = {p for pattern in project["tool"]["setuptools"]["package-data"]["recipes"] for p in RECIPES.glob(pattern)}
+    assert packed == set(RECIPES.rglob("*.yaml")) and {"demo"} <= set(recipe_names())
+    assert {"ppo", "grpo", "dapo"} <= set(algorithm_names())

@@ -8,12 +8,28 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+)
 
 from rlcore.config import Dtype, ModelConfig
 from rlcore.errors import CheckpointError, ConfigError
 from rlcore.workers.head import LogpHead
-from rlcore.workers.model import load_model, load_tokenizer, model_dtype, pack, to_directory, token_logp
+from rlcore.workers.model import (
+    demand_same_tokens,
+    load_model,
+    load_tokenizer,
+    load_value_path,
+    model_dtype,
+    pack,
+    to_directory,
+    token_logp,
+    token_value,
+)
 from rlcore.workers.shards import ShardWriter, read_shards
 from tests.tiny import make_tiny_model
 
@@ -66,9 +82,8 @@ def test_packed_equals_one_by_one(directory: Path, chunk_tokens: int, checkpoint
     logp, entropy = token_logp(model, *rollouts(), 0.7, chunk_tokens, entropy=True)
     want, want_entropy = one_by_one(plain, 0.7)
     torch.testing.assert_close(logp, want, rtol=0, atol=1e-5)
-    torch.testing.assert_close(entropy, want_entropy.detach(), rtol=0, atol=1e-5)
-    assert not entropy.requires_grad
-    found, expected = gradients(model, logp), gradients(plain, want)
+    torch.testing.assert_close(entropy, want_entropy, rtol=0, atol=1e-5)
+    found, expected = gradients(model, logp + 3 * entropy), gradients(plain, want + 3 * want_entropy)
     assert found.keys() == expected.keys()
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-5, msg=name)
@@ -107,21 +122,78 @@ def test_temperature_zero_counts_as_one(directory: Path) -> None:
     assert token_logp(model, *rollouts(), 0.0, 64)[0].equal(token_logp(model, *rollouts(), 1.0, 64)[0])
 
 
+@pytest.mark.parametrize("outputs", ["logp", "entropy", "both"])
+@pytest.mark.parametrize("chunk_tokens", [7, 1000])
+@pytest.mark.parametrize(
+    ("family", "options", "bias"),
+    [("llama", {}, False), ("cohere", {"logit_scale": 0.5}, True), ("gemma2", {"final_logit_softcapping": 3.0}, True)],
+)
+def test_the_head_equals_dense_logits_in_float64(
+    family: str, options: dict[str, Any], bias: bool, chunk_tokens: int, outputs: str
+) -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(8, 50, bias=bias)
+    head = LogpHead(layer, AutoConfig.for_model(family, **(SMALL | options)))
+    hidden, targets = 2 * torch.randn(40, 8), torch.randint(50, (40,))
+    weigh_logp, weigh_entropy = torch.randn(40) * (outputs != "entropy"), torch.randn(40) * (outputs != "logp")
+
+    inputs = [hidden.clone().requires_grad_(), *head.parameters()]
+    logp, entropy = head(inputs[0], targets, 0.7, chunk_tokens, True)
+    loss = {"logp": logp * weigh_logp, "entropy": entropy * weigh_entropy}
+    found = torch.autograd.grad(loss.get(outputs, sum(loss.values())).sum(), inputs)
+
+    dense = [x.detach().double().requires_grad_() for x in inputs]
+    z = torch.nn.functional.linear(*dense) * options.get("logit_scale", 1.0)
+    cap = options.get("final_logit_softcapping")
+    log_p = ((cap * torch.tanh(z / cap) if cap else z) / 0.7).log_softmax(-1)
+    want_logp, want_entropy = log_p[torch.arange(40), targets], -(log_p.exp() * log_p).sum(-1)
+    want = torch.autograd.grad((want_logp * weigh_logp + want_entropy * weigh_entropy).sum(), dense)
+    torch.testing.assert_close(logp.double(), want_logp, rtol=0, atol=3e-6)
+    torch.testing.assert_close(entropy.double(), want_entropy, rtol=0, atol=3e-6)
+    for one, other in zip(found, want, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=3e-6)
+
+
+class Operations(TorchDispatchMode):
+    """What is computed inside: a name and the most elements of a result, of each operation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, int]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        sizes = [t.numel() for t in (out if isinstance(out, tuple) else (out,)) if isinstance(t, Tensor)]
+        self.seen.append((str(func), max(sizes, default=0)))
+        return out
+
+
 def test_the_logits_of_all_tokens_never_exist_at_once() -> None:
-    """Peak of what autograd keeps and what one chunk needs, against (n, V)."""
+    """Neither what a chunk needs nor what autograd keeps has (n, V) elements, the entropy's gradient included."""
     head = LogpHead(torch.nn.Linear(8, 5000, bias=False), AutoConfig.for_model("llama", **SMALL))
-    sizes: list[int] = []
+    kept: list[int] = []
+    with (
+        Operations() as operations,
+        torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t),
+    ):
+        logp, entropy = head(torch.randn(640, 8, requires_grad=True), torch.randint(5000, (640,)), 1.0, 32, True)
+        (logp + entropy).sum().backward()
+    assert max(size for _, size in operations.seen) == 32 * 5000
+    assert max(kept) == 5000 * 8 < 640 * 5000
 
-    class Sizes(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            out = func(*args, **(kwargs or {}))
-            sizes.extend(t.numel() for t in (out if isinstance(out, tuple) else (out,)) if isinstance(t, Tensor))
-            return out
 
-    with Sizes():
-        logp, _ = head(torch.randn(640, 8, requires_grad=True), torch.randint(5000, (640,)), 1.0, 32, True)
-        logp.sum().backward()
-    assert max(sizes) == 32 * 5000
+def test_an_entropy_that_is_only_logged_costs_nothing_backwards() -> None:
+    head = LogpHead(torch.nn.Linear(8, 500, bias=False), AutoConfig.for_model("llama", **SMALL))
+
+    def backward(asked: bool, used: float) -> list[tuple[str, int]]:
+        logp, entropy = head(torch.randn(64, 8, requires_grad=True), torch.randint(500, (64,)), 1.0, 32, asked)
+        loss = logp.sum() + used * entropy.sum() if used else logp.sum()
+        with Operations() as operations:
+            loss.backward()
+        return [(name, size) for name, size in operations.seen if size >= 32 * 500]  # a chunk's logits
+
+    assert backward(asked=True, used=0.0) == backward(asked=False, used=0.0)
+    assert len(backward(asked=True, used=1.0)) > len(backward(asked=True, used=0.0))
 
 
 FAMILIES: list[tuple[str, dict[str, Any]]] = [
@@ -225,3 +297,125 @@ def test_shards_come_back_and_torn_ones_are_refused(tmp_path: Path) -> None:
         list(read_shards(tmp_path, "model"))
     with pytest.raises(CheckpointError, match="missing"):
         list(read_shards(tmp_path, "optimizer"))
+
+
+# -- values
+
+
+def values_one_by_one(model: PreTrainedModel) -> Tensor:
+    """What token_value should give: each rollout alone, the scoring layer on the hidden state before each token."""
+    tokens, offsets, mask = rollouts()
+    values = []
+    for a, b in zip(offsets[:-1], offsets[1:], strict=True):
+        hidden = model.base_model(tokens[None, a:b].long(), use_cache=False).last_hidden_state[0]
+        values += [torch.zeros(1), model.get_submodule("score")(hidden)[:-1, 0]]
+    return torch.cat(values) * mask
+
+
+def reward_model(directory: Path, labels: int = 1, **changes: Any) -> Path:
+    config = AutoConfig.from_pretrained(directory, num_labels=labels, **changes)
+    model = AutoModelForSequenceClassification.from_pretrained(directory, config=config, dtype=torch.float32)
+    torch.nn.init.normal_(model.get_submodule("score").get_parameter("weight"))
+    out = directory.with_name(f"{directory.name}-reward-{labels}")
+    model.save_pretrained(out)
+    return out
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_values_are_those_of_the_reward_model_on_one_rollout_at_a_time(directory: Path, checkpointing: bool) -> None:
+    path = reward_model(directory)
+    plain = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32)
+    model = load_value_path(str(path), "critic.path", torch.float32).train()
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    value, want = token_value(model, *rollouts()), values_one_by_one(plain)
+    assert float(want.detach().std()) > 0.3
+    torch.testing.assert_close(value, want, rtol=0, atol=1e-5)
+    found, expected = gradients(model, value), gradients(plain, want)
+    assert found.keys() == expected.keys() and "score.weight" in found
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=2e-5, msg=name)
+
+
+def test_a_language_model_gets_a_head_of_zeros_on_its_own_backbone(directory: Path) -> None:
+    model = load_value_path(str(directory), "model.path", torch.float32)
+    tokens, offsets, mask = rollouts()
+    value = token_value(model, tokens, offsets, mask)
+    assert not value.any()
+    value.sum().backward()
+    grad = model.get_submodule("score").get_parameter("weight").grad
+    assert grad is not None and grad.any()
+    plain = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    want = dict(plain.base_model.named_parameters())
+    assert all(p.equal(want[n]) for n, p in model.base_model.named_parameters())
+    empty = load_value_path(str(directory), "model.path", torch.float32, weights=False)
+    assert {n: p.shape for n, p in model.named_parameters()} == {n: p.shape for n, p in empty.named_parameters()}
+
+
+VALUE_FAMILIES = [f for f, _ in FAMILIES if f not in ("cohere", "granite")]
+
+
+@pytest.mark.parametrize("family", VALUE_FAMILIES)
+def test_families_of_value_models(family: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    kept = {k: v for k, v in SMALL.items() if family != "gpt2" or "size" not in k or k == "vocab_size"}
+    config = AutoConfig.for_model(family, **(kept | dict(FAMILIES)[family]), num_labels=1)
+    plain = AutoModelForSequenceClassification.from_config(config).eval()
+    for p in plain.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    plain.save_pretrained(tmp_path)
+    with torch.no_grad():
+        want = values_one_by_one(plain)
+        value = token_value(load_value_path(str(tmp_path), "critic.path", torch.float32).eval(), *rollouts())
+    torch.testing.assert_close(value, want, rtol=0, atol=2e-5)
+    assert float(want.std()) > 0.05
+
+
+def test_bfloat16_values_are_computed_by_the_head_in_float32(directory: Path) -> None:
+    value = token_value(load_value_path(str(reward_model(directory)), "critic.path", torch.bfloat16), *rollouts())
+    assert value.dtype is torch.float32 and not value.equal(value.bfloat16().float())
+
+
+def test_what_cannot_be_a_critic_is_a_config_error(directory: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="critic.path: cannot make a critic of"):
+        load_value_path(str(tmp_path), "critic.path", torch.float32)
+    with pytest.raises(ConfigError, match="critic.path: cannot make a critic of .*"):
+        load_value_path(str(reward_model(directory, labels=2)), "critic.path", torch.float32)
+    AutoConfig.for_model("granite", **SMALL).save_pretrained(tmp_path)
+    for weights in (True, False):
+        with pytest.raises(ConfigError, match="model.path: cannot make a critic of"):
+            load_value_path(str(tmp_path), "model.path", torch.float32, weights)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"a pickle would be executed")
+    (tmp_path / "config.json").write_text((directory / "config.json").read_text())
+    with pytest.raises(ConfigError, match="critic.path: cannot make a critic of"):
+        load_value_path(str(tmp_path), "critic.path", torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [({"v_head.summary.weight": torch.zeros(1, 64)}, "it has v_head.summary.weight"),
+     ({"model.norm.weight": None}, "it has no model.norm.weight"),
+     ({"score.bias": torch.zeros(1)}, "it has score.bias")],
+)  # fmt: skip
+def test_a_head_or_a_layer_is_never_lost_in_silence(
+    directory: Path, tmp_path: Path, change: dict[str, Tensor | None], why: str
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors: dict[str, Any] = load_file(directory / "model.safetensors") | change
+    save_file({k: v for k, v in tensors.items() if v is not None}, tmp_path / "model.safetensors", {"format": "pt"})
+    (tmp_path / "config.json").write_text((directory / "config.json").read_text())
+    with pytest.raises(ConfigError, match=f"critic.path: .*{why}"):
+        load_value_path(str(tmp_path), "critic.path", torch.float32)
+
+
+def test_a_critic_of_another_tokenizer_is_refused(directory: Path, tmp_path: Path) -> None:
+    policy = ModelConfig(path=str(directory))
+    demand_same_tokens(str(directory), policy)
+    demand_same_tokens(str(tmp_path), policy)  # it has none
+    theirs = load_tokenizer(policy)
+    theirs.save_pretrained(tmp_path)
+    text = (tmp_path / "tokenizer.json").read_text()
+    (tmp_path / "tokenizer.json").write_text(text.replace('"a":', '"@@":', 1).replace('"@":', '"a":', 1))
+    with pytest.raises(ConfigError, match="critic.path: .* another tokenizer than the policy: . tokens differ"):
+        demand_same_tokens(str(tmp_path), policy)

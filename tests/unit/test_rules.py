@@ -18,10 +18,20 @@ LAYERS = [
     {"rlcore.errors", "rlcore.janitor"},
     {"rlcore.records", "rlcore.config", "rlcore.problems"},
     {"rlcore.protocols", "rlcore.waits", "rlcore.sources"},
-    {"rlcore.algo", "rewards", "rlcore.weights", "rlcore.metrics"},
+    {"rlcore.algo", "rewards", "rlcore.weights", "rlcore.metrics", "rlcore.recipe"},
     {"rlcore.placement", "rlcore.run_dir"},
-    {"rlcore.workers", "rollout", "rlcore.data", "rlcore.tracker", "rlcore.checkpoint", "rlcore.demo", "rlcore.check"},
-    {"rlcore.build", "rlcore.compose"},
+    {
+        "rlcore.workers",
+        "rollout",
+        "rlcore.data",
+        "rlcore.tracker",
+        "rlcore.checkpoint",
+        "rlcore.demo",
+        "rlcore.check",
+        "rlcore.merge",
+    },
+    {"rlcore.parts", "rlcore.compose"},
+    {"rlcore.build"},
     {"rlcore.sft", "rlcore.train"},
     {"rlcore.cli"},
 ]
@@ -30,7 +40,7 @@ ONLY_IN = {
     "deepspeed": ("rlcore.workers",),
     "wandb": ("rlcore.tracker",),
     "tensorboard": ("rlcore.tracker",),
-    "hydra": ("rlcore.compose",),
+    "hydra": ("rlcore.compose", "rlcore.recipe"),
 }
 
 
@@ -95,8 +105,10 @@ def test_examples_are_short() -> None:
 
 
 def test_every_knob_is_read_by_the_code() -> None:
-    code = "\n".join(p.read_text() for p in FILES if p.name not in ("config.py", "check.py", "compose.py"))
-    unread = [k for k in all_keys() if not re.search(rf"\.{k.split('.')[-1]}\b", code)]
+    code = "\n".join(p.read_text() for p in FILES if p.name not in ("config.py", "check.py", "compose.py", "merge.py"))
+    # `algorithm` stands for other keys: merge.py puts them in its place.
+    keys = all_keys().keys() - {"algorithm"}
+    unread = [k for k in sorted(keys) if not re.search(rf"\.{k.split('.')[-1]}\b", code)]
     assert not unread, f"knobs nothing reads: {unread}"
 
 
@@ -117,15 +129,35 @@ def test_no_text_is_evaluated() -> None:
         assert "shell=True" not in path.read_text(), path
 
 
-def test_recipes_are_flat_and_differ_from_the_defaults() -> None:
+def test_recipes_are_flat_and_differ_from_what_is_below_them() -> None:
+    """Below a recipe's lines are config.py's defaults and those of its algorithm."""
     from omegaconf import OmegaConf
 
-    from rlcore.compose import RECIPES, _flatten, _read_recipe, recipe_names
+    from rlcore.compose import RECIPES, recipe_names
+    from rlcore.merge import Merger
+    from rlcore.recipe import layers
+
+    for name in recipe_names():
+        (layer,) = layers(RECIPES / f"{name}.yaml")
+        below = Merger()
+        below.algorithm(layer.lines.get("algorithm"), name)
+        assert below.errors == []
+        for key, value in layer.lines.items():
+            assert key in all_keys(), f"{name}: {key}"
+            if key != "algorithm":
+                assert OmegaConf.select(below.config, key, throw_on_missing=False) != value, f"{name}: {key} is {value}"
+
+
+def test_algorithms_differ_from_the_defaults_and_name_their_paper() -> None:
+    """A line that is a default has an effect only where a new algorithm does not put the key back to it."""
+    from omegaconf import OmegaConf
+
     from rlcore.config import Config
+    from rlcore.recipe import ALGORITHMS, algorithm_lines, algorithm_names, resets, settable
 
     defaults = OmegaConf.structured(Config)
-    for name in recipe_names():
-        for key, value in _flatten(_read_recipe(RECIPES / f"{name}.yaml")).items():
-            assert key in all_keys(), f"{name}: {key}"
-            root = OmegaConf.select(defaults, key, throw_on_missing=False)
-            assert root != value, f"{name}: {key} is already {value}"
+    for name in algorithm_names():
+        for key, value in algorithm_lines(name).items():
+            assert key in all_keys() and settable(key), f"{name}: {key}"
+            assert not resets(key) or OmegaConf.select(defaults, key) != value, f"{name}: {key} is already {value}"
+        assert re.match(r"(#.*\n)*#.*arXiv \d{4}\.\d{5}", (ALGORITHMS / f"{name}.yaml").read_text()), name

@@ -62,11 +62,30 @@ def test_files_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert good == {
         "prompt_id": "train:1", "sample": 0, "prompt": "text of [5, 6]", "answer": "72", "response": "seven\n",
         "reward": 1.0, "parts": {"gsm8k": 1.0}, "status": {}, "finish": "stop", "tokens": 1, "version": 3,
+        "use": "loss",
     }  # fmt: skip
     assert bad["reward"] is None and bad["status"] == {"gsm8k": "timeout"} and bad["tokens"] == 2
+    assert bad["use"] == "none"
     out = capsys.readouterr().out
     assert "step 0  eval data/test.jsonl  accuracy 0.25" in out
     assert "step 1/4  reward 0.500  tokens 61  kl 0.001" in out and "left" in out and "rollout 1/2" not in out
+
+
+def test_a_rollouts_line_says_what_it_was_used_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tracker(tmp_path)
+    mixed, left_out = group("a"), group("b")
+    mixed.greedy, left_out.used = group("a").rollouts[0], False
+    mixed.rollouts[1].reward, mixed.rollouts[1].trains = 0.0, False
+    run.rollouts(1, [mixed, left_out])
+    run.evaluation(1, "test", {}, [left_out])
+    run.log(1, {"group/used": 1, "group/drawn": 2})
+    run.close("done")
+    written = lines(tmp_path / "rollouts/step_000001.jsonl")
+    assert [(r["prompt_id"], r["sample"], r["use"]) for r in written] == [
+        ("a", 0, "loss"), ("a", 1, "baseline"), ("a", 2, "baseline"), ("b", 0, "none"), ("b", 1, "none"),
+    ]  # fmt: skip
+    assert all("use" not in r for r in lines(tmp_path / "rollouts/eval_test_step_000001.jsonl"))
+    assert "groups 1/2" in capsys.readouterr().out
 
 
 def test_numbers_that_are_not_finite_are_null_and_told(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-from rlcore.build import Turns
+from rlcore.parts import Turns
 
 
 class Group:

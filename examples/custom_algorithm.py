@@ -1,0 +1,41 @@
+"""An advantage and a loss of your own, in one file. Run them:
+
+    rlcore train demo advantage.name=examples/custom_algorithm.py:rank loss.name=examples/custom_algorithm.py:gmpo
+
+An advantage takes the flat batch and gives a number a token; a loss takes the new log-probabilities and gives a number
+a token and what to log. Averaging over tokens, rollouts, micro-batches and ranks is done for you: `loss.aggregation`.
+KL, entropy bonus and off-policy correction are added for you too: `kl.*`, `loss.entropy_coef`, `correction.*`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rlcore.config import AdvantageConfig, LossConfig
+from rlcore.records import Batch
+
+
+def rank(batch: Batch, cfg: AdvantageConfig) -> Tensor:
+    """(N,): how many of its group a rollout beats, less how many beat it, as a share of the group. Scale-free."""
+    advantage = torch.zeros(len(batch))
+    for group in batch.group.unique():
+        members = ((batch.group == group) & ~batch.reward.isnan()).nonzero()[:, 0]  # NaN: scoring failed, leave it out
+        reward = batch.reward[members]
+        wins = (reward[:, None] - reward[None, :]).sign().sum(1)
+        advantage[members] = wins / max(1, len(members) - 1)
+    return advantage[batch.rollout_of_token] * batch.mask  # every token of a rollout the same, 0 off the mask
+
+
+def gmpo(logp: Tensor, batch: Batch, cfg: LossConfig) -> tuple[Tensor, dict[str, Tensor]]:
+    """GMPO (arXiv 2507.20673): the geometric mean of a rollout's token ratios, clipped a token in log space on the
+    side its advantage pushes to. Use it with loss.aggregation=sequence_mean and a clip of about 0.4."""
+    assert batch.old_logp is not None and batch.advantage is not None
+    log_ratio = logp - batch.old_logp
+    up = batch.advantage > 0
+    clipped = torch.where(up, log_ratio.clamp(max=cfg.clip_high), log_ratio.clamp(min=-cfg.clip_low))
+    rollout = torch.repeat_interleave(batch.lengths)
+    zeros = torch.zeros(len(batch), device=logp.device)
+    count = zeros.index_add(0, rollout, batch.mask.float()).clamp(min=1)
+    ratio = (zeros.index_add(0, rollout, clipped.where(batch.mask, 0.0)) / count).exp()
+    return -ratio[rollout] * batch.advantage, {"clip_fraction": (clipped != log_ratio).float()}

@@ -1,0 +1,65 @@
+"""The numbers of a step, worked by hand from a few rollouts."""
+
+import math
+
+import pytest
+
+from rlcore import metrics
+from rlcore.errors import RewardError
+from rlcore.records import Group, Prompt, Rollout
+
+
+def rollout(reward: float | None, tokens: int = 2, finish: str = "stop", **parts: float) -> Rollout:
+    status = {"score": "timeout"} if reward is None else {}
+    mask = [False] + [True] * tokens
+    return Rollout(Prompt("p", [1], ""), [1] * len(mask), [0.0] * len(mask), mask, finish, 0, "", reward, parts, status)
+
+
+def test_rewards_and_lengths_are_over_all_drawn_groups_and_count_is_kept_of_what_is_used() -> None:
+    groups = [
+        Group([rollout(1.0, 4), rollout(0.0, 2, "length")]),
+        Group([rollout(1.0, 2), rollout(1.0, 2)], used=False),
+        Group([rollout(None, 6), rollout(3.0, 8)], used=False),
+    ]
+    found = metrics.of_rollouts(groups)
+    assert found["reward/mean"] == pytest.approx(6 / 5)
+    assert found["reward/std"] == pytest.approx(math.sqrt((3 * 0.2**2 + 1.2**2 + 1.8**2) / 5))
+    assert found["reward/failed_fraction"] == pytest.approx(1 / 6)
+    assert (found["group/drawn"], found["group/used"]) == (3.0, 1.0)
+    assert found["group/zero_advantage_fraction"] == pytest.approx(2 / 3)
+    assert found["response/tokens_mean"] == 4.0 and found["response/truncated_fraction"] == pytest.approx(1 / 6)
+    assert "group/baseline_failed_fraction" not in found
+
+
+def test_greedy_answers_are_in_no_number_but_their_own() -> None:
+    plain = [Group([rollout(1.0, 4, exact=1.0), rollout(0.0, 2, exact=0.0)]), Group([rollout(0.0), rollout(0.0)])]
+    with_greedy = [
+        Group(plain[0].rollouts, greedy=rollout(None, 9, "length")),
+        Group(plain[1].rollouts, greedy=rollout(7.0, 9, exact=7.0)),
+    ]
+    found = metrics.of_rollouts(with_greedy)
+    assert found.pop("group/baseline_failed_fraction") == 0.5
+    assert found == metrics.of_rollouts(plain) and found["reward/part/exact"] == 0.5
+
+
+def test_nothing_scored_is_nan_and_not_zero() -> None:
+    found = metrics.of_rollouts([Group([rollout(None), rollout(None)])])
+    assert math.isnan(found["reward/mean"]) and math.isnan(found["reward/std"])
+    assert found["reward/failed_fraction"] == 1.0 and found["group/zero_advantage_fraction"] == 1.0
+
+
+def test_failures_of_left_out_groups_and_of_greedy_answers_count() -> None:
+    groups = [
+        Group([rollout(1.0), rollout(0.0)], greedy=rollout(None)),
+        Group([rollout(None), rollout(0.0)], used=False),
+    ]
+    metrics.demand_scores(groups, 0.4, "quarantine.jsonl")
+    with pytest.raises(RewardError, match=r"2 of 5 .*0\.39.*score.*'timeout' 2 times.*quarantine\.jsonl"):
+        metrics.demand_scores(groups, 0.39, "quarantine.jsonl")
+
+
+def test_accuracy_is_the_first_reward_of_what_is_scored() -> None:
+    groups = [Group([rollout(5.0, exact=1.0)]), Group([rollout(4.0, exact=0.0)]), Group([rollout(None)])]
+    found = metrics.accuracy(groups, "exact")
+    assert found["accuracy"] == 0.5 and found["failed_fraction"] == pytest.approx(1 / 3)
+    assert math.isnan(metrics.accuracy(groups[2:], "exact")["accuracy"])
