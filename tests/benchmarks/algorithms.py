@@ -19,7 +19,7 @@ from rlcore.recipe import algorithm_names
 
 PROGRAM = [sys.executable, "-c", "from rlcore.cli import main; main()"]
 SEEDS = (0, 1, 2)
-STEPS, PROMPTS, SAMPLES = 16, 32, 16
+STEPS, PROMPTS, SAMPLES = 16, 32, 8
 # One process a role: two cores are shared by all of them.
 COMMON = [
     f"steps={STEPS}", f"prompts_per_step={PROMPTS}", f"rollouts_per_prompt={SAMPLES}", "actor.learning_rate=2e-4",
