@@ -121,6 +121,7 @@ def test_the_controller_by_hand() -> None:
     assert fixed.coef == 0.1
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(allow_infinity=True), st.integers(0, 10**6)), max_size=20), st.integers(1, 10**5))
 def test_the_controller_is_the_papers_and_stays_above_zero(steps: list[tuple[float, int]], horizon: int) -> None:
     c = Controller(KLConfig(coef=0.1, target=0.05, horizon=horizon))
@@ -243,6 +244,7 @@ def test_explained_variance_by_hand() -> None:
     assert math.isnan(explained_variance(tokens(3, value=[1.0, 2.0, 3.0], returns=[0.1, 0.1, 0.1])))
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.integers(-50, 50), min_size=1, max_size=4), min_size=1, max_size=5))
 def test_the_scale_of_returns_is_a_running_mean(steps: list[list[int]]) -> None:
     scale = ReturnScale()
