@@ -15,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 
+from rlcore.compose import compose
 from rlcore.recipe import algorithm_names
 
 PROGRAM = [sys.executable, "-c", "from rlcore.cli import main; main()"]
@@ -23,7 +24,7 @@ STEPS, PROMPTS, SAMPLES = 16, 32, 8
 # One process a role: two cores are shared by all of them.
 COMMON = [
     f"steps={STEPS}", f"prompts_per_step={PROMPTS}", f"rollouts_per_prompt={SAMPLES}", "actor.learning_rate=2e-4",
-    "actor.warmup_steps=2", "actor.ranks=1", "reference.ranks=1",
+    "actor.warmup_steps=2", "actor.ranks=1",
 ]  # fmt: skip
 # What makes the samples drawn equal, or fits an algorithm's number of updates to so short a run.
 OWN = {
@@ -39,6 +40,8 @@ def run(algorithm: str, seed: int, directory: Path) -> list[dict[str, float]]:
         if run_dir.exists():
             run_dir.rename(run_dir.with_name(f"{run_dir.name}-unfinished-{time.time():.0f}"))
         settings = [f"algorithm={algorithm}", f"seed={seed}", f"run_dir={run_dir}", *COMMON, *OWN.get(algorithm, [])]
+        if compose("demo", settings)[0].config.kl.coef > 0:
+            settings.append("reference.ranks=1")
         began = time.monotonic()
         done = subprocess.run([*PROGRAM, "train", "demo", *settings], text=True, capture_output=True, check=False)
         if done.returncode != 0:

@@ -40,6 +40,12 @@ def score(prompt, response):
         import time; time.sleep(1000)
     return sum(c.isdigit() for c in response) / 10
 """
+# Every part a run can have: a critic, a KL in the reward that adapts, a reference that follows, weights, a bonus.
+EVERYTHING = [
+    "algorithm=ppo", "actor.minibatches_per_step=2", "critic.ranks=1", "critic.learning_rate=1e-3",
+    "critic.warmup_steps=1", "critic.whiten_returns=true", "kl.target=0.001", "kl.horizon=100", "reference.refresh_steps=2",
+    "loss.entropy_coef=0.001", "correction.name=truncate_token",
+]  # fmt: skip
 PROGRAM = [sys.executable, "-c", "from rlcore.cli import main; main()"]
 
 
@@ -105,9 +111,9 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def whole(recipe: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
-    """A run of 4 steps that nobody disturbs, with a checkpoint after step 2."""
+    """A run of 5 steps that nobody disturbs, with a checkpoint after step 3."""
     run_dir = tmp_path_factory.mktemp("runs") / "whole"
-    run = Run("train", recipe, "steps=4", "save_every_steps=2", f"run_dir={run_dir}")
+    run = Run("train", recipe, *EVERYTHING, "steps=5", "save_every_steps=3", f"run_dir={run_dir}")
     code, out = run.finish()
     assert code == 0, out
     assert run.nothing_left() == []
@@ -117,17 +123,21 @@ def whole(recipe: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tup
 def test_a_run_leaves_what_the_readme_says(whole: tuple[Path, str]) -> None:
     run_dir, out = whole
     rows = metrics(run_dir)
-    assert [r["step"] for r in rows] == [0, 1, 2, 3, 4]
+    assert [r["step"] for r in rows] == [0, 1, 2, 3, 4, 5]
     names = """reward/mean reward/std reward/part/score reward/failed_fraction group/zero_advantage_fraction
         response/tokens_mean response/truncated_fraction actor/loss actor/kl actor/entropy actor/clip_fraction
         actor/ratio_max actor/grad_norm actor/lr kl/coef group/drawn group/used
+        critic/loss critic/grad_norm critic/lr critic/value critic/explained_variance critic/clip_fraction
+        correction/weight correction/ess correction/clipped_fraction
         sync/seconds sync/bytes sync/logp_diff_max sync/logp_diff_mean rollout/staleness_steps
         perf/tokens_per_second time/rollout_s time/credit_s time/update_s time/publish_s""".split()
     assert not [n for n in names if rows[1].get(n) is None]
-    assert "eval/arithmetic/accuracy" in rows[0] and "eval/arithmetic/accuracy" in rows[4]
+    assert "eval/arithmetic/accuracy" in rows[0] and "eval/arithmetic/accuracy" in rows[5]
     assert all(0 < r["sync/logp_diff_max"] < 1e-4 for r in rows[1:])
-    assert rows[3]["actor/kl"] > 0
-    for name in ("config.yaml", "events.jsonl", "rollouts/step_000004.jsonl", "checkpoints/step_000004/manifest.json"):
+    assert rows[1]["actor/lr"] == 0 and rows[1]["critic/lr"] > 0  # the critic's warm-up
+    assert rows[2]["actor/kl"] == 0 and rows[4]["actor/kl"] != 0  # nothing had been learned yet
+    assert rows[5]["kl/coef"] != rows[1]["kl/coef"]
+    for name in ("config.yaml", "events.jsonl", "rollouts/step_000005.jsonl", "checkpoints/step_000005/manifest.json"):
         assert (run_dir / name).is_file(), name
     first = json.loads((run_dir / "rollouts/step_000001.jsonl").read_text().splitlines()[0])
     assert {"reward", "response", "status", "finish", "version"} <= set(first)
@@ -141,8 +151,8 @@ def test_the_export_loads_and_is_the_last_checkpoint(whole: tuple[Path, str]) ->
 
     run_dir, _ = whole
     exported = AutoModelForCausalLM.from_pretrained(run_dir / "export")
-    saved = AutoModelForCausalLM.from_pretrained(run_dir / "checkpoints/step_000004/model")
-    older = AutoModelForCausalLM.from_pretrained(run_dir / "checkpoints/step_000002/model")
+    saved = AutoModelForCausalLM.from_pretrained(run_dir / "checkpoints/step_000005/model")
+    older = AutoModelForCausalLM.from_pretrained(run_dir / "checkpoints/step_000003/model")
     ids = torch.arange(4, 40)[None]
     assert torch.equal(exported(ids).logits, saved(ids).logits)
     assert not torch.equal(exported(ids).logits, older(ids).logits)
@@ -151,12 +161,13 @@ def test_the_export_loads_and_is_the_last_checkpoint(whole: tuple[Path, str]) ->
 
 def test_a_killed_run_resumes_to_the_same_numbers(recipe: str, whole: tuple[Path, str], tmp_path: Path) -> None:
     run_dir = tmp_path / "killed"
-    run = Run("train", recipe, "steps=4", "save_every_steps=2", f"run_dir={run_dir}")
-    run.wait_for_step(run_dir, 3)
+    run = Run("train", recipe, *EVERYTHING, "steps=5", "save_every_steps=3", f"run_dir={run_dir}")
+    run.wait_for_step(run_dir, 4)
     run.process.kill()
     run.finish()
     assert run.nothing_left() == []
-    if (run_dir / "checkpoints/step_000004").exists():
+    assert (run_dir / "checkpoints/step_000003/reference").is_dir()  # the policy's weights after step 2
+    if (run_dir / "checkpoints/step_000005").exists():
         pytest.fail("it was killed too late to show anything")
     code, out = Run("resume", str(run_dir)).finish()
     assert code == 0, out
@@ -164,23 +175,43 @@ def test_a_killed_run_resumes_to_the_same_numbers(recipe: str, whole: tuple[Path
 
 
 def test_two_engines_and_one_rank_give_the_same_run(recipe: str, whole: tuple[Path, str], tmp_path: Path) -> None:
-    args = ("steps=2", f"run_dir={tmp_path}", "rollout.engines=2", "actor.ranks=1", "actor.microbatch_tokens=300")
-    code, out = Run("train", recipe, *args).finish()
+    args = ("steps=3", f"run_dir={tmp_path}", "rollout.engines=2", "actor.ranks=1", "actor.microbatch_tokens=300")
+    code, out = Run("train", recipe, *EVERYTHING, *args).finish()
     assert code == 0, out
-    for name in ("step_000001.jsonl", "step_000002.jsonl"):
+    for name in ("step_000001.jsonl", "step_000002.jsonl", "step_000003.jsonl"):
         mine, theirs = ((d / "rollouts" / name).read_text().splitlines() for d in (tmp_path, whole[0]))
         assert [json.loads(a)["response"] for a in mine] == [json.loads(b)["response"] for b in theirs]
-    mine, theirs = metrics(tmp_path)[2], metrics(whole[0])[2]
-    for name in ("actor/loss", "actor/grad_norm", "actor/kl", "reward/mean"):
+    mine, theirs = metrics(tmp_path)[3], metrics(whole[0])[3]
+    for name in ("actor/loss", "actor/grad_norm", "critic/loss", "critic/explained_variance", "reward/mean"):
         assert mine[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-6), name
 
 
+def test_greedy_baselines_and_drawing_again(recipe: str, tmp_path: Path) -> None:
+    args = ("algorithm=remax", "rollout.dynamic_draws=2", "reward.overlong_fraction=0.5", "steps=2")
+    code, out = Run("train", recipe, *args, f"run_dir={tmp_path}").finish()
+    assert code == 0, out
+    for step, row in enumerate(metrics(tmp_path)[1:], 1):
+        lines = [json.loads(x) for x in (tmp_path / f"rollouts/step_{step:06d}.jsonl").read_text().splitlines()]
+        assert len(lines) == 5 * row["group/drawn"]  # 4 samples and a greedy answer a prompt
+        assert sum(x["use"] == "baseline" for x in lines) == row["group/drawn"]
+        assert sum(x["use"] == "loss" for x in lines) == 4 * row["group/used"]
+        assert 4 <= row["group/drawn"] <= 8 and 1 <= row["group/used"] <= 4
+        assert row["reward/part/overlong"] <= 0 and row["actor/grad_norm"] > 0
+
+
 @pytest.mark.parametrize(
-    ("process", "role"),
-    [("ray::ActorRank", "actor rank"), ("ray::ReferenceRank", "reference rank 0"), ("ray::Engine", "rollout rank 0")],
+    ("process", "role", "args"),
+    [
+        ("ray::ActorRank", "actor rank", []),
+        ("ray::ReferenceRank", "reference rank 0", []),
+        ("ray::CriticRank", "critic rank 0", EVERYTHING),
+        ("ray::Engine", "rollout rank 0", []),
+    ],
 )
-def test_a_killed_worker_ends_the_run_by_name(recipe: str, tmp_path: Path, process: str, role: str) -> None:
-    run = Run("train", recipe, "steps=100000", f"run_dir={tmp_path}")
+def test_a_killed_worker_ends_the_run_by_name(
+    recipe: str, tmp_path: Path, process: str, role: str, args: list[str]
+) -> None:  # fmt: skip
+    run = Run("train", recipe, *args, "steps=100000", f"run_dir={tmp_path}")
     run.wait_for_step(tmp_path, 1)
     os.kill(run.pid_of(process), signal.SIGKILL)
     code, out = run.finish(60)
