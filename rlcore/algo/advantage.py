@@ -244,11 +244,3 @@ def whiten(x: Tensor, mask: Tensor) -> Tensor:
         return torch.zeros_like(x, dtype=torch.float32)
     white = (x.double() - chosen.mean()) / (chosen.var(correction=1) + 1e-8).sqrt()
     return white.where(mask, 0.0).float()
-
-
-def zero_advantage_fraction(batch: Batch) -> float:
-    """The share of groups that teach nothing: every advantage of theirs is 0. `batch.advantage` must be filled."""
-    assert batch.advantage is not None
-    groups = batch.group.unique()
-    teaches = batch.group[batch.rollout_of_token][batch.advantage != 0].unique()
-    return 1.0 - len(teaches) / max(1, len(groups))

@@ -43,8 +43,8 @@ def score(prompt, response):
 # Every part a run can have: a critic, a KL in the reward that adapts, a reference that follows, weights, a bonus.
 EVERYTHING = [
     "algorithm=ppo", "actor.minibatches_per_step=2", "critic.ranks=1", "critic.learning_rate=1e-3",
-    "critic.warmup_steps=1", "critic.whiten_returns=true", "kl.target=0.001", "kl.horizon=100", "reference.refresh_steps=2",
-    "loss.entropy_coef=0.001", "correction.name=truncate_token",
+    "critic.warmup_steps=1", "critic.whiten_returns=true", "kl.target=0.001", "kl.horizon=100",
+    "reference.refresh_steps=2", "loss.entropy_coef=0.001", "correction.name=truncate_token",
 ]  # fmt: skip
 PROGRAM = [sys.executable, "-c", "from rlcore.cli import main; main()"]
 
@@ -135,7 +135,7 @@ def test_a_run_leaves_what_the_readme_says(whole: tuple[Path, str]) -> None:
     assert "eval/arithmetic/accuracy" in rows[0] and "eval/arithmetic/accuracy" in rows[5]
     assert all(0 < r["sync/logp_diff_max"] < 1e-4 for r in rows[1:])
     assert rows[1]["actor/lr"] == 0 and rows[1]["critic/lr"] > 0  # the critic's warm-up
-    assert rows[2]["actor/kl"] == 0 and rows[4]["actor/kl"] != 0  # nothing had been learned yet
+    assert abs(rows[1]["actor/kl"]) < 1e-5 < abs(rows[4]["actor/kl"])
     assert rows[5]["kl/coef"] != rows[1]["kl/coef"]
     for name in ("config.yaml", "events.jsonl", "rollouts/step_000005.jsonl", "checkpoints/step_000005/manifest.json"):
         assert (run_dir / name).is_file(), name
