@@ -80,9 +80,12 @@ class Scorer:
         self.group, self.cfg = group, cfg
 
     def _column(self, method: str, batch: Batch) -> Tensor:
-        """(N,) float32: `method` of each rank on its share of `batch`, 0 where mask is False."""
-        plans = plan(batch.lengths.tolist(), len(self.group.workers), self.cfg.actor.microbatch_tokens)
-        mine = [[i for microbatch in rank for i in microbatch] for rank in plans]
+        """(N,) float32: `method` of each rank on its share of `batch`, 0 where mask is False. Rollouts without a masked
+        token are not sent."""
+        useful = batch.rollout_of_token[batch.mask].unique()
+        ranks, most = len(self.group.workers), self.cfg.actor.microbatch_tokens
+        plans = plan(batch.lengths[useful].tolist(), ranks, most)
+        mine = [[int(useful[i]) for microbatch in rank for i in microbatch] for rank in plans]
         each = []
         for indices, rank in zip(mine, plans, strict=True):
             local = iter(range(len(indices)))

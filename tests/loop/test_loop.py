@@ -294,3 +294,26 @@ def test_a_loss_of_ones_own_from_a_file(tmp_path: Path) -> None:
     assert lines(tmp_path / "right")[-1]["eval/toy/accuracy"] == 1.0 and "actor/mine" in lines(tmp_path / "right")[-1]
     with pytest.raises(ConfigError, match="loss.name: .*averaged"):
         train(toy_parts(toy_config(tmp_path / "wrong", loss__name=f"{file}:averaged")))
+
+
+def test_no_forward_for_rollouts_that_have_no_loss(tmp_path: Path) -> None:
+    parts = toy_parts(toy_config(tmp_path, steps=2, kl__coef=0.1, actor__minibatches_per_step=2))
+    parts.pool.unscored = {0, 1}
+    parts.cfg.reward.max_failed_fraction = 0.5
+    sent, batches = [], []
+    for role in (parts.actor, parts.reference):
+        rank = role.group.workers[0].handle
+        forward = rank.logp
+        rank.logp = lambda batch, microbatches, forward=forward: (
+            sent.append(len(batch)),
+            forward(batch, microbatches),
+        )[1]
+    update = parts.actor.update
+    parts.actor.update = lambda batch, *args: (
+        batches.append((batch, policy(parts)._logp(batch)[0])),
+        update(batch, *args),
+    )[1]
+    train(parts)
+    assert sent[:4] == [48] * 4  # of 64
+    for batch, plain in batches:
+        assert torch.equal(batch.old_logp, plain.detach() * batch.mask)
