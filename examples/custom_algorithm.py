@@ -4,7 +4,8 @@
 
 An advantage takes the flat batch and gives a number a token; a loss takes the new log-probabilities and gives a number
 a token and what to log. Averaging over tokens, rollouts, micro-batches and ranks is done for you: `loss.aggregation`.
-KL, entropy bonus and off-policy correction are added for you too: `kl.*`, `loss.entropy_coef`, `correction.*`.
+The KL in the loss, entropy bonus and off-policy correction are added for you too: `kl.*`, `loss.entropy_coef`,
+`correction.*`. A KL in the reward (`kl.place=reward`) is in `outcome(batch)`: an advantage starts from that.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rlcore.algo.advantage import outcome
 from rlcore.config import AdvantageConfig, LossConfig
 from rlcore.records import Batch
 
@@ -19,10 +21,10 @@ from rlcore.records import Batch
 def rank(batch: Batch, cfg: AdvantageConfig) -> Tensor:
     """(N,): how many of its group a rollout beats, less how many beat it, as a share of the group. Scale-free."""
     advantage = torch.zeros(len(batch))
+    total = outcome(batch)  # the reward less the KL penalties of the rollout's tokens; NaN: scoring failed
     for group in batch.group.unique():
-        members = ((batch.group == group) & ~batch.reward.isnan()).nonzero()[:, 0]  # NaN: scoring failed, leave it out
-        reward = batch.reward[members]
-        wins = (reward[:, None] - reward[None, :]).sign().sum(1)
+        members = ((batch.group == group) & ~total.isnan()).nonzero()[:, 0]
+        wins = (total[members, None] - total[None, members]).sign().sum(1).float()
         advantage[members] = wins / max(1, len(members) - 1)
     return advantage[batch.rollout_of_token] * batch.mask  # every token of a rollout the same, 0 off the mask
 

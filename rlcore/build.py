@@ -16,6 +16,7 @@ from rlcore.data import Prompts
 from rlcore.errors import ConfigError
 from rlcore.parts import Parts, Turns, columns
 from rlcore.placement import Cluster, Phases
+from rlcore.protocols import absolute
 from rlcore.records import Prompt
 from rlcore.tracker import Tracker
 from rlcore.waits import Watch
@@ -36,6 +37,19 @@ def with_model(cfg: Config, path: str) -> Config:
     """A copy of `cfg` whose model.path is `path`: what "demo" or a GGUF file became."""
     changed, changed.model = copy.copy(cfg), copy.copy(cfg.model)
     changed.model.path = path
+    return changed
+
+
+def with_plugins(cfg: Config) -> Config:
+    """A copy of `cfg` in which the advantage and the loss mean the same file in a rank, whose working directory may be
+    another. Loads both, so that what is wrong with them is a ConfigError before anything is started."""
+    from rlcore.algo.advantage import advantage_fn
+    from rlcore.algo.loss import policy_loss
+
+    changed, changed.advantage, changed.loss = copy.copy(cfg), copy.copy(cfg.advantage), copy.copy(cfg.loss)
+    changed.advantage.name, changed.loss.name = absolute(cfg.advantage.name), absolute(cfg.loss.name)
+    advantage_fn(changed.advantage)
+    policy_loss(changed.loss)
     return changed
 
 
@@ -62,6 +76,7 @@ def build(cfg: Config, resolved: DictConfig, say: Callable[[str], None]) -> Part
     assert cfg.run_dir is not None
     run_dir = Path(cfg.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
+    cfg = with_plugins(cfg)
     say("data: reading and tokenizing")
     tokenizer = load_tokenizer(cfg.model)
     prompts = Prompts(cfg.data.train, cfg.data, tokenizer, cfg.seed)
@@ -174,7 +189,6 @@ def _start(
     tracker.event("data", prompts=len(prompts), dropped=prompts.dropped, eval={n: len(p) for n, p in evals.items()})
     tracker.event("workers", **{str(w): s for (w, _), s in zip(refs, started, strict=True)})
     rollouts.on_progress = tracker.progress
-    tolerance = cfg.sync.max_logp_diff
     kl = Controller(cfg.kl)
     return Parts(
         cfg=cfg, watch=watch, phases=Phases(watch, Turns(groups, sleep)), prompts=prompts, evals=evals,
@@ -183,7 +197,6 @@ def _start(
         checkpoints=Checkpoints(tracker.run_dir, cfg.keep_checkpoints),
         advantage=advantage_fn(cfg.advantage),
         reward_names=pool.names, dtype=dtype,
-        max_logp_diff=tolerance if tolerance is not None else {"float32": 1e-3}.get(dtype, 1.0),
         pool=pool, cluster=cluster, groups=groups,
     )  # fmt: skip
 

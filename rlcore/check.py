@@ -5,16 +5,13 @@ Each rule is one line of English that names the keys, what they are, and what to
 
 from __future__ import annotations
 
-import difflib
-import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
 
 from rlcore.config import Aggregation, Config, Correction, KLEstimator, KLPlace, Placement, SyncBackend, all_keys
+from rlcore.names import built_in, wrong_name
 
-_HOME = Path(__file__).parent
-_ADVANTAGES, _LOSSES = _HOME / "algo" / "advantage.py", _HOME / "algo" / "loss.py"
 _FILE_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".gguf")
 
 _AT_LEAST: dict[str, float] = {
@@ -101,6 +98,11 @@ def _sampling(cfg: Config) -> list[str]:
             f"rollout.dynamic_draws is {r.dynamic_draws:g} with rollouts_per_prompt 1: a group of one never has "
             "rewards that differ, so no draw would count; use 2 or more, or rollout.dynamic_draws=0"
         )
+    if not r.train_truncated and cfg.kl.coef > 0 and cfg.kl.place == KLPlace.reward:
+        errors.append(
+            "rollout.train_truncated is false with kl.place reward: what leaves the loss has no log-probabilities, so "
+            "its outcome would lack the KL that the others' have; set it to true, or kl.place=loss"
+        )
     return errors
 
 
@@ -142,11 +144,17 @@ def _sft(cfg: Config) -> list[str]:
 def _advantage(cfg: Config) -> list[str]:
     """What the advantage function needs, and what is made for nothing when it is a built-in one that reads it not."""
     name, errors = cfg.advantage.name, []
-    builtin = name in _builtin_names(_ADVANTAGES)
+    builtin = name in built_in("advantage.name")
     if name in _OF_A_GROUP and cfg.rollouts_per_prompt == 1:
         errors.append(
             f"rollouts_per_prompt is 1 with advantage.name {name}: a group of one has advantage 0, so nothing would be "
             "learned; use 2 or more"
+        )
+    if builtin and name not in _OF_A_GROUP and cfg.rollout.dynamic_draws > 0:
+        errors.append(
+            f"rollout.dynamic_draws is {cfg.rollout.dynamic_draws:g} with advantage.name {name}, which does not "
+            "compare the rollouts of a group: one of equal rewards teaches too, and would be left out; use "
+            f"rollout.dynamic_draws=0, or an advantage of a group ({', '.join(_OF_A_GROUP)})"
         )
     if name == "gae" and cfg.critic.ranks == 0:
         errors.append(
@@ -174,7 +182,7 @@ def _advantage(cfg: Config) -> list[str]:
 
 def _loss(cfg: Config) -> list[str]:
     loss, how, errors = cfg.loss, cfg.loss.aggregation, []
-    builtin = loss.name in _builtin_names(_LOSSES)
+    builtin = loss.name in built_in("loss.name")
     if loss.length_constant is not None and how != Aggregation.constant_length:
         errors.append(
             f"loss.length_constant is {loss.length_constant} with loss.aggregation {how.value}, which does not divide "
@@ -209,15 +217,14 @@ def _updates(cfg: Config) -> list[str]:
 
 def _kl(cfg: Config) -> list[str]:
     kl, errors = cfg.kl, []
-    if kl.coef == 0:
-        asked = {"kl.place reward": kl.place == KLPlace.reward, f"kl.target {kl.target}": kl.target is not None}
-        asked[f"reference.refresh_steps {cfg.reference.refresh_steps}"] = cfg.reference.refresh_steps > 0
-        return [
-            f"{what} with kl.coef 0: at 0 there is no reference model; set kl.coef above 0, or put {what.split()[0]} "
-            "back to its default"
-            for what, is_asked in asked.items()
-            if is_asked
-        ]
+    if kl.coef == 0:  # kl.place alone asks for nothing: an algorithm's KL is left out by kl.coef=0
+        place = "kl.place is reward and " if kl.place == KLPlace.reward else ""
+        none = "with kl.coef 0: there is no reference model; set kl.coef above 0, or"
+        if kl.target is not None:
+            errors.append(f"{place}kl.target is {kl.target:g} {none} kl.target=null")
+        if cfg.reference.refresh_steps > 0:
+            errors.append(f"reference.refresh_steps is {cfg.reference.refresh_steps} {none} reference.refresh_steps=0")
+        return errors
     in_loss = kl.place == KLPlace.loss
     if in_loss and kl.estimator == KLEstimator.k1 and not kl.unbiased_gradient:
         errors.append(
@@ -239,15 +246,12 @@ def _kl(cfg: Config) -> list[str]:
 
 def _critic(cfg: Config) -> list[str]:
     c = cfg.critic
-    if c.ranks > 0 and c.warmup_steps >= cfg.steps:
-        return [f"critic.warmup_steps is {c.warmup_steps} with steps {cfg.steps}: the policy would never learn"]
-    asked = {f"critic.path {c.path}": c.path is not None, f"critic.warmup_steps {c.warmup_steps}": c.warmup_steps > 0}
-    asked["critic.whiten_returns true"] = c.whiten_returns
-    return [
-        f"{what} with critic.ranks 0: there is no critic; set critic.ranks, as algorithm=ppo does, or leave it out"
-        for what, is_asked in asked.items()
-        if is_asked and c.ranks == 0
-    ]
+    if c.ranks == 0:
+        return []  # what is set of a critic there is none of may be another algorithm's; the user's own: idle.py
+    errors = _model("critic.path", c.path) if c.path is not None else []
+    if c.warmup_steps >= cfg.steps:
+        errors.append(f"critic.warmup_steps is {c.warmup_steps} with steps {cfg.steps}: the policy would never learn")
+    return errors
 
 
 def _placement(cfg: Config) -> list[str]:
@@ -268,67 +272,13 @@ def _placement(cfg: Config) -> list[str]:
 
 
 def _names(cfg: Config) -> list[str]:
-    """Names of built-in functions, against their modules' source: importing them would cost torch."""
-    errors = []
-    for key, module, name in [
-        ("advantage.name", _ADVANTAGES, cfg.advantage.name),
-        ("loss.name", _LOSSES, cfg.loss.name),
-        *(("reward.fns", _HOME.parent / "rewards" / "__init__.py", fn) for fn in cfg.reward.fns),
-    ]:
-        known = _builtin_names(module)
-        if ":" in name:
-            file, _, function = name.rpartition(":")
-            errors += _function_in(key, file, function)
-        elif "." not in name and name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            errors.append(f"{key}: no built-in {name!r}{hint} Built in: {', '.join(known)}; or FILE.py:function")
     sinks = ("wandb", "tensorboard")
-    errors += [
-        f"tracker.sinks: no sink {s!r}; there are: {', '.join(sinks)}" for s in cfg.tracker.sinks if s not in sinks
+    return [
+        *wrong_name("advantage.name", cfg.advantage.name),
+        *wrong_name("loss.name", cfg.loss.name),
+        *(error for fn in cfg.reward.fns for error in wrong_name("reward.fns", fn)),
+        *(f"tracker.sinks: no sink {s!r}; there are: {', '.join(sinks)}" for s in cfg.tracker.sinks if s not in sinks),
     ]
-    return errors
-
-
-@functools.cache
-def _builtin_names(module: Path) -> list[str]:
-    """The keys of the dict literal BUILTIN in a source file."""
-    import ast
-
-    for node in ast.parse(module.read_text()).body:
-        target = (
-            node.target
-            if isinstance(node, ast.AnnAssign)
-            else node.targets[0]
-            if isinstance(node, ast.Assign)
-            else None
-        )
-        if (
-            isinstance(target, ast.Name)
-            and target.id == "BUILTIN"
-            and isinstance(getattr(node, "value", None), ast.Dict)
-        ):
-            return [k.value for k in node.value.keys if isinstance(k, ast.Constant)]  # type: ignore[union-attr]
-    raise AssertionError(f"{module} has no dict literal BUILTIN")
-
-
-def _function_in(key: str, file: str, function: str) -> list[str]:
-    import ast
-
-    path = Path(file)
-    if not path.is_file():
-        return [f"{key}: no file {file} (looked for {path.resolve()})"]
-    try:
-        tree = ast.parse(path.read_text())
-    except SyntaxError as e:
-        return [f"{key}: {file} line {e.lineno}: {e.msg}"]
-    names = [n.name for n in tree.body if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))]
-    names += [t.id for n in tree.body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)]
-    names += [a.asname or a.name for n in tree.body if isinstance(n, (ast.Import, ast.ImportFrom)) for a in n.names]
-    if function in names:
-        return []
-    close = difflib.get_close_matches(function, names, n=1)
-    return [f"{key}: {file} has no function {function!r}{'; did you mean ' + close[0] + '?' if close else ''}"]
 
 
 def _files(cfg: Config) -> list[str]:
@@ -336,14 +286,22 @@ def _files(cfg: Config) -> list[str]:
     for key, source in [("data.train", cfg.data.train), *(("data.eval", s) for s in cfg.data.eval)]:
         if source.endswith(_FILE_SUFFIXES) and not Path(source).is_file():
             errors.append(f"{key}: no file {source} (looked for {Path(source).resolve()})")
-    path = cfg.model.path
-    local = path.endswith(".gguf") or path.startswith(("/", "./", "../", "~"))
-    if local and not Path(path).expanduser().exists():
-        errors.append(f"model.path: nothing at {path}; give a directory, a GGUF file or a hub id (owner/name)")
-    elif not local and path not in ("", "demo") and "/" not in path and not Path(path).exists():
-        errors.append(f"model.path: no directory {path}, and a hub id has an owner: owner/name")
+    if cfg.model.path not in ("", "demo"):
+        errors += _model("model.path", cfg.model.path, gguf=True)
     if cfg.run_dir and (Path(cfg.run_dir) / "metrics.jsonl").exists():
         errors.append(
             f"run_dir: {cfg.run_dir} already holds a run; `rlcore resume {cfg.run_dir}` continues it, or choose another"
         )
     return errors
+
+
+def _model(key: str, path: str, gguf: bool = False) -> list[str]:
+    """What is wrong with the path of a model; whether a hub id exists is not asked."""
+    kinds = "a directory, a GGUF file or a hub id (owner/name)" if gguf else "a directory or a hub id (owner/name)"
+    if path.endswith(".gguf") and not gguf:
+        return [f"{key}: {path} is a GGUF file, which only model.path takes; give {kinds}"]
+    if path.endswith(".gguf") or path.startswith(("/", "./", "../", "~")):
+        return [] if Path(path).expanduser().exists() else [f"{key}: nothing at {path}; give {kinds}"]
+    if "/" not in path and not Path(path).exists():
+        return [f"{key}: no directory {path}, and a hub id has an owner: owner/name"]
+    return []

@@ -3,7 +3,9 @@
     checkpoints/step_000010/
       model/                HF format, fp32 master weights, config, tokenizer: `from_pretrained` loads it as it is
       optimizer-*.safetensors  Adam's moments by parameter name: any number of ranks, any ZeRO stage can read them
-      state.json            step, data position, counters
+      critic/               the same files, of the critic, where there is one
+      reference/            weights of the reference, once it has been refreshed
+      state.json            step, data position, KL coefficient, scale of the returns
       manifest.json         every file and its size; written last
 
 A checkpoint is written under a hidden name, flushed to disk and renamed, so a run killed at any moment has the old one

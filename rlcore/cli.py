@@ -102,7 +102,7 @@ def _composed(args: list[str], command: str, task: Callable[[Config, Composed, s
         return 0
     name, overrides, flags = _split(args, command)
     multirun = any(f in ("--multirun", "-m") for f in flags)
-    composed, for_hydra = compose(name, overrides, multirun)
+    composed, for_hydra = compose(name, overrides, multirun, command)
     yours = f"   or your own: {_program()} train gsm8k_grpo model.path=DIR data.train=FILE.jsonl"
     again = (
         f"{_program()} {command} {name} {' '.join(o for o in overrides if o.split('=')[0] not in ('seed', 'run_dir'))}"

@@ -27,6 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 from rlcore.check import check
 from rlcore.config import Config, all_keys, forget_reads
 from rlcore.errors import ConfigError, RlcoreError
+from rlcore.idle import DECIDING, idle
 from rlcore.merge import Merger, is_list
 from rlcore.recipe import OPEN_KEYS, RECIPES, Layer, flatten, layers, mapping, recipe_file, recipe_names
 
@@ -77,12 +78,16 @@ def _quoted(text: str) -> str:
     return f"'{escaped}'"
 
 
-def compose(name: str, overrides: list[str], multirun: bool = False) -> tuple[Composed, list[str]]:
+def compose(
+    name: str, overrides: list[str], multirun: bool = False, command: str | None = None
+) -> tuple[Composed, list[str]]:
     """The checked config of a recipe and the user's overrides, and the overrides in the form Hydra takes.
 
     Of a sweep, every value is checked, every algorithm with the last values of the other keys; the config is of the
-    last ones. Raises one ConfigError that lists everything that is wrong: unknown keys (with the nearest valid one and
-    where they were set), wrong types, missing values, and combinations that cannot run.
+    last ones. Keys without effect are left to each job where what decides about them is swept. `command` is what the
+    config is for, "train" or "sft"; None: not known. Raises one ConfigError that lists everything that is wrong:
+    unknown keys (with the nearest valid one and where they were set), wrong types, missing values, combinations that
+    cannot run, and lines of the user's that would have no effect.
     """
     path = recipe_file(name)
     found, errors = layers(path), []
@@ -93,15 +98,17 @@ def compose(name: str, overrides: list[str], multirun: bool = False) -> tuple[Co
         _merged(path, found, [line for line in ours if line.key != "algorithm"], choice)
         for choice in ([[value] for value in algorithms[-1]] if algorithms else [[]])
     ]
-    merger = mergers[-1]
+    merger, varies = mergers[-1], any(len(line.values) > 1 and line.key in DECIDING for line in ours)
+    for m in mergers:
+        m.errors += _wrong(m, as_config(m.config), command, {} if varies else m.set_by)
     _demand_none(list(dict.fromkeys(errors + [e for m in mergers for e in m.errors])))
     if merger.config.run_dir is None:
         merger.config.run_dir = f"runs/{path.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     return Composed(merger.config, name, merger.set_by, merger.origins), [line.for_hydra for line in lines]
 
 
-def _merged(path: Path, found: list[Layer], lines: list[_Line], algorithm: list[str | None]) -> Merger:
-    """The recipe's layers and the command line's lines merged and checked; `algorithm` has one value or none."""
+def _merged(path: Path, found: list[Layer], lines: list[_Line], algorithm: list[Any]) -> Merger:
+    """The recipe's layers and the command line's lines; `algorithm` has one value or none."""
     merger = Merger()
     shipped = path.parent == RECIPES
     # Of several algorithm lines only the topmost is applied: nothing of another one is left to be undone.
@@ -122,8 +129,21 @@ def _merged(path: Path, found: list[Layer], lines: list[_Line], algorithm: list[
         for value in line.values:
             merger.put(line.key, value, _COMMAND_LINE, users=True)
     _settle(merger, f"set it on the command line or in {path}")
-    merger.errors += check(as_config(merger.config))
     return merger
+
+
+def _wrong(merger: Merger, cfg: Config, command: str | None, users: dict[str, str]) -> list[str]:
+    """What a merged config cannot be run for, and which of the keys in `users` (key -> where) would have no effect."""
+    loss, algorithm = (f"{key} ({merger.origins.get(key, 'default')})" for key in ("loss.name", "algorithm"))
+    if command == "train" and cfg.loss.name == "sft":
+        return [f"{loss} is sft: train needs a reward to learn from, and sft has none; use `rlcore sft`"]
+    if command == "sft" and cfg.algorithm is not None:
+        return [f"{algorithm} is {cfg.algorithm}: sft has no algorithm; leave it out, or algorithm=null"]
+    if command == "sft" and cfg.loss.name != "sft":
+        return [f"{loss} is {cfg.loss.name}: rlcore sft needs loss.name=sft"]
+    errors = check(cfg)
+    known = merger.errors + errors
+    return errors + [error for key, error in idle(cfg, users).items() if not any(key in e for e in known)]
 
 
 def _settle(merger: Merger, how: str) -> None:
@@ -189,7 +209,7 @@ def compose_run(run_dir: Path, overrides: list[str]) -> Composed:
     _settle(merger, f"it is not in {path}")
     cfg = as_config(merger.config)
     cfg.run_dir = None  # check() wants a new directory
-    _demand_none(merger.errors + check(cfg))
+    _demand_none(merger.errors + _wrong(merger, cfg, None, merger.set_by))
     return Composed(merger.config, str(run_dir), merger.set_by, merger.origins)
 
 

@@ -180,7 +180,7 @@ class LossConfig(Section):
 
 @dataclass
 class CorrectionConfig(Section):
-    name: Correction = Correction.none  # of trainer probability / engine probability, where the two differ
+    name: Correction = Correction.none  # of trainer / engine probability; not none: sync.max_logp_diff is of the mean
     low: float = 0.5  # mask_token and reject_sequence leave out what is below
     high: float = 2.0  # or above; the truncate_ forms cut at it
 
@@ -236,7 +236,7 @@ class CriticConfig(Section):
 class SyncConfig(Section):
     backend: SyncBackend = SyncBackend.auto  # auto: shm on CPU, ipc on colocated GPUs, nccl on split ones
     bucket_mib: int = 64  # weights gathered and sent at once; two buckets exist at a time
-    max_logp_diff: Optional[float] = None  # engine against trainer; None: 0.001 in float32, 1.0 in bfloat16
+    max_logp_diff: Optional[float] = None  # engine against trainer, a token; None: 0.001 in float32, 1.0 in bfloat16
 
 
 @dataclass

@@ -11,7 +11,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from rlcore.config import Config, all_keys
 from rlcore.errors import ConfigError
-from rlcore.recipe import OPEN_KEYS, algorithm_lines, nearest, resets, settable
+from rlcore.recipe import OPEN_KEYS, algorithm_lines, decides, flatten, nearest, resets, settable
 
 
 def root_key(key: str) -> str:
@@ -33,6 +33,10 @@ class Merger:
         """One line; `users`: the user wrote it, so that it must have an effect."""
         root = root_key(key)
         if root not in self.keys:
+            if key.startswith("algorithm."):
+                name = f"; did you mean algorithm: {value}?" if key == "algorithm.name" else ", e.g. algorithm: ppo"
+                self.errors.append(f"{key} ({origin}) is not a key; algorithm is one word{name}")
+                return
             section = any(k.startswith(key + ".") for k in self.keys)
             hint = " is a section, not a key; set one of its keys" if section else " is not a key"
             self.errors.append(f"{key} ({origin}){hint}{'' if section else nearest(key, self.keys)}")
@@ -53,19 +57,23 @@ class Merger:
         else:
             self.set_by.pop(root, None)
 
-    def algorithm(self, name: str | None, origin: str) -> None:
+    def algorithm(self, name: Any, origin: str) -> None:
         """An algorithm over what is there already: that forgets its own (see recipe.resets), then takes these lines.
 
         So no line of another algorithm or of a lower layer mixes with the paper's, and none of them counts as the
         user's any more: it need not have an effect.
         """
+        if isinstance(name, dict):  # `algorithm={name: ppo}`; a file's comes flat
+            for key, value in flatten({"algorithm": name}).items():
+                self.put(key, value, origin, users=True)
+            return
         try:
             lines = algorithm_lines(name)
         except ConfigError as e:
             self.errors.append(f"algorithm ({origin}): {e}")
             return
         defaults = OmegaConf.structured(Config)
-        for key in [k for k in self.origins if settable(k)]:
+        for key in [k for k in self.origins if decides(k)]:
             self.set_by.pop(key, None)
             if resets(key):
                 self._to_default(key, defaults)

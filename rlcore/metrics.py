@@ -15,7 +15,7 @@ def of_rollouts(groups: Sequence[Group]) -> dict[str, float]:
 
     Rewards are over scored rollouts only: a failed score is never counted as 0. With none scored they are NaN. They are
     what the rollouts are trained on, the overlong penalty included. `group/drawn` and `group/used` count groups;
-    `group/zero_advantage_fraction` is the share of those drawn whose scored rewards are all equal. The greedy answers
+    `group/equal_reward_fraction` is the share of those drawn whose scored rewards are all equal. The greedy answers
     count in `group/baseline_failed_fraction` alone, which is there where they are.
     """
     rollouts = [r for g in groups for r in g.rollouts]
@@ -28,7 +28,7 @@ def of_rollouts(groups: Sequence[Group]) -> dict[str, float]:
         "reward/failed_fraction": 1 - len(rewards) / len(rollouts),
         "group/drawn": float(len(groups)),
         "group/used": float(sum(g.used for g in groups)),
-        "group/zero_advantage_fraction": statistics.fmean(not g.differs for g in groups),
+        "group/equal_reward_fraction": statistics.fmean(not g.differs for g in groups),
         "response/tokens_mean": statistics.fmean(tokens),
         "response/truncated_fraction": statistics.fmean(r.finish == "length" for r in rollouts),
     }

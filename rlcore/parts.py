@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 import shutil
 import time
@@ -12,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlcore import checkpoint
-from rlcore.config import Config, KLPlace
+from rlcore.config import Config, Correction, KLPlace
+from rlcore.errors import WorkerError
 from rlcore.records import Batch, Group, Prompt
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from rlcore.workers.group import Actor, Critic, Reference, WorkerGroup
     from rollout.collector import Collector
 
+_MOST_STEPS_SKIPPED = 3
 Column = Callable[[Batch], "Tensor"]
 
 
@@ -53,16 +56,29 @@ class Parts:
     checkpoints: Checkpoints
     reward_names: list[str]
     dtype: str
-    max_logp_diff: float
     reference: Reference | None = None
     critic: Critic | None = None
     pool: RewardPool | None = None
     cluster: Cluster | None = None
     groups: list[WorkerGroup] = field(default_factory=list)
+    steps_skipped: int = 0  # in a row, in which no update was made
 
     @property
     def quarantine(self) -> str:
         return str(self.tracker.run_dir / "quarantine.jsonl")
+
+    @property
+    def logp_diff(self) -> str:
+        """The metric that must stay below `max_logp_diff`. A correction is for tokens that differ, so then the mean."""
+        return "sync/logp_diff_max" if self.cfg.correction.name == Correction.none else "sync/logp_diff_mean"
+
+    @property
+    def max_logp_diff(self) -> float:
+        if self.cfg.sync.max_logp_diff is not None:
+            return self.cfg.sync.max_logp_diff
+        if self.dtype == "float32":
+            return 1e-3
+        return 1.0 if self.logp_diff == "sync/logp_diff_max" else 0.1
 
     @property
     def refreshed(self) -> Path:
@@ -78,12 +94,12 @@ class Parts:
         state = checkpoint.state_of(found)
         self.actor.load(found)
         self.prompts.restore(state["data"])
-        self.kl.restore(state["kl"])
+        self.kl.restore(state.get("kl", {}))
         if self.critic is not None:
             self.critic.load(found / "critic")
             self.critic.restore(state["critic"])
         if self.reference is not None and (found / "reference").is_dir():
-            shutil.copytree(found / "reference", self.refreshed, copy_function=os.link)
+            shutil.copytree(found / "reference", self.refreshed, copy_function=_link)
             self.reference.load(self.refreshed)
         self.tracker.event("resumed", step=state["step"], checkpoint=found.name)
         return state["step"]
@@ -102,7 +118,7 @@ class Parts:
         if self.critic is not None:
             self.critic.save(directory / "critic")
         if self.refreshed.is_dir():
-            shutil.copytree(self.refreshed, directory / "reference", copy_function=os.link)
+            shutil.copytree(self.refreshed, directory / "reference", copy_function=_link)
 
     def credit(self, batch: Batch) -> Batch:
         """The batch with the columns this configuration needs, the advantage last."""
@@ -121,8 +137,21 @@ class Parts:
             numbers |= self.critic.finish()
         if self.reference is not None:
             numbers["kl/coef"] = self.kl.coef
-            self.kl.observe(numbers["actor/kl"], len(batch))
+            if numbers["actor/lr"] > 0:  # while only the critic learns, the policy cannot move
+                self.kl.observe(numbers.get("actor/kl", math.nan), len(batch))
+        self._demand_updates(numbers)
         return numbers
+
+    def _demand_updates(self, numbers: dict[str, float]) -> None:
+        """Raise WorkerError when nothing could be learned for several steps: the run would only look like one."""
+        nothing = numbers["actor/skipped_updates"] > 0 and math.isnan(numbers["actor/grad_norm"])
+        self.steps_skipped = self.steps_skipped + 1 if nothing else 0
+        if self.steps_skipped == _MOST_STEPS_SKIPPED:
+            raise WorkerError(
+                f"actor: in the last {_MOST_STEPS_SKIPPED} steps no gradient was finite, so no update was made "
+                f"(actor/loss {numbers['actor/loss']:g}); look at loss.name, advantage.name, actor.learning_rate and "
+                "model.dtype"
+            )
 
     def publish(self, version: int) -> dict[str, float]:
         """Weights to the engines, whose rollouts carry `version` from now on; and to the reference when it is due."""
@@ -143,7 +172,7 @@ class Parts:
         reference.load(self.refreshed)
 
     def probe(self) -> float:
-        """The largest difference between the engine's and the trainer's log-probabilities of one fresh sample.
+        """The difference between the engine's and the trainer's log-probabilities of two fresh samples, as `logp_diff`.
 
         The loop checks every version with its own rollouts one step later; the last version has no later step.
         """
@@ -152,7 +181,9 @@ class Parts:
             groups = self.rollouts.sample(prompts[:1], samples=2, temperature=self.cfg.rollout.temperature)
             batch = Batch.from_groups([Group([_scored(r) for r in g.rollouts]) for g in groups])
             difference = (self.actor.logp(batch) - batch.rollout_logp)[batch.mask].abs()
-        return float(difference.max()) if len(difference) else 0.0
+        if not len(difference):
+            return 0.0
+        return float(difference.max() if self.logp_diff == "sync/logp_diff_max" else difference.mean())
 
     def fields_read(self) -> set[str]:
         return set().union(*(g.fields_read() for g in self.groups))
@@ -162,6 +193,14 @@ class Parts:
             self.pool.close()
         if self.cluster is not None:
             self.cluster.close()
+
+
+def _link(source: str, target: str) -> None:
+    """A second name for the file where the file system has such, else a copy."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def _scored(rollout: Any) -> Any:

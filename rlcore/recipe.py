@@ -30,8 +30,8 @@ _THE_METHOD = (
     "rollout.dynamic_draws", "rollout.greedy_baseline", "rollout.train_truncated",
 )  # fmt: skip
 _ITS_FIT = (
-    "correction.", "critic.learning_rate", "reward.overlong_penalty", "actor.epochs_per_step",
-    "actor.minibatches_per_step",
+    "correction.", "critic.learning_rate", "critic.path", "critic.whiten_returns", "critic.warmup_steps",
+    "reward.overlong_penalty", "actor.epochs_per_step", "actor.minibatches_per_step",
 )  # fmt: skip
 
 
@@ -42,8 +42,14 @@ def settable(key: str) -> bool:
 
 def resets(key: str) -> bool:
     """Whether a new algorithm puts this key back to config.py's default: all it may set but what is the method's fit
-    to a model and a task (correction.*, critic.learning_rate, reward.overlong_penalty, minibatches and epochs)."""
+    to a model and a task (correction.*, how a critic starts and learns, reward.overlong_penalty, minibatches and
+    epochs)."""
     return settable(key) and not key.startswith(_ITS_FIT)
+
+
+def decides(key: str) -> bool:
+    """Whether it may be up to the algorithm that this key has an effect: all it may set, and the reference's ranks."""
+    return settable(key) or key == "reference.ranks"
 
 
 @dataclass
@@ -143,7 +149,7 @@ def flatten(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """`; did you mean X?` or nothing. A bare last part (`learning_rate`) finds its full key (`actor.learning_rate`)."""
-    known = list(known)
+    known, word = list(known), word.lower()
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     tail = difflib.get_close_matches(word.split(".")[-1], [k.split(".")[-1] for k in known], n=1, cutoff=0.75)
     if tail and not (close and close[0].split(".")[-1] == tail[0]):

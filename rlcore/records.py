@@ -155,6 +155,16 @@ class Batch:
 
         return torch.repeat_interleave(torch.arange(len(self)), self.lengths)
 
+    @property
+    def groups(self) -> int:
+        return len(self.group.unique())
+
+    @property
+    def groups_with_advantage(self) -> int:
+        """How many groups have a token whose advantage is not 0. `advantage` must be filled."""
+        assert self.advantage is not None
+        return len(self.group[self.rollout_of_token[self.advantage != 0]].unique())
+
     @classmethod
     def from_groups(cls, groups: Sequence[Group]) -> Batch:
         """Lay the rollouts of the used ones of `groups` end to end, in order."""

@@ -39,7 +39,9 @@ _SHOWN = (
     ("actor/loss", "loss", ".4f"),
     ("actor/kl", "kl", ".2g"),
     ("sync/logp_diff_max", "sync", ".1g"),
+    ("actor/skipped_updates", "skipped", ".0f"),
 )
+_ONLY_ABOVE_ZERO = {"actor/skipped_updates"}
 _RECENT = 10  # steps the time left is estimated from
 _FINISH_SECONDS = 60  # most that wandb may take to upload what is left
 
@@ -209,7 +211,8 @@ class _Console:
         self._ends = [*self._ends, time.monotonic()][-_RECENT - 1 :]
         each = (self._ends[-1] - self._ends[0]) / (len(self._ends) - 1)
         left = f"{_clock(each * (self._steps - step))} left" if step < self._steps else "last step done"
-        shown = [f"{name} {metrics[key]:{form}}" for key, name, form in _SHOWN if key in metrics]
+        told = {key for key in metrics if metrics[key] > 0 or key not in _ONLY_ABOVE_ZERO}
+        shown = [f"{name} {metrics[key]:{form}}" for key, name, form in _SHOWN if key in told]
         if metrics.get("group/used") != metrics.get("group/drawn"):
             shown.append(f"groups {metrics['group/used']:.0f}/{metrics['group/drawn']:.0f}")
         shown += [f"{key} {value:.4g}" for key, value in metrics.items() if re.fullmatch(r"eval/.*/accuracy", key)]

@@ -32,10 +32,11 @@ def train(parts: Parts) -> None:
         metrics.demand_scores(groups, cfg.reward.max_failed_fraction, parts.quarantine)
         with phases("credit"):
             batch = parts.credit(Batch.from_groups(groups))
+        numbers |= {"group/zero_advantage_fraction": 1 - batch.groups_with_advantage / batch.groups}
         with phases("update"):
             numbers |= parts.update(batch, step)
         if batch.mask.any():  # else no token of this step could be compared
-            demand_same_weights(numbers["sync/logp_diff_max"], parts.max_logp_diff, step)
+            demand_same_weights(numbers[parts.logp_diff], parts.max_logp_diff, step)
         step += 1
         with phases("publish"):
             numbers |= parts.publish(version=step)

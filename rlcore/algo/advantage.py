@@ -4,8 +4,9 @@ All of them start from `outcome`: the reward less the KL penalties of the rollou
 with every one. Where the field disagrees, this is what all of them do:
 
 - A rollout whose reward is NaN leaves its group: the mean, the deviation and the count are those of the others.
-- A group of which one rollout (or none) has a reward, and one whose outcomes are all equal, has advantage 0, exactly.
-  Peers return the raw score for a group of one, or stop.
+- A group of which one rollout (or none) has a reward, and one whose outcomes are all equal, has advantage 0, exactly,
+  also after `whiten`, whose mean and deviation are over all response tokens, theirs too. Peers return the raw score for
+  a group of one, or stop, and whitening pushes what has no signal by minus the mean.
 - A rollout that does not train (mask all False) still counts in its group's baseline.
 - Positions of `gae` and `reinforce_plus_plus` are masked tokens: what the environment said between two of them takes no
   time, is not discounted and has no value.
@@ -21,7 +22,7 @@ from torch import Tensor
 from rlcore.algo.stats import spread, sums
 from rlcore.config import AdvantageConfig
 from rlcore.errors import ConfigError
-from rlcore.protocols import AdvantageFn, plugin
+from rlcore.protocols import AdvantageFn, call, plugin
 from rlcore.records import Batch
 
 
@@ -202,6 +203,8 @@ BUILTIN: dict[str, AdvantageFn] = {
     "opo": opo,
     "gpg": gpg,
 }
+# Those in which 0 says that there was nothing to compare with.
+_RELATIVE = {"grpo", "rloo", "remax", "reinforce_plus_plus_baseline", "opo", "gpg"}
 
 
 def advantage_fn(cfg: AdvantageConfig) -> AdvantageFn:
@@ -213,12 +216,26 @@ def credit(batch: Batch, fn: AdvantageFn, cfg: AdvantageConfig) -> Batch:
     """The batch with `advantage` filled, and where there is a critic `returns`: what it should have guessed.
 
     `returns = advantage + value` before whitening. Raises ConfigError naming advantage.name when `fn` gives anything
-    but (N,) finite numbers; what it gives where the mask is False is dropped.
+    but (N,) finite numbers, and when a user's raises; what it gives where the mask is False is dropped.
     """
-    raw = _checked(fn(batch, cfg), batch, cfg.name)
+    found = fn(batch, cfg) if cfg.name in BUILTIN else call(fn, "advantage.name", cfg.name, batch, cfg)
+    raw = _checked(found, batch, cfg.name)
     if batch.value is not None:
         batch = batch.with_(returns=(raw + batch.value).where(batch.mask, 0.0))
-    return batch.with_(advantage=whiten(raw, batch.mask) if cfg.whiten else raw)
+    advantage = raw
+    if cfg.whiten:
+        # Whitening moves the zeros too: of a group that teaches nothing, they stay.
+        advantage = whiten(raw, batch.mask).where(_teaches(raw, batch) | (cfg.name not in _RELATIVE), 0.0)
+    return batch.with_(advantage=advantage)
+
+
+def _teaches(raw: Tensor, batch: Batch) -> Tensor:
+    """(N,) bool: whether any token of the group has an advantage."""
+    _, group = batch.group.unique(return_inverse=True)
+    of_token = group[batch.rollout_of_token]
+    some = torch.zeros(len(batch), dtype=torch.bool)
+    some[of_token[raw != 0]] = True
+    return some[of_token]
 
 
 def _checked(raw: Any, batch: Batch, name: str) -> Tensor:

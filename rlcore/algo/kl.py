@@ -72,14 +72,16 @@ class Controller:
         self.coef = cfg.coef
 
     def observe(self, kl: float, rollouts: int) -> None:
-        """`kl` is the mean of a step, nats a token, over `rollouts` rollouts. A NaN changes nothing."""
+        """`kl` is the mean of a step that learned, nats a token, over `rollouts` rollouts. A NaN changes nothing."""
         if self.cfg.target is None or math.isnan(kl):
             return
         error = min(0.2, max(-0.2, kl / self.cfg.target - 1.0))
         self.coef *= 1.0 + error * min(1.0, rollouts / self.cfg.horizon)
 
     def state(self) -> dict[str, float]:
-        return {"coef": self.coef}
+        return {"coef": self.coef, "began_at": self.cfg.coef}
 
     def restore(self, state: dict[str, float]) -> None:
-        self.coef = state["coef"]
+        """Go on from where a target had led; not where there is none, or the run goes on with another kl.coef."""
+        if self.cfg.target is not None and state.get("began_at") == self.cfg.coef:
+            self.coef = state["coef"]

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from rlcore.algo.correction import correct
 from rlcore.algo.kl import estimate, loss_term
+from rlcore.algo.loss import BUILTIN
 from rlcore.config import Config, KLPlace
 from rlcore.errors import ConfigError
-from rlcore.protocols import PolicyLoss
+from rlcore.protocols import PolicyLoss, call
 from rlcore.records import Batch
 
 
@@ -21,10 +22,15 @@ def objective(
 
     `logp`, `entropy` (N,) with gradients, entropy in nats; `batch.old_logp` is filled. The KL is a term only where
     kl.place is loss; `actor/kl` is the estimate of kl.estimator wherever there is a reference. The correction's weight
-    is on the policy loss alone, as the peers have it. ConfigError naming loss.name for what `fn` must not return.
+    is on the policy loss alone, as the peers have it. ConfigError naming loss.name for what `fn` must not return, and
+    for a user's function that raises, or gives a number that is not finite to a token whose log-probability is.
     """
     assert batch.old_logp is not None
-    per_token, extra = _checked(fn(logp, batch, cfg.loss), logp, cfg.loss.name)
+    if cfg.loss.name in BUILTIN:
+        found = fn(logp, batch, cfg.loss)
+    else:
+        found = call(fn, "loss.name", cfg.loss.name, logp, batch, cfg.loss)
+    per_token, extra = _checked(found, logp, batch, cfg.loss.name)
     weight, stats = correct(batch.old_logp, batch, cfg.correction)
     per_token = weight * per_token
     if cfg.loss.entropy_coef:
@@ -37,7 +43,7 @@ def objective(
     return per_token, stats | {f"actor/{name}": values.detach() for name, values in extra.items()}
 
 
-def _checked(found: Any, logp: Tensor, name: str) -> tuple[Tensor, dict[str, Tensor]]:
+def _checked(found: Any, logp: Tensor, batch: Batch, name: str) -> tuple[Tensor, dict[str, Tensor]]:
     def per_token(x: Any) -> bool:
         return isinstance(x, Tensor) and x.shape == logp.shape
 
@@ -49,4 +55,19 @@ def _checked(found: Any, logp: Tensor, name: str) -> tuple[Tensor, dict[str, Ten
     wrong += [f"statistic {key!r}" for key, values in stats.items() if not per_token(values)]
     if wrong:
         raise ConfigError(f"loss.name: {name} returned {wrong[0]} of another kind or shape; it must return {want}")
+    if logp.requires_grad and not loss.requires_grad:
+        raise ConfigError(f"loss.name: {name} returned a loss without a gradient; compute it from `logp`, not detached")
+    if name not in BUILTIN and (bad := _not_finite(loss, logp, batch)):
+        raise ConfigError(
+            f"loss.name: {name} returned a loss that is not finite for {bad} of {int(batch.mask.sum())} masked tokens, "
+            "whose log-probabilities are finite; clamp what it divides by or takes exp() or log() of"
+        )
     return loss, stats
+
+
+def _not_finite(loss: Tensor, logp: Tensor, batch: Batch) -> int:
+    """Masked tokens for which `loss` is not finite though what it was made of is: else it is the weights' fault, and
+    the update is skipped."""
+    assert batch.old_logp is not None
+    given = batch.mask & logp.isfinite() & batch.old_logp.isfinite()
+    return int((given & ~loss.isfinite()).sum())

@@ -63,7 +63,7 @@ class Stats:
 
 
 def merge(ranks: Sequence[Stats], role: str = "actor") -> dict[str, float]:
-    """The metrics of a step: means over all updates and masked tokens of all ranks, maxima over all of them.
+    """The metrics of a step: means over all updates and masked tokens of all ranks, NaN where there are none; maxima.
 
     `role` names whose loss, gradient norm and skipped updates they are. From the mean weight and its mean square comes
     `correction/ess`, the effective sample size as a share of the tokens, `mean(w)^2 / mean(w^2)`: 1 where all weights
@@ -71,14 +71,14 @@ def merge(ranks: Sequence[Stats], role: str = "actor") -> dict[str, float]:
     """
     first = ranks[0]
     taken = first.updates - first.skipped
-    tokens = max(1, sum(s.tokens for s in ranks))
+    tokens = sum(s.tokens for s in ranks)
     metrics = {
-        f"{role}/loss": sum(s.loss for s in ranks) / max(1, first.updates),
+        f"{role}/loss": sum(s.loss for s in ranks) / first.updates if first.updates else float("nan"),
         f"{role}/grad_norm": first.grad_norm / taken if taken else float("nan"),
         f"{role}/skipped_updates": float(first.skipped),
     }
     for name in sorted({n for s in ranks for n in s.sums}):
-        metrics[name] = sum(s.sums.get(name, 0.0) for s in ranks) / tokens
+        metrics[name] = sum(s.sums.get(name, 0.0) for s in ranks) / tokens if tokens else float("nan")
     if (square := metrics.pop("correction/weight_square", None)) is not None:
         metrics["correction/ess"] = metrics["correction/weight"] ** 2 / square if square else 0.0
     for name in sorted({n for s in ranks for n in s.maxima}):

@@ -62,16 +62,15 @@ def accuracies(rows: list[dict[str, float]]) -> tuple[float, float]:
     return found[0], found[-1]
 
 
-def drawn(algorithm: str, rows: list[dict[str, float]]) -> float:
-    """Samples drawn for training in a run."""
-    each = SAMPLES  # ReMax: of them, one greedy
-    return each * sum(row.get("group/drawn", 0.0) for row in rows)
+def drawn(rows: list[dict[str, float]]) -> float:
+    """Samples drawn for training in a run; of ReMax's, one a prompt is greedy."""
+    return SAMPLES * sum(row.get("group/drawn", 0.0) for row in rows)
 
 
 def row_of(algorithm: str, runs: list[list[dict[str, float]]]) -> str:
     before = [accuracies(rows)[0] for rows in runs]
     after = [accuracies(rows)[1] for rows in runs]
-    samples = statistics.fmean(drawn(algorithm, rows) for rows in runs)
+    samples = statistics.fmean(drawn(rows) for rows in runs)
     seconds = statistics.median(rows[-1]["time"] - rows[0]["time"] for rows in runs)
     each = ", ".join(f"{a:.1%}" for a in after)
     return (

@@ -64,6 +64,8 @@ class ToyRank:
         stats = Stats()
         self.adam.param_groups[0]["lr"] = rate
         for work in minibatches:
+            if work.totals.tokens == 0:
+                continue
             self.adam.zero_grad()
             for rollouts in work.microbatches:
                 micro = work.batch.select(rollouts)
@@ -263,5 +265,5 @@ def toy_parts(cfg: Config) -> Parts:
         columns=columns(cfg, actor, reference, critic, kl), advantage=advantage_fn(cfg.advantage),
         checkpoints=Checkpoints(run_dir, cfg.keep_checkpoints),
         tracker=Tracker(run_dir, cfg.tracker, {"toy": True}, cfg.steps), reward_names=["right"], dtype="float32",
-        max_logp_diff=1e-3, pool=pool,  # type: ignore[arg-type]
+        pool=pool,  # type: ignore[arg-type]
     )  # fmt: skip

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlcore.errors import CheckpointError, ConfigError, RewardError, SyncError
+from rlcore.config import Correction
+from rlcore.errors import CheckpointError, ConfigError, RewardError, SyncError, WorkerError
 from rlcore.recipe import algorithm_names
 from rlcore.train import train
 from tests.loop.fakes import policy, toy_config, toy_parts
@@ -227,7 +228,8 @@ def test_groups_without_a_signal_are_drawn_logged_and_not_trained_on(tmp_path: P
     for row, batch in zip(rows, seen, strict=True):
         assert len(batch) == 8 * row["group/used"] and row["group/used"] <= 4 and row["group/drawn"] <= 8
         signal = [batch.reward[batch.group == g].unique().numel() > 1 for g in batch.group.unique()]
-        assert all(signal) or row["group/zero_advantage_fraction"] == 1.0
+        assert row["group/zero_advantage_fraction"] == 1 - sum(signal) / len(signal)
+        assert all(signal) or row["group/equal_reward_fraction"] == 1.0
         written = (tmp_path / "rollouts" / f"step_{row['step']:06d}.jsonl").read_text().splitlines()
         uses = [json.loads(line)["use"] for line in written]
         assert uses.count("loss") == len(batch) and uses.count("none") == 8 * row["group/drawn"] - len(batch)
@@ -317,3 +319,72 @@ def test_no_forward_for_rollouts_that_have_no_loss(tmp_path: Path) -> None:
     assert sent[:4] == [48] * 4  # of 64
     for batch, plain in batches:
         assert torch.equal(batch.old_logp, plain.detach() * batch.mask)
+
+
+def test_resuming_with_another_kl_coefficient_counts(tmp_path: Path) -> None:
+    for name, target, coef, then in (("fixed", None, 0.1, 0.5), ("adaptive", 0.05, 0.1, 0.5), ("new", None, 0.1, 0.2)):
+        settings = {"save_every_steps": 2, "kl__target": target, "kl__horizon": 64}
+        train(toy_parts(toy_config(tmp_path / name, steps=2, kl__coef=coef, **settings)))
+        train(toy_parts(toy_config(tmp_path / name, steps=3, kl__coef=then, **settings)))
+        assert lines(tmp_path / name)[3]["kl/coef"] == then
+    again = tmp_path / "again"
+    settings = {"save_every_steps": 2, "kl__coef": 0.1, "kl__target": 0.05, "kl__horizon": 64}
+    train(toy_parts(toy_config(again, steps=2, **settings)))
+    train(toy_parts(toy_config(again, steps=3, **settings)))
+    assert lines(again)[3]["kl/coef"] not in (0.1, lines(again)[2]["kl/coef"])
+
+
+def test_the_kl_coefficient_waits_while_the_policy_cannot_move(tmp_path: Path) -> None:
+    settings = {"critic__warmup_steps": 3, "kl__target": 0.01, "kl__horizon": 64, "steps": 5}
+    train(toy_parts(toy_config(tmp_path, algorithm="ppo", critic__ranks=1, actor__minibatches_per_step=2, **settings)))
+    coefficients = [row["kl/coef"] for row in lines(tmp_path)[1:]]
+    assert coefficients[:4] == [coefficients[0]] * 4 and coefficients[4] != coefficients[0]
+
+
+def test_nothing_trained_on_leaves_the_weights_and_the_coefficient_alone(tmp_path: Path) -> None:
+    changes = {"kl__coef": 0.1, "kl__target": 0.05, "kl__horizon": 64, "reward__max_failed_fraction": 1.0, "steps": 4}
+    parts = toy_parts(toy_config(tmp_path, **changes))
+    tables, update = [], parts.actor.update
+
+    def scores_fail_from_the_third_step_on(batch, step, kl_coef):
+        parts.pool.unscored = set(range(8)) if step >= 1 else set()
+        numbers = update(batch, step, kl_coef)
+        tables.append(policy(parts).table.detach().clone())
+        return numbers
+
+    parts.actor.update = scores_fail_from_the_third_step_on
+    train(parts)
+    assert not torch.equal(tables[0], tables[1]) and torch.equal(tables[1], tables[2])
+    rows = lines(tmp_path)
+    assert "actor/kl" not in rows[3] and rows[3]["actor/loss"] is None
+    assert rows[4]["kl/coef"] == rows[3]["kl/coef"] != rows[2]["kl/coef"]
+
+
+def test_a_run_that_cannot_learn_ends(tmp_path: Path) -> None:
+    parts = toy_parts(toy_config(tmp_path))
+    update = parts.actor.update
+    parts.actor.update = lambda *args: update(*args) | {"actor/skipped_updates": 1.0, "actor/grad_norm": float("nan")}
+    with pytest.raises(WorkerError, match="last 3 steps no gradient was finite"):
+        train(parts)
+    assert lines(tmp_path)[-1]["step"] == 2
+
+
+def test_a_correction_is_for_tokens_that_differ(tmp_path: Path) -> None:
+    for name, ends in (("none", True), ("mask_token", False)):
+        parts = toy_parts(
+            toy_config(tmp_path / name, steps=1, correction__name=Correction(name), sync__max_logp_diff=0.1)
+        )
+        collect = parts.rollouts.collect
+
+        def one_token_differs(prompts, collect=collect):
+            groups = collect(prompts)
+            groups[0].rollouts[0].logp[-1] -= 3.0
+            return groups
+
+        parts.rollouts.collect = one_token_differs
+        if ends:
+            with pytest.raises(SyncError):
+                train(parts)
+        else:
+            train(parts)
+            assert 0 < lines(tmp_path / name)[1]["correction/clipped_fraction"] < 0.1

@@ -129,6 +129,12 @@ def whiten(tokens: Tokens, rolls: list[Roll]) -> Tokens:
     ]
 
 
+def keep_quiet_groups(white: Tokens, raw: Tokens, rolls: list[Roll]) -> Tokens:
+    """0 in the groups that had nothing but 0 before whitening."""
+    loud = {r.group for xs, r in zip(raw, rolls, strict=True) if any(abs(x) > 1e-12 for x in xs)}
+    return [xs if r.group in loud else [0.0] * len(xs) for xs, r in zip(white, rolls, strict=True)]
+
+
 # -- losses: value and slope (d loss / d logp of the token), one token at a time
 
 

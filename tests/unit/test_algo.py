@@ -189,10 +189,14 @@ def test_merged_statistics_name_their_role_and_make_one_number_of_the_weights() 
         "critic/loss": 0.0, "critic/grad_norm": 0.0, "critic/skipped_updates": 0.0,
         "correction/weight": 1.0, "correction/ess": pytest.approx(1 / 1.5),
     }  # fmt: skip
-    nothing = Stats()
+    nothing, nobody = Stats(), Stats()
     for name in ("correction/weight", "correction/weight_square"):
         nothing.add(name, torch.zeros(2), torch.ones(2, dtype=torch.bool))
+        nobody.add(name, torch.ones(2), torch.zeros(2, dtype=torch.bool))
+    nothing.tokens = 2
     assert merge([nothing])["correction/ess"] == 0.0
+    assert math.isnan(merge([nobody])["correction/ess"]) and math.isnan(merge([nobody])["correction/weight"])
+    assert math.isnan(merge([nobody])["actor/loss"])
 
 
 def test_a_nan_is_never_lost_in_a_maximum() -> None:

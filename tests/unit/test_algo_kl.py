@@ -113,9 +113,13 @@ def test_the_controller_by_hand() -> None:
     assert c.coef == pytest.approx(0.1 * 1.01 * 1.1)
     c.observe(-5.0, 1_000_000)  # an estimate below 0, and many more rollouts than the horizon
     assert c.coef == pytest.approx(0.1 * 1.01 * 1.1 * 0.8)
-    again = Controller(KLConfig(coef=7.0, target=0.02))
+    again = Controller(KLConfig(coef=0.1, target=0.02))
     again.restore(c.state())
     assert again.coef == c.coef
+    for other in (KLConfig(coef=7.0, target=0.02), KLConfig(coef=7.0)):  # a run that goes on with another coefficient
+        changed = Controller(other)
+        changed.restore(c.state())
+        assert changed.coef == 7.0
     fixed = Controller(KLConfig(coef=0.1))
     fixed.observe(5.0, 100)
     assert fixed.coef == 0.1
@@ -184,7 +188,7 @@ def test_every_correction_is_the_papers(rolls: list[Roll], name: Correction, lim
             counted.add(key, values, batch.mask)
         counted.tokens = len(chosen)
         found = merge([counted])["correction/ess"]
-        assert found == pytest.approx(second_way.effective_sample_size(chosen) if chosen else 0.0)
+        assert found == pytest.approx(second_way.effective_sample_size(chosen) if chosen else NAN, nan_ok=True)
 
 
 def test_a_lost_probability_is_not_hidden_by_the_correction() -> None:

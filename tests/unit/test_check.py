@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
+from rlcore.algo import advantage, loss
+from rlcore.algo.correction import correct
 from rlcore.check import check
 from rlcore.compose import as_config, compose
+from rlcore.config import AdvantageConfig, Correction, CorrectionConfig, LossConfig, all_keys, fields_read, forget_reads
+from rlcore.idle import idle
+from tests.unit.ragged import as_batch, roll
 
 USER_FILE = "def mine(*args): ...\n"
 
@@ -27,12 +34,16 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> DictConfig:
 
 def errors(base: DictConfig, settings: str) -> list[str]:
     """check()'s errors of the base with `a.b=1 c.d=[x]`."""
+    return check(as_config(changed(base, settings)))
+
+
+def changed(base: DictConfig, settings: str) -> DictConfig:
     lines = [s.replace("USER", str(Path(base.run_dir).parent / "f.py") + ":mine") for s in settings.split()]
     config = base.copy()
     for line in lines:
         key, _, value = line.partition("=")
         OmegaConf.update(config, key, OmegaConf.create(f"x: {value}").x)
-    return check(as_config(config))
+    return config
 
 
 # what is set, what the one error names (in this order), what is set besides to make it right
@@ -50,9 +61,33 @@ REFUSED = [
         for name, instead in (("truncate_token", "truncate_sequence"), ("mask_token", "reject_sequence"))
     ),
     (
-        "rollouts_per_prompt=1 advantage.name=reinforce_plus_plus rollout.dynamic_draws=2",
+        "rollouts_per_prompt=1 advantage.name=USER rollout.dynamic_draws=2",
         "rollout.dynamic_draws rollouts_per_prompt 1",
         "rollouts_per_prompt=2",
+    ),
+    *(
+        (f"{settings} rollout.dynamic_draws=2", f"rollout.dynamic_draws is 2 advantage.name {name}", instead)
+        for settings, name, instead in (
+            ("advantage.name=gae critic.ranks=1", "gae", "rollout.dynamic_draws=0"),
+            ("advantage.name=gae critic.ranks=1", "gae", "advantage.name=USER"),
+            ("advantage.name=remax rollout.greedy_baseline=true", "remax", "rollout.dynamic_draws=0"),
+            ("advantage.name=reinforce_plus_plus", "reinforce_plus_plus", "advantage.name=rloo"),
+        )
+    ),
+    (
+        "rollout.train_truncated=false kl.coef=0.1 kl.place=reward",
+        "rollout.train_truncated kl.place reward",
+        "rollout.train_truncated=true",
+    ),
+    (
+        "rollout.train_truncated=false kl.coef=0.1 kl.place=reward",
+        "rollout.train_truncated kl.place reward",
+        "kl.place=loss",
+    ),
+    (
+        "rollout.train_truncated=false kl.coef=0.1 kl.place=reward",
+        "rollout.train_truncated kl.place reward",
+        "kl.coef=0",
     ),
     *(
         (f"rollouts_per_prompt=1 advantage.name={name}", f"rollouts_per_prompt 1 advantage.name {name}", instead)
@@ -62,9 +97,10 @@ REFUSED = [
             ("reinforce_plus_plus_baseline", "rollouts_per_prompt=2"),
         )
     ),
-    ("kl.place=reward", "kl.place kl.coef 0", "kl.coef=0.1"),
-    ("kl.place=reward", "kl.place kl.coef 0", "kl.place=loss"),
-    ("kl.target=0.1", "kl.target kl.coef 0", "kl.coef=0.1"),
+    ("kl.target=0.1", "kl.target is 0.1 kl.coef 0", "kl.coef=0.1"),
+    ("kl.target=0.1", "kl.target is 0.1 kl.coef 0", "kl.target=null"),
+    ("kl.place=reward kl.target=0.1", "kl.place is reward kl.target is 0.1 kl.coef 0", "kl.target=null"),
+    ("kl.place=reward kl.target=0.1", "kl.place is reward kl.target is 0.1 kl.coef 0", "kl.coef=0.1"),
     ("reference.refresh_steps=5", "reference.refresh_steps kl.coef 0", "kl.coef=0.1"),
     ("kl.coef=0.1 kl.estimator=k1", "kl.estimator k1 kl.place loss", "kl.unbiased_gradient=true"),
     ("kl.coef=0.1 kl.estimator=k1", "kl.estimator k1 kl.place loss", "kl.place=reward"),
@@ -99,9 +135,17 @@ REFUSED = [
         "critic.warmup_steps 3 steps 3",
         "critic.warmup_steps=2",
     ),
-    ("critic.warmup_steps=1", "critic.warmup_steps critic.ranks 0", "advantage.name=gae critic.ranks=1"),
-    ("critic.path=a/b", "critic.path critic.ranks 0", "critic.path=null"),
-    ("critic.whiten_returns=true", "critic.whiten_returns critic.ranks 0", "advantage.name=gae critic.ranks=1"),
+    *(
+        (f"advantage.name=gae critic.ranks=1 critic.path={path}", f"critic.path {words}", instead)
+        for path, words, instead in (
+            ("./gone", "nothing at ./gone", "critic.path=null"),
+            ("~/gone", "nothing at ~/gone", "critic.path=."),
+            ("gone", "no directory gone owner/name", "critic.path=owner/name"),
+            ("demo", "no directory demo owner/name", "critic.path=owner/name"),
+            ("USER.gguf", "GGUF model.path", "critic.path=null"),
+        )
+    ),
+    ("model.path=./gone.gguf", "model.path nothing at ./gone.gguf GGUF", "model.path=demo"),
     ("loss.name=sft critic.ranks=1", "loss.name sft critic.ranks 1", "critic.ranks=0"),
     ("loss.name=sft kl.coef=1", "loss.name sft kl.coef", "kl.coef=0"),
     (
@@ -162,3 +206,101 @@ def test_a_name_that_is_not_built_in_is_answered_with_the_nearest(base: DictConf
     assert "advantage.name: no built-in 'rlo'; did you mean rloo?" in errors(base, "advantage.name=rlo")[0]
     assert "loss.name: no built-in 'gpso'; did you mean gspo?" in errors(base, "loss.name=gpso")[0]
     assert errors(base, "advantage.name=USER loss.name=USER") == []
+
+
+@pytest.mark.parametrize("key", ["advantage.name", "loss.name"])
+@pytest.mark.parametrize(
+    ("word", "answer"),
+    [
+        ("dapo", "no built-in 'dapo'; it is an algorithm: algorithm=dapo. Built in: "),
+        ("PPO", "no built-in 'PPO'; it is an algorithm: algorithm=ppo. Built in: "),
+        ("xxxxx", "no built-in 'xxxxx'. Built in: "),
+    ],
+)
+def test_a_name_of_something_else_is_told_apart(base: DictConfig, key: str, word: str, answer: str) -> None:
+    (error,) = errors(base, f"{key}={word}")
+    assert error.startswith(f"{key}: {answer}"), error
+
+
+def test_the_loss_of_sft_is_not_offered_and_case_is_no_distance(base: DictConfig) -> None:
+    (error,) = errors(base, "loss.name=sftt")
+    assert error.endswith("Built in: ppo_clip, gspo, cispo, policy_gradient, sapo; or FILE.py:function")
+    assert "did you mean sft" not in error
+    assert "did you mean ppo_clip?" in errors(base, "loss.name=PPO_CLIP")[0]
+    assert "reward.fns: no built-in 'ppo'" in errors(base, "reward.fns=[ppo]")[0]
+    assert "algorithm" not in errors(base, "reward.fns=[ppo]")[0]
+
+
+def test_a_kl_of_coefficient_0_is_none_wherever_it_would_be(base: DictConfig) -> None:
+    assert errors(base, "kl.place=reward kl.estimator=k1 rollout.train_truncated=false") == []
+
+
+def test_what_is_set_of_a_critic_that_is_not_there_is_not_looked_at(base: DictConfig) -> None:
+    """It may be a recipe's, under another algorithm than the recipe's."""
+    assert errors(base, "critic.path=./gone critic.warmup_steps=100 critic.whiten_returns=true") == []
+
+
+# the key, the rest of what is set, what the error says, what makes it count
+IDLE = [
+    ("advantage.gae_lambda", "", "advantage.name grpo; remove it or choose gae", "advantage.name=gae critic.ranks=1"),
+    ("advantage.gamma", "", "choose gae or reinforce_plus_plus", "advantage.name=reinforce_plus_plus"),
+    ("advantage.gamma", "advantage.name=rloo", "advantage.name rloo; remove it", "advantage.name=USER"),
+    ("advantage.std_normalize", "advantage.name=rloo", "choose grpo", "advantage.name=grpo"),
+    ("advantage.epsilon", "advantage.std_normalize=false", "set advantage.std_normalize=true", "advantage.name=USER"),
+    ("loss.clip_low", "loss.name=sapo", "loss.name sapo; remove it", "loss.name=cispo"),
+    ("loss.clip_high", "loss.name=policy_gradient", "choose ppo_clip, gspo or cispo", "loss.name=USER"),
+    ("loss.dual_clip", "loss.name=cispo", "choose ppo_clip", "loss.name=ppo_clip"),
+    ("loss.tau_positive", "", "choose sapo", "loss.name=sapo"),
+    ("loss.tau_negative", "", "choose sapo", "loss.name=USER"),
+    ("loss.length_constant", "", "loss.aggregation token_mean; remove it", "loss.aggregation=constant_length"),
+    ("correction.low", "correction.name=truncate_token", "mask_token or reject_seq", "correction.name=mask_token"),
+    ("correction.high", "", "correction.name none; remove it or choose", "correction.name=truncate_token"),
+    ("kl.place", "kl.place=reward", "kl.coef 0; remove it or set kl.coef above 0", "kl.coef=0.1"),
+    ("kl.estimator", "", "kl.coef 0; remove it", "kl.coef=0.1"),
+    ("kl.unbiased_gradient", "kl.coef=0.1 kl.place=reward", "kl.place reward; remove it", "kl.place=loss"),
+    ("kl.horizon", "kl.coef=0.1", "kl.target null; remove it or set kl.target", "kl.target=0.1"),
+    ("reference.ranks", "", "kl.coef 0; remove it", "kl.coef=0.1"),
+    ("critic.path", "", "critic.ranks 0; remove it or set critic.ranks above 0", "critic.ranks=1"),
+    ("critic.learning_rate", "", "critic.ranks 0; remove it", "critic.ranks=1"),
+    ("reward.overlong_penalty", "", "reward.overlong_fraction 0; remove it", "reward.overlong_fraction=0.1"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "settings", "says", "remedy"), IDLE, ids=[f"{k} | {r}" for k, _, _, r in IDLE])
+def test_a_key_that_nothing_would_read_is_named(
+    base: DictConfig, key: str, settings: str, says: str, remedy: str
+) -> None:
+    found = idle(as_config(changed(base, settings)), {"steps": "x", key: "command line", "critic.ranks": "x"})
+    assert list(found) == [key]
+    assert found[key].startswith(f"{key} (command line): nothing reads it with ") and says in found[key]
+    assert idle(as_config(changed(base, f"{settings} {remedy}")), {key: "command line"}) == {}
+
+
+def test_every_key_of_the_critic_but_its_ranks_needs_it(base: DictConfig) -> None:
+    keys = [k for k in all_keys() if k.startswith("critic.")]
+    assert set(idle(as_config(base), dict.fromkeys(keys, "x"))) == set(keys) - {"critic.ranks"}
+
+
+def read_by(section: str, work: Callable[[], object]) -> set[str]:
+    forget_reads()
+    work()
+    return {k for k, field in all_keys().items() if field in fields_read() and k.startswith(f"{section}.")}
+
+
+def test_what_is_called_idle_is_what_the_functions_do_not_read(base: DictConfig) -> None:
+    rolls = [roll(random.Random(i), 0, float(i), 3, True) for i in range(3)]
+    batch = as_batch(rolls, "old_logp", "value", "advantage")
+    logp = batch.old_logp
+    assert logp is not None
+    cases = [
+        *(("advantage", n, lambda f=f: f(batch, AdvantageConfig())) for n, f in advantage.BUILTIN.items()),
+        *(("loss", n, lambda f=f: f(logp, batch, LossConfig())) for n, f in loss.BUILTIN.items()),
+        *(("correction", c.value, lambda c=c: correct(logp, batch, CorrectionConfig(name=c))) for c in Correction),
+    ]
+    others = {f"{s}.name" for s in ("advantage", "loss", "correction")}
+    others |= {"advantage.whiten", "loss.aggregation", "loss.length_constant", "loss.entropy_coef"}  # by their callers
+    for section, name, work in cases:
+        keys = {k for k in all_keys() if k.startswith(f"{section}.")} - others
+        unread = keys - read_by(section, work)
+        cfg = as_config(changed(base, f"{section}.name={name}"))
+        assert set(idle(cfg, dict.fromkeys(keys, "x"))) == unread, f"{section}.name {name}"

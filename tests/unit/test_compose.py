@@ -117,7 +117,10 @@ def test_what_a_recipe_inherits_is_not_the_users(tmp_path: Path) -> None:
 
 def test_interpolations_work_and_bad_ones_are_listed(recipe: str, tmp_path: Path) -> None:
     assert (
-        as_config(compose(recipe, ["actor.ranks=2", "reference.ranks=${actor.ranks}"])[0].config).reference.ranks == 2
+        as_config(
+            compose(recipe, ["actor.ranks=2", "advantage.name=gae", "critic.ranks=${actor.ranks}"])[0].config
+        ).critic.ranks
+        == 2
     )
     text = errors_of(
         recipe, "reference.ranks=${actor.rank}", "seed=${model.path}", "data.eval=['${gone}']", "steps=${actor.epochs}",
@@ -130,7 +133,7 @@ def test_interpolations_work_and_bad_ones_are_listed(recipe: str, tmp_path: Path
     path = tmp_path / "bad.yaml"
     path.write_text(MINE + "reference: {ranks: '${actor.rank}'}\n")
     assert f"reference.ranks ({path}): Interpolation key 'actor.rank' not found" in errors_of(str(path))
-    assert compose(str(path), ["reference.ranks=2"])[0].config.reference.ranks == 2
+    assert compose(str(path), ["reference.ranks=2", "kl.coef=0.1"])[0].config.reference.ranks == 2
     assert "seed (command line): Recursive" in errors_of(recipe, "seed=${steps}", "steps=${seed}")
     path.write_text(MINE + "reference: {ranks: '${actor'}\n")
     assert f"{path}: cannot be read as a recipe: reference.ranks: no viable" in errors_of(str(path))
@@ -313,6 +316,26 @@ def test_a_typed_algorithm_undoes_the_recipes_method_and_keeps_its_fit(tmp_path:
     assert (bare.algorithm, bare.kl.coef, bare.loss.clip_high, bare.actor.epochs_per_step) == (None, 0.0, 0.2, 2)
 
 
+def test_a_typed_algorithm_keeps_the_recipes_critic_and_may_leave_it_idle(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        MINE + "algorithm: ppo\nreference: {ranks: 2}\n"
+        "critic: {path: a/b, whiten_returns: true, warmup_steps: 2, learning_rate: 3e-3, clip: 0.5}\n"
+    )
+    ppo = values_of(str(path), "algorithm=ppo", "kl.coef=0.5").critic
+    assert (ppo.path, ppo.whiten_returns, ppo.warmup_steps, ppo.learning_rate) == ("a/b", True, 2, 3e-3)
+    assert (ppo.ranks, ppo.clip) == (1, 0.2)  # the clip is PPO's own
+    for algorithm in ("grpo", "dapo", "null"):
+        composed, _ = compose(str(path), [f"algorithm={algorithm}"])
+        assert composed.config.critic.ranks == 0 and composed.config.critic.path == "a/b"
+        assert not [k for k in composed.set_by if k.startswith(("critic.", "reference."))]
+    assert "critic.path (command line): nothing reads it" in errors_of(str(path), "algorithm=grpo", "critic.path=a/b")
+    path.write_text(path.read_text().replace("algorithm: ppo", "algorithm: dapo"))
+    text = errors_of(str(path))  # what stands beside an algorithm must count
+    for key in ("critic.path", "critic.clip", "critic.warmup_steps", "reference.ranks"):
+        assert f"{key} ({path}): nothing reads it with" in text
+
+
 def test_an_algorithm_that_another_replaces_leaves_nothing(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(MINE + "algorithm: ppo\n")
@@ -352,10 +375,17 @@ def test_an_unknown_algorithm_is_answered_with_the_nearest(recipe: str, tmp_path
     text = errors_of(recipe, "algorithm=dappo", "actor.rank=1")
     assert "algorithm (command line): no algorithm 'dappo'; did you mean dapo?; there are: cispo, dapo" in text
     assert "actor.rank (command line) is not a key" in text
+    assert "no algorithm 'PPO'; did you mean ppo?" in errors_of(recipe, "algorithm=PPO")
+    assert "no algorithm 'Dr-GRPO'; did you mean dr_grpo?" in errors_of(recipe, "algorithm=Dr-GRPO")
     assert "no algorithm file gone.yaml" in errors_of(recipe, "algorithm=gone.yaml")
     path = tmp_path / "bad.yaml"
     path.write_text(MINE + "algorithm: [grpo]\n")
     assert f"algorithm ({path}): no algorithm" in errors_of(str(path))
+    path.write_text(MINE + "algorithm: {name: ppo}\n")
+    one_word = "is not a key; algorithm is one word"
+    assert f"algorithm.name ({path}) {one_word}; did you mean algorithm: ppo?" in errors_of(str(path))
+    assert f"algorithm.name (command line) {one_word}; did you" in errors_of(recipe, "algorithm={name: ppo}")
+    assert f"algorithm.clip (command line) {one_word}, e.g. algorithm: ppo" in errors_of(recipe, "algorithm.clip=3")
 
 
 @pytest.mark.parametrize("algorithm", algorithm_names())
@@ -369,6 +399,30 @@ def test_every_algorithm_composes_with_the_shipped_recipes(algorithm: str) -> No
     assert demo.advantage.name != "grpo" or algorithm in ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "sapo")
 
 
+@pytest.mark.parametrize("algorithm", algorithm_names())
+def test_every_algorithm_can_do_without_its_kl(algorithm: str) -> None:
+    """The place and the estimate its file has for the KL are not the user's."""
+    kl, of_reward = values_of("demo", f"algorithm={algorithm}", "kl.coef=0").kl, {"ppo", "rloo", "remax"}
+    assert kl.coef == 0 and (kl.place.value == "reward") == (algorithm in of_reward | {"reinforce_plus_plus"})
+    assert "kl.place (command line): nothing reads it" in errors_of(
+        "demo", f"algorithm={algorithm}", "kl.coef=0", "kl.place=reward"
+    )
+    text = errors_of("demo", f"algorithm={algorithm}", "kl.coef=0", "kl.target=0.1", "reference.refresh_steps=2")
+    assert text.count("kl.target") == 2 and text.count("\n") == 1  # once each, the second time in what to do
+
+
+def test_a_line_without_effect_is_refused_where_the_user_wrote_it(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("defaults: [demo, _self_]\nadvantage: {gamma: 0.9}\nreference: {ranks: 1}\n")
+    lines = [f"  {i}. {key} " for i, key in enumerate(("advantage.gamma", "reference.ranks", "loss.tau_positive"), 1)]
+    text = errors_of(str(path), "kl.coef=0", "loss.tau_positive=2").splitlines()
+    assert [a.startswith(b) for a, b in zip(text, lines, strict=True)] == [True] * 3, text
+    assert f"({path}): nothing reads it with advantage.name grpo; remove it or choose gae or" in text[0]
+    assert "(command line): nothing reads it with loss.name ppo_clip; remove it or choose sapo" in text[2]
+    assert compose("demo", ["kl.coef=0"])[0].config.reference.ranks == 2  # a shipped recipe's may be idle
+    assert errors_of("demo", "loss.dual_clip=3", "loss.name=cispo").count("loss.dual_clip") == 1  # not told twice
+
+
 def run_sweep(name: str, *overrides: str) -> list[tuple[Config, dict[str, str]]]:
     composed, for_hydra = compose(name, list(overrides), multirun=True)
     ran = []
@@ -378,22 +432,33 @@ def run_sweep(name: str, *overrides: str) -> list[tuple[Config, dict[str, str]]]
 
 def test_a_sweep_over_algorithms_composes_each_job_anew(tmp_path: Path) -> None:
     ran = run_sweep(
-        "demo", f"run_dir={tmp_path}/s", "kl.horizon=5", "algorithm=ppo,grpo,dapo", "rollout.vllm_args.a=1",
-        "data.eval=a/b",
+        "demo", f"run_dir={tmp_path}/s", "loss.clip_low=0.1", "algorithm=ppo,grpo,dapo",
+        "rollout.vllm_args.a=1", "data.eval=a/b",
     )  # fmt: skip
     for i, (cfg, set_by) in enumerate(ran):
         name = ["ppo", "grpo", "dapo"][i]
         alone = values_of(
-            "demo", f"run_dir={tmp_path}/s/{i}", f"algorithm={name}", "kl.horizon=5", "rollout.vllm_args={a: 1}",
+            "demo", f"run_dir={tmp_path}/s/{i}", f"algorithm={name}", "loss.clip_low=0.1", "rollout.vllm_args={a: 1}",
             "data.eval=a/b",
         )  # fmt: skip
-        assert cfg == alone and set(set_by) == {"run_dir", "kl.horizon", "rollout.vllm_args", "data.eval"}
+        assert cfg == alone and set(set_by) == {"run_dir", "loss.clip_low", "rollout.vllm_args", "data.eval"}
     assert [cfg.critic.ranks for cfg, _ in ran] == [2, 0, 0] and [cfg.kl.coef for cfg, _ in ran] == [0.02, 0.04, 0.0]
 
 
 def test_a_sweep_over_run_directories_keeps_them(tmp_path: Path) -> None:
     ran = run_sweep("demo", f"run_dir={tmp_path}/a,{tmp_path}/b", "algorithm=rloo")
     assert [cfg.run_dir for cfg, _ in ran] == [f"{tmp_path}/a", f"{tmp_path}/b"]
+
+
+def test_a_sweep_asks_each_job_whether_a_key_counts_in_it(recipe: str, tmp_path: Path) -> None:
+    """But where nothing that decides it is swept, it is known for all of them."""
+    assert "kl.horizon (command line): nothing reads it" in errors_of(recipe, "seed=1,2", "kl.horizon=5", multirun=True)
+    lines = [f"run_dir={tmp_path}", "kl.coef=0.1,0", "reference.ranks=2"]
+    composed, for_hydra = compose(recipe, lines, multirun=True)
+    ran: list[float] = []
+    with pytest.raises(ConfigError, match=r"reference.ranks .command line.: nothing reads it with kl.coef 0;"):
+        run_with_hydra(composed, for_hydra, ["--multirun"], lambda cfg, _: ran.append(cfg.kl.coef) or 0)
+    assert ran == [0.1]
 
 
 def test_a_sweep_is_checked_whole_before_its_first_job(recipe: str) -> None:
@@ -411,8 +476,29 @@ def test_resuming_goes_on_with_the_runs_algorithm(recipe: str, tmp_path: Path) -
     was = as_config(composed.config)
     assert (again.kl, again.loss, again.critic) == (was.kl, was.loss, was.critic)
     assert (again.algorithm, again.steps, again.advantage.whiten) == ("ppo", 9, False)
+    with pytest.raises(ConfigError, match=r"kl.horizon .command line.: nothing reads it with kl.target null"):
+        compose_run(tmp_path, ["kl.horizon=5"])
     with pytest.raises(ConfigError, match="algorithm=dapo .command line.: a run goes on with its algorithm, ppo"):
         compose_run(tmp_path, ["algorithm=dapo"])
+
+
+def test_training_and_fine_tuning_are_told_apart(recipe: str) -> None:
+    def refused(name: str, command: str, *overrides: str) -> str:
+        with pytest.raises(ConfigError) as e:
+            compose(name, list(overrides), command=command)
+        assert "\n" not in str(e.value), e.value
+        return str(e.value)
+
+    assert "loss.name (command line) is sft: train needs a reward" in refused("demo", "train", "loss.name=sft")
+    assert "loss.name (recipe demo_sft) is sft" in refused("demo_sft", "train", "model.path=a/b")
+    for algorithm in ("ppo", "grpo"):
+        text = refused("demo_sft", "sft", "model.path=a/b", f"algorithm={algorithm}")
+        assert f"algorithm (command line) is {algorithm}: sft has no algorithm; leave it out" in text
+    assert "algorithm (recipe demo) is grpo: sft has no algorithm" in refused("demo", "sft", "loss.name=sft")
+    assert "loss.name (default) is ppo_clip: rlcore sft needs loss.name=sft" in refused(recipe, "sft")
+    compose("demo_sft", ["model.path=a/b"], command="sft")
+    compose("demo", ["algorithm=null", "loss.name=sft", "kl.coef=0"], command="sft")
+    compose(recipe, [], command="train")
 
 
 def rlcore(*args: str) -> subprocess.CompletedProcess[str]:

@@ -44,3 +44,13 @@ def test_gmpo_is_the_geometric_mean_of_ratios_clipped_on_one_side() -> None:
     assert stats["clip_fraction"].tolist() == [0, 1, 0, 0, 0, 1]
     loss.sum().backward()
     assert logp.grad is not None and logp.grad[1] == 0 and logp.grad[2] != 0 and logp.grad[5] == 0
+
+
+def test_rank_sees_the_kl_in_the_reward() -> None:
+    """Of two answers of equal reward, the one further from the reference loses; a penalty can outweigh a reward."""
+    fn = advantage_fn(AdvantageConfig(name=f"{FILE}:rank"))
+    penalty = torch.tensor([0, 0.5, 0.5, 0, 0.0, 0.1, 0, 3.0, 2.5])
+    advantage = fn(batch_of([1.0, 1.0, 5.0], penalty=penalty), AdvantageConfig())
+    assert advantage.reshape(3, 3)[:, 1:].tolist() == [[0, 0], [1, 1], [-1, -1]]
+    without = fn(batch_of([1.0, 1.0, 5.0]), AdvantageConfig())
+    assert without.reshape(3, 3)[:, 1:].tolist() == [[-0.5, -0.5], [-0.5, -0.5], [1, 1]]

@@ -26,7 +26,7 @@ def test_rewards_and_lengths_are_over_all_drawn_groups_and_count_is_kept_of_what
     assert found["reward/std"] == pytest.approx(math.sqrt((3 * 0.2**2 + 1.2**2 + 1.8**2) / 5))
     assert found["reward/failed_fraction"] == pytest.approx(1 / 6)
     assert (found["group/drawn"], found["group/used"]) == (3.0, 1.0)
-    assert found["group/zero_advantage_fraction"] == pytest.approx(2 / 3)
+    assert found["group/equal_reward_fraction"] == pytest.approx(2 / 3)
     assert found["response/tokens_mean"] == 4.0 and found["response/truncated_fraction"] == pytest.approx(1 / 6)
     assert "group/baseline_failed_fraction" not in found
 
@@ -45,7 +45,7 @@ def test_greedy_answers_are_in_no_number_but_their_own() -> None:
 def test_nothing_scored_is_nan_and_not_zero() -> None:
     found = metrics.of_rollouts([Group([rollout(None), rollout(None)])])
     assert math.isnan(found["reward/mean"]) and math.isnan(found["reward/std"])
-    assert found["reward/failed_fraction"] == 1.0 and found["group/zero_advantage_fraction"] == 1.0
+    assert found["reward/failed_fraction"] == 1.0 and found["group/equal_reward_fraction"] == 1.0
 
 
 def test_failures_of_left_out_groups_and_of_greedy_answers_count() -> None:

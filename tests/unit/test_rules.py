@@ -19,7 +19,7 @@ LAYERS = [
     {"rlcore.records", "rlcore.config", "rlcore.problems"},
     {"rlcore.protocols", "rlcore.waits", "rlcore.sources"},
     {"rlcore.algo", "rewards", "rlcore.weights", "rlcore.metrics", "rlcore.recipe"},
-    {"rlcore.placement", "rlcore.run_dir"},
+    {"rlcore.placement", "rlcore.run_dir", "rlcore.names"},
     {
         "rlcore.workers",
         "rollout",
@@ -28,6 +28,7 @@ LAYERS = [
         "rlcore.checkpoint",
         "rlcore.demo",
         "rlcore.check",
+        "rlcore.idle",
         "rlcore.merge",
     },
     {"rlcore.parts", "rlcore.compose"},
@@ -105,7 +106,9 @@ def test_examples_are_short() -> None:
 
 
 def test_every_knob_is_read_by_the_code() -> None:
-    code = "\n".join(p.read_text() for p in FILES if p.name not in ("config.py", "check.py", "compose.py", "merge.py"))
+    code = "\n".join(
+        p.read_text() for p in FILES if p.name not in ("config.py", "check.py", "idle.py", "compose.py", "merge.py")
+    )
     # `algorithm` stands for other keys: merge.py puts them in its place.
     keys = all_keys().keys() - {"algorithm"}
     unread = [k for k in sorted(keys) if not re.search(rf"\.{k.split('.')[-1]}\b", code)]

@@ -88,6 +88,16 @@ def test_a_rollouts_line_says_what_it_was_used_for(tmp_path: Path, capsys: pytes
     assert "groups 1/2" in capsys.readouterr().out
 
 
+def test_updates_that_did_not_happen_are_told_and_only_those(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tracker(tmp_path)
+    run.log(1, {"reward/mean": 0.5, "actor/skipped_updates": 0.0})
+    run.log(2, {"reward/mean": 0.5, "actor/skipped_updates": 3.0})
+    first, second = capsys.readouterr().out.splitlines()
+    assert "skipped" not in first and "  skipped 3  " in second
+
+
 def test_numbers_that_are_not_finite_are_null_and_told(tmp_path: Path) -> None:
     run = tracker(tmp_path)
     run.log(1, {"reward/mean": math.nan, "actor/loss": math.inf, "actor/kl": 1})
