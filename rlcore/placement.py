@@ -90,10 +90,16 @@ class Cluster:
             return
         cores = os.cpu_count() or 1
         wanted = sum(self.roles.values()) if self.cfg.mode == Placement.split else max(self.roles.values())
-        ray.init(
-            address="local", num_cpus=max(cores, wanted), include_dashboard=False,
-            object_store_memory=cfg.object_store_mib * 2**20, **common,
-        )  # fmt: skip
+        try:
+            ray.init(
+                address="local", num_cpus=max(cores, wanted), include_dashboard=False,
+                object_store_memory=cfg.object_store_mib * 2**20, **common,
+            )  # fmt: skip
+        except Exception as e:  # Ray raises this very class when its own 30 seconds for a start are over
+            load = os.getloadavg()[0]
+            raise WorkerError(
+                f"Ray does not start on this machine (load average {load:.0f}, {cores} cores): {e}"
+            ) from e
         node: Any = worker._global_node
         self._ray_processes = {
             kind: info.process

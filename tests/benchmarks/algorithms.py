@@ -71,11 +71,10 @@ def row_of(algorithm: str, runs: list[list[dict[str, float]]]) -> str:
     before = [accuracies(rows)[0] for rows in runs]
     after = [accuracies(rows)[1] for rows in runs]
     samples = statistics.fmean(drawn(rows) for rows in runs)
-    seconds = statistics.median(rows[-1]["time"] - rows[0]["time"] for rows in runs)
     each = ", ".join(f"{a:.1%}" for a in after)
     return (
         f"| `{algorithm}` | {statistics.fmean(before):.1%} | {statistics.fmean(after):.1%} | {each} "
-        f"| {max(after) - min(after):.1%} | {samples:.0f} | {seconds:.0f} s |"
+        f"| {max(after) - min(after):.1%} | {samples:.0f} |"
     )
 
 
@@ -88,8 +87,8 @@ def main() -> None:
     print(f"\n{platform.machine()}, {os.cpu_count()} cores; rlcore train demo {' '.join(COMMON)}")
     for name, settings in OWN.items():
         print(f"{name}: {' '.join(settings)}")
-    print("\n| algorithm | before | after | seeds 0, 1, 2 | spread | samples | training |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
+    print("\n| algorithm | before | after | seeds 0, 1, 2 | spread | samples |")
+    print("| --- | --- | --- | --- | --- | --- |")
     print("\n".join(rows))
 
 
