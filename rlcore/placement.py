@@ -116,8 +116,8 @@ class Cluster:
         return None
 
     def _janitor_died(self) -> str | None:
-        assert self._janitor is not None
-        return "the run's janitor process" if self._janitor.poll() is not None else None
+        gone = self._janitor is not None and self._janitor.poll() is not None  # None: this cluster is closed
+        return "the run's janitor process" if gone else None
 
     def _place(self, resource: str, resources: dict[str, float]) -> None:
         if self.colocated:

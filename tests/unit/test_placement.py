@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import ray
 
@@ -11,6 +13,7 @@ from rlcore.placement import Cluster
 from rlcore.waits import Watch
 
 
+@pytest.mark.filterwarnings("error")  # what its guard thread says while it closes
 def test_a_ray_that_does_not_start_is_named_and_not_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def times_out(*args: object, **settings: object) -> None:
         raise Exception("The current node timed out during startup.")  # noqa: TRY002 - Ray's own words and class
@@ -19,3 +22,4 @@ def test_a_ray_that_does_not_start_is_named_and_not_a_traceback(monkeypatch: pyt
     cfg = Config()
     with pytest.raises(WorkerError, match=r"Ray does not start .*load average \d+.*timed out during startup"):
         Cluster(cfg.ray, cfg.placement, cfg.deadline, {"actor": 1}, Watch())
+    time.sleep(1)
