@@ -57,6 +57,8 @@ class Run:
         self.process = subprocess.Popen(
             [*PROGRAM, *args], env={**os.environ, "TEST_MARKER": self.marker, **env}, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+            # A shell's `&` starts what ignores Ctrl-C, and its children inherit that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )  # fmt: skip
 
     def finish(self, seconds: float = 400) -> tuple[int, str]:
