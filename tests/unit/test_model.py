@@ -151,7 +151,8 @@ def test_the_head_equals_dense_logits_in_float64(
     torch.testing.assert_close(logp.double(), want_logp, rtol=0, atol=3e-6)
     torch.testing.assert_close(entropy.double(), want_entropy, rtol=0, atol=3e-6)
     for one, other in zip(found, want, strict=True):
-        torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=3e-6)
+        # float32 beside float64: an element near 0 is a sum of terms as large as the others.
+        torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=2e-6 * max(1.0, float(other.abs().max())))
 
 
 class Operations(TorchDispatchMode):
