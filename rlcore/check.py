@@ -9,7 +9,17 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-from rlcore.config import Aggregation, Config, Correction, KLEstimator, KLPlace, Placement, SyncBackend, all_keys
+from rlcore.config import (
+    Aggregation,
+    Config,
+    Correction,
+    KLEstimator,
+    KLPlace,
+    Placement,
+    SyncBackend,
+    all_keys,
+    value_of,
+)
 from rlcore.names import built_in, wrong_name
 
 _FILE_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".gguf")
@@ -51,14 +61,6 @@ def check(cfg: Config) -> list[str]:
     rules = [_ranges, _sampling, _rewards, _sizes, _placement, _names, _files]
     rules += [_sft] if cfg.loss.name == "sft" else [_advantage, _loss, _updates, _kl, _critic]
     return [error for rule in rules for error in rule(cfg)]
-
-
-def value_of(cfg: Config, key: str) -> object:
-    """The value at a dotted key."""
-    node: object = cfg
-    for part in key.split("."):
-        node = getattr(node, part)
-    return node
 
 
 def _ranges(cfg: Config) -> list[str]:

@@ -7,6 +7,7 @@ Rules about values and their combinations are in check.py.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import Any, Optional
@@ -312,3 +313,8 @@ def all_keys(cls: type = Config, prefix: str = "") -> dict[str, str]:
         else:
             keys[prefix + f.name] = f"{cls.__name__}.{f.name}"
     return keys
+
+
+def value_of(cfg: Config, key: str) -> Any:
+    """The value at a dotted key."""
+    return functools.reduce(getattr, key.split("."), cfg)

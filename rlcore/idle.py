@@ -5,12 +5,11 @@ What is not in the table is found when the run is over (cli.py compares with wha
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from enum import Enum
 from typing import Any, NamedTuple
 
-from rlcore.config import Config, all_keys
+from rlcore.config import Config, all_keys, value_of
 from rlcore.names import built_in
 
 
@@ -67,20 +66,16 @@ def idle(cfg: Config, set_by: dict[str, str]) -> dict[str, str]:
 
     A user's own advantage or loss function may read whatever is in its section.
     """
-    own = [k.partition(".")[0] for k in _READ_BY_A_FUNCTION if _value(cfg, k) not in built_in(k)]
+    own = [k.partition(".")[0] for k in _READ_BY_A_FUNCTION if value_of(cfg, k) not in built_in(k)]
     errors: dict[str, str] = {}
     for key, origin in set_by.items():
         for needs in _READ_WITH.get(key, ()) if key.partition(".")[0] not in own else ():
-            value = _value(cfg, needs.key)
+            value = value_of(cfg, needs.key)
             if not needs.test(value):
                 how = f"nothing reads it with {needs.key} {_plain(value)}; remove it or {needs.remedy}"
                 errors[key] = f"{key} ({origin}): {how}"
                 break
     return errors
-
-
-def _value(cfg: Config, key: str) -> Any:
-    return functools.reduce(getattr, key.split("."), cfg)
 
 
 def _plain(value: Any) -> str:

@@ -97,8 +97,11 @@ class Scorer:
         return column
 
     def _split(self, batch: Batch, epochs: int) -> list[list[Work]]:
+        """rank -> its part of each optimizer step. A minibatch without a masked token on any rank is no step: AdamW's
+        momentum would move the weights all the same."""
         cfg = self.cfg.actor
-        return split(batch, len(self.group.workers), cfg.microbatch_tokens, cfg.minibatches_per_step, epochs)
+        work = split(batch, len(self.group.workers), cfg.microbatch_tokens, cfg.minibatches_per_step, epochs)
+        return [[part for part in rank if part.totals.tokens] for rank in work]
 
     def _on_disk(self, method: str, directory: Path) -> None:
         self.group.call(method, str(directory.resolve()), seconds=self.group.deadline.update_seconds)

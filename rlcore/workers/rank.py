@@ -113,7 +113,6 @@ class TrainedRank(Rank):
 
     def _learn(self, minibatches: list[Work], learning_rate: float, loss: Loss) -> Stats:
         """One optimizer step for each of `minibatches`. Raises nothing for a bad gradient: it is skipped and counted.
-        A minibatch without a masked token on any rank is no step: AdamW's momentum would move the weights all the same.
 
         At a learning rate of 0 nothing is learned: there are statistics, but no backward, and neither a weight nor
         Adam's state is touched.
@@ -123,8 +122,6 @@ class TrainedRank(Rank):
         self.engine.set_learning_rate(learning_rate)
         stats = Stats()
         for work in minibatches:
-            if work.totals.tokens == 0:
-                continue
             for i, rollouts in enumerate(work.microbatches):
                 share = loss(microbatch(work.batch, rollouts, self.device), work.totals, stats)
                 self.engine.backward(share, last=i == len(work.microbatches) - 1)
@@ -138,8 +135,6 @@ class TrainedRank(Rank):
     def _look(self, minibatches: list[Work], loss: Loss) -> Stats:
         stats = Stats()
         for work in minibatches:
-            if work.totals.tokens == 0:
-                continue
             for rollouts in work.microbatches:
                 loss(microbatch(work.batch, rollouts, self.device), work.totals, stats)
             stats.updates += 1

@@ -64,8 +64,6 @@ class ToyRank:
         stats = Stats()
         self.adam.param_groups[0]["lr"] = rate
         for work in minibatches:
-            if work.totals.tokens == 0:
-                continue
             self.adam.zero_grad()
             for rollouts in work.microbatches:
                 micro = work.batch.select(rollouts)
