@@ -10,7 +10,7 @@ ifeq ($(PROFILE),cpu)
 TORCH_FROM := $(if $(LOCAL_WHEELS),--find-links $(LOCAL_WHEELS),--torch-backend cpu)
 endif
 
-.PHONY: install demo test lint bench bench-learning lock check-locks clean
+.PHONY: install demo test lint bench bench-learning bench-rewards lock check-locks clean
 
 install: $(STAMP)
 
@@ -41,6 +41,9 @@ bench: install
 
 bench-learning: install
 	$(BIN)/python -m tests.benchmarks.algorithms
+
+bench-rewards: install
+	$(BIN)/python -m tests.benchmarks.rewards
 
 # Both profiles resolve without installing anything; run `make lock` after a change of dependencies.
 LOCKS ?= .locks

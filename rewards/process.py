@@ -3,46 +3,64 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
-import mmap
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-from rewards.worker import HEADER, PROGRESS
-from rlcore.records import Prompt
+from rewards import worker
+from rewards.guard import processes
+from rewards.outcomes import Outcome
+from rewards.page import PAGE_BYTES, Page
+from rewards.worker import HEADER
+from rlcore.records import Prompt, Response
 
 _PIPE_READ = 1 << 18
+_STACK_BYTES = 8000
+_STACK_SECONDS = 0.1
+_END_SECONDS = 10.0  # for the guard to clean up; then it is ended too
+_PROMPT = tuple(f.name for f in dataclasses.fields(Prompt))
 
 
-@dataclass
+@dataclasses.dataclass(eq=False)
 class Task:
-    """One sample on its way through the pool. `number` is 1 or more and unique in the pool."""
+    """One sample, or one gold answer, on its way through the pool. `number` grows from 1; `left` rules are to come."""
 
     number: int
     key: Any
     prompt: Prompt
-    response: str
-
-    def frame(self) -> bytes:
-        prompt = {f: getattr(self.prompt, f) for f in ("id", "tokens", "answer", "row")}
-        body = json.dumps({"prompt": prompt, "response": self.response}, default=plain).encode()
-        return HEADER.pack(len(body), self.number) + body
+    response: Response
+    left: set[int]
+    outcomes: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-class Progress(NamedTuple):
-    """What a worker says it is doing: since when (time.monotonic), in which function, on which sample (0: none)."""
+@dataclasses.dataclass(eq=False)
+class Frame:
+    """Samples for one call of one rule.
 
-    started: float
-    fn: int
+    concurrent  beside others, in the event loop of the worker
+    apart       one sample of a call that failed; never again beside others
+    final       what happens to it now is its outcome: it is the first thing a new process does
+    """
+
     number: int
+    rule: int
+    tasks: list[Task]
+    concurrent: bool = False
+    apart: bool = False
+    final: bool = False
+    given: float = 0.0
+
+    def bytes(self) -> bytes:
+        samples = [[{f: getattr(t.prompt, f) for f in _PROMPT}, t.response] for t in self.tasks]
+        message = {"rule": self.rule, "concurrent": self.concurrent, "samples": samples}
+        return _frame(self.number, message)
 
 
 def plain(value: Any) -> Any:
@@ -54,25 +72,41 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
-class Process:
-    """A running `python -m rewards.worker`, leader of its own process group, with its functions loading."""
+def _frame(number: int, message: Any) -> bytes:
+    body = json.dumps(message, default=plain).encode()
+    return HEADER.pack(len(body), number) + body
 
-    def __init__(self, fns: Sequence[str], cwd: str) -> None:
+
+class Process:
+    """A running `python -m rewards.worker` under its guard, with its functions loading.
+
+    hello     what the worker is told first: functions, context, limits
+    inflight  frames given and not answered, in order; `samples` in all
+    reserved  frames that it gets before any other
+    burst     number of the last task submitted when it was last given work while idle
+    """
+
+    def __init__(self, hello: dict[str, Any], cwd: str) -> None:
         requests, self.requests = os.pipe()
         self.answers, answers = os.pipe()
         self.ready = False
-        self.failed: str | None = None
         self.finished = 0
-        self.started = time.monotonic()
-        self.inflight: deque[Task] = deque()
+        self.burst = 0
+        self.started = self.moved = time.monotonic()  # moved: a byte to or from it
+        self.inflight: dict[int, Frame] = {}
+        self.samples = 0
+        self.reserved: list[Frame] = []
         self.outgoing = bytearray()
+        self._hello = hello
         self._incoming = bytearray()
-        with tempfile.TemporaryFile() as page:
-            page.truncate(PROGRESS.size)
-            self._progress = mmap.mmap(page.fileno(), PROGRESS.size)
-            fds = (requests, answers, page.fileno())
+        self._trace = tempfile.TemporaryFile()
+        self._open = True
+        with tempfile.TemporaryFile() as file:
+            file.truncate(PAGE_BYTES)
+            self.page = Page(file.fileno())
+            fds = (requests, answers, file.fileno(), self._trace.fileno())
             # -P: a math.py in the working directory must not shadow the standard library.
-            self.popen = subprocess.Popen(
+            self.guard = subprocess.Popen(
                 [sys.executable, "-P", "-m", "rewards.worker", *map(str, fds)],
                 pass_fds=fds,
                 stdin=subprocess.DEVNULL,
@@ -84,33 +118,49 @@ class Process:
         os.close(answers)
         os.set_blocking(self.requests, False)
         os.set_blocking(self.answers, False)
-        body = json.dumps(list(fns)).encode()
-        self.outgoing += HEADER.pack(len(body), 0) + body
+        self.outgoing += _frame(0, hello)
         self.flush()
 
     @property
     def pid(self) -> int:
-        return self.popen.pid
+        """Of the worker; of its guard until that has started it."""
+        return self.page.pid or self.guard.pid
 
-    def give(self, task: Task) -> None:
-        self.inflight.append(task)
-        self.outgoing += task.frame()
+    @property
+    def first(self) -> Frame | None:
+        """The oldest frame it has been given. The kinds that are never given together can be told by it."""
+        return next(iter(self.inflight.values()), None)
+
+    def give(self, frame: Frame) -> None:
+        frame.given = time.monotonic()
+        self.inflight[frame.number] = frame
+        self.samples += len(frame.tasks)
+        self.outgoing += frame.bytes()
         self.flush()
+
+    def answered(self, number: int) -> Frame:
+        """The frame of this number, which the worker has done with."""
+        frame = self.inflight.pop(number)
+        self.samples -= len(frame.tasks)
+        self.finished += 1
+        return frame
 
     def flush(self) -> None:
         """Write what the pipe takes now; the rest stays in `outgoing`."""
         try:
             while self.outgoing:
                 del self.outgoing[: os.write(self.requests, self.outgoing[:_PIPE_READ])]
+                self.moved = time.monotonic()
         except BlockingIOError:
             pass
         except BrokenPipeError:
             self.outgoing.clear()  # it is dead: `dead()` and the end of its answers say so
 
     def read(self) -> Iterator[tuple[int, Any]]:
-        """(sample number, message) of each whole answer that has arrived."""
+        """(frame number, message) of each whole answer that has arrived."""
         while chunk := self._chunk():
             self._incoming += chunk
+            self.moved = time.monotonic()
         at = 0
         while len(self._incoming) - at >= HEADER.size:
             size, number = HEADER.unpack_from(self._incoming, at)
@@ -126,32 +176,102 @@ class Process:
         except BlockingIOError:
             return b""
 
-    def progress(self) -> Progress:
-        """What the worker is doing now. The page is read until two reads agree: one read can mix two states, and an
-        old start beside a new number would look like a sample that has run for hours."""
-        seen = PROGRESS.unpack_from(self._progress)
-        while (again := PROGRESS.unpack_from(self._progress)) != seen:
-            seen = again
-        return Progress(*seen) if seen[0] > 0 else Progress(0.0, 0, 0)
-
     def dead(self) -> bool:
-        """Whether the process has ended. It stays a zombie, so its group's number is not used again before `kill`."""
+        """Whether the guard has ended, and with it the worker and all it started."""
         try:
-            return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+            return os.waitid(os.P_PID, self.guard.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
         except ChildProcessError:  # some library of the driver waits for every child
             return True
 
     def kill(self) -> None:
-        """End the process and its whole group; answers already sent can still be read."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
-        self.popen.wait()
+        """Tell the guard to end the worker and all it started; `wait` for that. Answers already sent can be read."""
+        if self._open:
+            os.close(self.requests)
+            self._open = False
+        if self.page.pid and self.page.exit_code is None and not self.dead():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.page.pid, signal.SIGKILL)
+
+    def wait(self) -> None:
+        """Until nothing of a killed process is left. A guard that something has stopped or ended is replaced by us."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.guard.wait(_END_SECONDS)
+        if self.guard.returncode != 0:
+            for pid in [*tree(self.guard.pid), *tree(self.page.pid)]:
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(OSError):
+                os.killpg(self.page.pid or self.guard.pid, signal.SIGKILL)
+            self.guard.wait()
 
     def close(self) -> None:
-        """Free the pipes of a killed process."""
-        os.close(self.requests)
+        """Free what a process that has ended still holds here."""
         os.close(self.answers)
-        self._progress.close()
+        self.page.close()
+        self._trace.close()
+
+    def show_stack(self) -> None:
+        """Let the worker write down where it hangs: its signal handler can while the interpreter is held for ever."""
+        if not self.ready or self.dead():
+            return
+        with contextlib.suppress(OSError):
+            os.kill(self.page.pid, signal.SIGUSR2)
+        until = time.monotonic() + _STACK_SECONDS
+        while not self.stack() and time.monotonic() < until:
+            time.sleep(0.002)
+
+    def stack(self) -> str:
+        """Where a worker that hung or crashed was, from the innermost call to the user's function; "" if unknown."""
+        text = os.pread(self._trace.fileno(), _STACK_BYTES, 0).decode(errors="replace")
+        return text.partition(f'  File "{worker.__file__}"')[0]
+
+    def how_it_ended(self) -> str:
+        """By its exit code or a signal; that of its guard if that did not live to see the worker's."""
+        code = self.guard.returncode if self.page.exit_code is None else self.page.exit_code
+        return f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
+
+    def outcome(self, why: str, seconds: float) -> Outcome:
+        """Of the sample that hung, crashed or ate the memory of this process (`why`: timeout, crashed, memory)."""
+        if why == "timeout":
+            message = f"took longer than {self._hello['timeout_seconds']:g} s (reward.timeout_seconds)"
+            return Outcome(None, {}, "timeout", message, self.stack(), seconds)
+        message, limit = f"ended its process: {self.how_it_ended()}", self._hello["memory_mib"]
+        if why == "memory":
+            message = f"held more than {limit} MiB (reward.memory_mib)"
+        elif self.page.exit_code == -signal.SIGABRT:  # what a failed allocation in C++ comes to
+            message += f"; it may have wanted more than {limit} MiB (reward.memory_mib)"
+        return Outcome(None, {}, "crashed", message, self.stack(), seconds)
+
+
+def tree(pid: int) -> list[int]:
+    """`pid` and all its descendants; [] if there is none."""
+    seen, found = processes(), [pid] if pid else []
+    for parent in found:
+        found += [child for child, each in seen.items() if each.parent == parent]
+    return [p for p in found if p in seen]
+
+
+def memory_bytes(guards: Sequence[int]) -> dict[int, int]:
+    """Resident bytes of all descendants of each of these pids: shared pages count in each process that has them."""
+    seen = processes()
+    total = dict.fromkeys(guards, 0)
+    for pid, each in seen.items():
+        above = each.parent
+        while above not in total and above in seen:
+            above = seen[above].parent
+        if above in total and pid not in total:
+            total[above] += each.resident_bytes
+    return total
+
+
+def own_bytes(pids: Sequence[int]) -> int:
+    """Bytes that these processes hold together, each page counted once and files not at all; slower to find out."""
+    total = 0
+    for pid in pids:
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as file:
+            held = [line.split() for line in file if line.startswith(("Pss_Anon:", "Pss_Shmem:"))]
+            total += sum(int(words[1]) << 10 for words in held)
+    return total
 
 
 def _environment(cwd: str) -> dict[str, str]:

@@ -10,10 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rewards import REWARD_MODEL
 from rlcore.checkpoint import Checkpoints
 from rlcore.config import Config, SyncBackend, compute_dtype
 from rlcore.data import Prompts
-from rlcore.errors import ConfigError
+from rlcore.errors import ConfigError, DataError
 from rlcore.parts import Parts, Turns, columns
 from rlcore.placement import Cluster, Phases
 from rlcore.protocols import absolute
@@ -24,8 +25,11 @@ from rlcore.waits import Watch
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from rewards.pool import RewardPool
-    from rlcore.workers.group import Actor
+    from rewards.manager import RewardManager
+    from rlcore.workers.group import Actor, RewardModelLane
+
+
+_LISTED = 10  # bad rows shown; all are in a file
 
 
 def cache_dir() -> Path:
@@ -70,7 +74,7 @@ def build(cfg: Config, resolved: DictConfig, say: Callable[[str], None]) -> Part
 
     `say(text)` tells the user what is being started. Raises ConfigError, DataError or WorkerError.
     """
-    from rewards.pool import RewardPool
+    from rewards.manager import RewardManager
     from rlcore.workers.model import load_tokenizer
 
     assert cfg.run_dir is not None
@@ -79,29 +83,61 @@ def build(cfg: Config, resolved: DictConfig, say: Callable[[str], None]) -> Part
     cfg = with_plugins(cfg)
     say("data: reading and tokenizing")
     tokenizer = load_tokenizer(cfg.model)
-    prompts = Prompts(cfg.data.train, cfg.data, tokenizer, cfg.seed)
-    evals: dict[str, list[Prompt]] = {}
-    held_out = [Prompts(source, cfg.data, tokenizer, cfg.seed) for source in cfg.data.eval]
-    for i, each in enumerate(held_out):
-        name = each.name if each.name not in evals else f"{each.name}-{i + 1}"
-        evals[name] = each.all(limit=cfg.eval.prompts)
-    for each, source in zip([prompts, *held_out], [cfg.data.train, *cfg.data.eval], strict=True):
-        if each.dropped:
-            say(f"data: left out {each.dropped} prompts of {source} over data.max_prompt_tokens")
-    quarantine = run_dir / "quarantine.jsonl"
-    pool = RewardPool(cfg.reward.fns, cfg.reward.weights, cfg.reward.workers, cfg.reward.timeout_seconds, quarantine)
+    prompts, held_out = _read(cfg, tokenizer, say)
+    rewards = RewardManager(cfg.reward, cfg.rollout.max_response_tokens, run_dir / "quarantine.jsonl")
     cluster = None
     try:
-        pool.ready(cfg.deadline.start_seconds)
+        rewards.ready(cfg.deadline.start_seconds)
+        for each in (prompts, *held_out.values()):
+            _leave_out_unscorable(each, rewards, cfg, say)
+        evals = {name: each.all(limit=cfg.eval.prompts) for name, each in held_out.items()}
         watch = Watch()
         say("Ray: starting" if cfg.ray.address is None else f"Ray: joining {cfg.ray.address}")
         cluster = _cluster(cfg, watch)
-        return _start(cfg, resolved, cluster, watch, tokenizer, prompts, evals, pool, say)
+        return _start(cfg, resolved, cluster, watch, tokenizer, prompts, evals, rewards, say)
     except BaseException:
-        pool.close()
+        rewards.close()
         if cluster is not None:
             cluster.close()
         raise
+
+
+def _read(cfg: Config, tokenizer: Any, say: Callable[[str], None]) -> tuple[Prompts, dict[str, Prompts]]:
+    """The prompts to train on, and of each held-out source by its name."""
+    prompts = Prompts(cfg.data.train, cfg.data, tokenizer, cfg.seed)
+    in_order = copy.copy(cfg.data)
+    in_order.curriculum = None
+    held_out: dict[str, Prompts] = {}
+    for source in cfg.data.eval:
+        each = Prompts([source], in_order, tokenizer, cfg.seed)
+        held_out[each.name if each.name not in held_out else f"{each.name}-{len(held_out) + 1}"] = each
+    for each in (prompts, *held_out.values()):
+        if each.dropped:
+            say(f"data: left out {each.dropped} prompts of {each.sources} over data.max_prompt_tokens")
+    return prompts, held_out
+
+
+def _leave_out_unscorable(
+    prompts: Prompts, rewards: RewardManager, cfg: Config, say: Callable[[str], None]
+) -> None:  # fmt: skip
+    """Leave out the rows whose gold answers cannot be read, and list them by file and line: nothing they would get
+    could be trusted. DataError when they are more than reward.max_failed_fraction."""
+    bad = rewards.unscorable(prompts.all(), cfg.deadline.start_seconds)
+    if not bad:
+        return
+    listed = [f"  {prompts.at(prompt)}: {why}" for prompt, why in bad]
+    what = f"{len(bad)} of {len(prompts)} rows of {prompts.sources} have a gold answer that cannot be read"
+    shown = "\n".join(listed[:_LISTED])
+    if len(bad) > cfg.reward.max_failed_fraction * len(prompts):
+        raise DataError(
+            f"{what}, more than reward.max_failed_fraction {cfg.reward.max_failed_fraction:g}; check reward.fns and "
+            f"data.answer_column ({cfg.data.answer_column}). The first:\n{shown}"
+        )
+    everyone = Path(str(cfg.run_dir)) / "unparseable_gold.txt"
+    with everyone.open("a", encoding="utf-8") as file:
+        file.write("\n".join(listed) + "\n")
+    say(f"data: {what}; left out, all listed in {everyone}. The first:\n{shown}")
+    prompts.without({prompt.id for prompt, _ in bad})
 
 
 def _cluster(cfg: Config, watch: Watch) -> Cluster:
@@ -110,6 +146,8 @@ def _cluster(cfg: Config, watch: Watch) -> Cluster:
         roles["reference"] = cfg.reference.ranks
     if cfg.critic.ranks > 0:
         roles["critic"] = cfg.critic.ranks
+    if REWARD_MODEL in cfg.reward.fns:
+        roles[REWARD_MODEL] = cfg.reward_model.ranks
     return Cluster(cfg.ray, cfg.placement, cfg.deadline, roles, watch)
 
 
@@ -142,9 +180,20 @@ def start_actor(cfg: Config, cluster: Cluster, watch: Watch) -> Actor:
     return Actor(rank_group("actor", ActorRank, cfg.actor.ranks, cfg, cluster, watch), cfg)
 
 
+def _reward_model(cfg: Config, cluster: Cluster, watch: Watch, rewards: RewardManager) -> RewardModelLane:
+    """The ranks of the reward model, and its lane among the `rewards`."""
+    from rlcore.workers.group import RewardModelLane, rank_group
+    from rlcore.workers.reward_model import RewardModelRank
+
+    ranks = cfg.reward_model.ranks
+    lane = RewardModelLane(rank_group(REWARD_MODEL, RewardModelRank, ranks, cfg, cluster, watch), cfg)
+    rewards.add(lane)
+    return lane
+
+
 def _start(
     cfg: Config, resolved: DictConfig, cluster: Cluster, watch: Watch, tokenizer: Any, prompts: Prompts,
-    evals: dict[str, list[Prompt]], pool: RewardPool, say: Callable[[str], None],
+    evals: dict[str, list[Prompt]], rewards: RewardManager, say: Callable[[str], None],
 ) -> Parts:  # fmt: skip
     """The Ray side of build(): every role at once, then one wait for all of them."""
     from rlcore.algo.advantage import advantage_fn
@@ -174,14 +223,15 @@ def _start(
         reference = Reference(rank_group("reference", ReferenceRank, cfg.reference.ranks, cfg, cluster, watch), cfg)
     if cfg.critic.ranks > 0:
         critic = Critic(rank_group("critic", CriticRank, cfg.critic.ranks, cfg, cluster, watch), cfg)
-    groups = [engines, actor.group, *(role.group for role in (reference, critic) if role is not None)]
+    scorer = _reward_model(cfg, cluster, watch, rewards) if REWARD_MODEL in cfg.reward.fns else None
+    groups = [engines, actor.group, *(role.group for role in (reference, critic, scorer) if role is not None)]
     say(f"workers: starting {' + '.join(f'{len(g.workers)} {g.role}' for g in groups)} on {cluster.device}, {dtype}")
     refs = [(w, w.handle.start.remote()) for g in groups for w in g.workers]
     started = watch.gather([w for w, _ in refs], [r for _, r in refs], "start", cfg.deadline.start_seconds)
     join = functools.partial(_join_nccl, cfg.rollout.tensor_parallel) if backend == "nccl" else None
     actor.connect(engines.workers, backend, join, cfg.deadline.publish_seconds)
     rollouts = Collector(
-        engines.workers, prompts, pool, lambda t: tokenizer.decode(t, skip_special_tokens=True), watch, cfg.rollout,
+        engines.workers, prompts, rewards, lambda t: tokenizer.decode(t, skip_special_tokens=True), watch, cfg.rollout,
         cfg.reward, cfg.rollouts_per_prompt, cfg.seed, cfg.deadline.rollout_seconds, eos=started[0]["eos"],
     )  # fmt: skip
     tracker = Tracker(Path(str(cfg.run_dir)), cfg.tracker, resolved, cfg.steps, decode=tokenizer.decode)
@@ -196,8 +246,8 @@ def _start(
         columns=columns(cfg, actor, reference, critic, kl),
         checkpoints=Checkpoints(tracker.run_dir, cfg.keep_checkpoints),
         advantage=advantage_fn(cfg.advantage),
-        reward_names=pool.names, dtype=dtype,
-        pool=pool, cluster=cluster, groups=groups,
+        reward_names=rewards.names, dtype=dtype,
+        rewards=rewards, cluster=cluster, groups=groups,
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+from rewards import REWARD_MODEL, names
 from rlcore.config import (
     Aggregation,
     Config,
@@ -20,7 +21,9 @@ from rlcore.config import (
     all_keys,
     value_of,
 )
-from rlcore.names import built_in, wrong_name
+from rlcore.demo import EMBEDDED
+from rlcore.names import WITHOUT_REWARD, built_in, wrong_name
+from rlcore.recipe import nearest
 
 _FILE_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".gguf")
 
@@ -28,6 +31,7 @@ _AT_LEAST: dict[str, float] = {
     "steps": 1, "prompts_per_step": 1, "rollouts_per_prompt": 1, "save_every_steps": 0, "keep_checkpoints": 1,
     "data.max_prompt_tokens": 1, "rollout.engines": 1, "rollout.tensor_parallel": 1, "rollout.top_k": 0,
     "rollout.min_response_tokens": 0, "rollout.max_response_tokens": 1, "rollout.max_sequences": 1, "reward.workers": 1,
+    "reward.memory_mib": 256, "reward_model.ranks": 1,
     "reward.overlong_fraction": 0, "reward.overlong_penalty": 0, "reward.max_failed_fraction": 0,
     "advantage.epsilon": 0, "advantage.gamma": 0, "advantage.gae_lambda": 0, "loss.clip_low": 0, "loss.clip_high": 0,
     "loss.length_constant": 1, "loss.entropy_coef": 0, "correction.low": 0, "correction.high": 1, "kl.coef": 0,
@@ -52,6 +56,12 @@ _ZERO_OR: dict[str, tuple[str, str, Callable[[float], bool]]] = {
     "rollout.dynamic_draws": ("no filter", "at least 1", lambda x: x == 0 or x >= 1),
     "loss.dual_clip": ("no limit", "above 1", lambda x: x == 0 or x > 1),
 }
+# Built-in functions with a time limit of their own: the option and its default, in seconds.
+_OWN_LIMITS = {
+    "code": ("timeout_seconds", 6.0),
+    "judge": ("request_timeout_seconds", 60.0),
+    "remote": ("request_timeout_seconds", 60.0),
+}
 # Advantages that compare the rollouts of one prompt: they need several.
 _OF_A_GROUP = ("grpo", "rloo", "opo", "gpg", "reinforce_plus_plus_baseline")
 
@@ -59,7 +69,7 @@ _OF_A_GROUP = ("grpo", "rloo", "opo", "gpg", "reinforce_plus_plus_baseline")
 def check(cfg: Config) -> list[str]:
     """Every error of a config, in words; empty when it can run."""
     rules = [_ranges, _sampling, _rewards, _sizes, _placement, _names, _files]
-    rules += [_sft] if cfg.loss.name == "sft" else [_advantage, _loss, _updates, _kl, _critic]
+    rules += [_fitting] if cfg.loss.name in WITHOUT_REWARD else [_advantage, _loss, _updates, _kl, _critic]
     return [error for rule in rules for error in rule(cfg)]
 
 
@@ -110,14 +120,60 @@ def _sampling(cfg: Config) -> list[str]:
 
 def _rewards(cfg: Config) -> list[str]:
     r, errors = cfg.reward, []
-    if cfg.loss.name != "sft" and not r.fns:
+    if cfg.loss.name not in WITHOUT_REWARD and not r.fns:
         errors.append("reward.fns is empty: name at least one reward, e.g. reward.fns=[gsm8k] or FILE.py:function")
     if r.weights and len(r.weights) != len(r.fns):
         errors.append(f"reward.weights has {len(r.weights)} entries for {len(r.fns)} reward.fns")
-    twice = sorted({fn for fn in r.fns if r.fns.count(fn) > 1})
+    named = names(r.fns)
+    twice = sorted({name for name in named if named.count(name) > 1})
     if twice:
         errors.append(f"reward.fns names {', '.join(twice)} twice; name it once and set its reward.weights")
+    if r.clip and not (len(r.clip) == 2 and r.clip[0] < r.clip[1]):
+        errors.append(f"reward.clip is {list(r.clip)}; write [low, high] with low below high, or [] for no limits")
+    return errors + _named_functions(cfg, named) + _deadlines(cfg) + _reward_model(cfg)
+
+
+def _named_functions(cfg: Config, named: list[str]) -> list[str]:
+    """Where other keys name functions, they are those of reward.fns, by the names they have in the metrics."""
+    r, errors = cfg.reward, []
+    mentioned = {"reward.gate": list(r.gate), "reward.args": list(r.args)}
+    for source, listed in r.sources.items():
+        if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+            errors.append(f"reward.sources.{source} is {listed!r}; it must be a list of functions of reward.fns")
+            continue
+        mentioned[f"reward.sources.{source}"] = listed
+    for key, listed in mentioned.items():
+        for name in listed:
+            if name not in named:
+                known = ", ".join(named) or "none"
+                errors.append(f"{key}: no {name} in reward.fns{nearest(name, named)}; they are called {known}")
+    for name, options in r.args.items():
+        if not isinstance(options, dict):
+            errors.append(f"reward.args.{name} is {options!r}; it must be a mapping of options: {{option: value}}")
+    if r.gate and set(named) <= set(r.gate):
+        errors.append("reward.gate has all of reward.fns: nothing is behind it; leave it empty, or add a function")
     return errors
+
+
+def _deadlines(cfg: Config) -> list[str]:
+    """A function with a time limit of its own must come to it before the sample is given up."""
+    r, errors = cfg.reward, []
+    for name, (option, default) in _OWN_LIMITS.items():
+        options = r.args.get(name)
+        limit = options.get(option, default) if isinstance(options, dict) else default
+        if name in r.fns and isinstance(limit, (int, float)) and limit >= r.timeout_seconds:
+            errors.append(
+                f"reward.args.{name}.{option} is {limit:g} with reward.timeout_seconds {r.timeout_seconds:g}: the "
+                f"sample would be given up before {name} is; set reward.timeout_seconds above it, or {option} lower"
+            )
+    return errors
+
+
+def _reward_model(cfg: Config) -> list[str]:
+    used, path = REWARD_MODEL in cfg.reward.fns, cfg.reward_model.path
+    if used and path is None:
+        return ["reward.fns has reward_model with reward_model.path null; set it to a sequence-classification model"]
+    return _model("reward_model.path", path) if used and path is not None else []
 
 
 def _sizes(cfg: Config) -> list[str]:
@@ -131,15 +187,16 @@ def _sizes(cfg: Config) -> list[str]:
     ]
 
 
-def _sft(cfg: Config) -> list[str]:
-    errors, a = [], cfg.actor
+def _fitting(cfg: Config) -> list[str]:
+    """Training on given texts: sft and train-rm."""
+    errors, a, name = [], cfg.actor, cfg.loss.name
     if (a.minibatches_per_step, a.epochs_per_step, cfg.kl.coef, cfg.rollout.temperature) != (1, 1, 0, 1):
         errors.append(
-            "loss.name is sft: one update of prompts_per_step rows a step, no reference, temperature 1; leave "
-            "actor.minibatches_per_step, actor.epochs_per_step, kl.coef and rollout.temperature alone"
+            f"loss.name is {name}: one update of prompts_per_step rows or pairs a step, no reference, "
+            "temperature 1; leave actor.minibatches_per_step, actor.epochs_per_step, kl.coef, rollout.temperature alone"
         )
     if cfg.critic.ranks > 0:
-        errors.append(f"loss.name is sft with critic.ranks {cfg.critic.ranks}: there is no reward to guess; use 0")
+        errors.append(f"loss.name is {name} with critic.ranks {cfg.critic.ranks}: there is no reward to guess; use 0")
     return errors
 
 
@@ -285,10 +342,13 @@ def _names(cfg: Config) -> list[str]:
 
 def _files(cfg: Config) -> list[str]:
     errors = []
-    for key, source in [("data.train", cfg.data.train), *(("data.eval", s) for s in cfg.data.eval)]:
+    sources = [
+        (key, s) for key, listed in (("data.train", cfg.data.train), ("data.eval", cfg.data.eval)) for s in listed
+    ]
+    for key, source in sources:
         if source.endswith(_FILE_SUFFIXES) and not Path(source).is_file():
             errors.append(f"{key}: no file {source} (looked for {Path(source).resolve()})")
-    if cfg.model.path not in ("", "demo"):
+    if cfg.model.path not in ("", *EMBEDDED):
         errors += _model("model.path", cfg.model.path, gguf=True)
     if cfg.run_dir and (Path(cfg.run_dir) / "metrics.jsonl").exists():
         errors.append(

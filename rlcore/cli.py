@@ -1,4 +1,4 @@
-"""`rlcore train | sft | resume | export`. What goes wrong is said in one line and has an exit code of its own."""
+"""`rlcore train`, `sft`, `resume`, ... What goes wrong is said in one line and has an exit code of its own."""
 
 from __future__ import annotations
 
@@ -21,11 +21,15 @@ USAGE = """usage: rlcore COMMAND ...
 
   rlcore train NAME|FILE.yaml [key=value ...]   train; NAME is a recipe: {recipes}
   rlcore sft NAME|FILE.yaml [key=value ...]     supervised fine-tuning on prompts and responses
+  rlcore train-rm NAME|FILE.yaml [key=value ...]
+                                                train a reward model on preference pairs
+  rlcore rewards test FUNCTION --data FILE      what a reward function says of a few rows; --help for more
+  rlcore serve-reward FUNCTION                  answer reward requests over HTTP; --help for more
   rlcore resume RUN_DIR [key=value ...]         go on from a run's newest checkpoint, to the same numbers
   rlcore export RUN_DIR [--step N] [--out DIR] [--dtype float32|bfloat16]
                                                 write a checkpoint as a Hugging Face model
 
-train and sft take Hydra's flags too: --cfg job (print the resolved run), --multirun (sweep a=1,2), --info.
+train, sft and train-rm take Hydra's flags too: --cfg job (print the resolved run), --multirun (sweep a=1,2), --info.
 exit codes: 0 done, 2 wrong config or data, 3 rewards failed, 4 a worker failed, 5 weights out of sync, 6 checkpoint,
 130 Ctrl-C"""
 
@@ -36,7 +40,8 @@ def main() -> None:
     """The `rlcore` program."""
     args = sys.argv[1:]
     commands: dict[str, Callable[[list[str]], int]] = {
-        "train": train_command, "sft": sft_command, "resume": resume_command, "export": export_command
+        "train": train_command, "sft": sft_command, "train-rm": train_rm_command, "rewards": rewards_command,
+        "serve-reward": serve_command, "resume": resume_command, "export": export_command,
     }  # fmt: skip
     if not args or args[0] in ("-h", "--help", "help"):
         from rlcore.compose import recipe_names
@@ -127,6 +132,25 @@ def sft_command(args: list[str]) -> int:
     return guarded(lambda: _composed(args, "sft", _sft))
 
 
+def train_rm_command(args: list[str]) -> int:
+    """`rlcore train-rm`: compose, check, learn a reward model from preference pairs, export."""
+    return guarded(lambda: _composed(args, "train-rm", _train_rm))
+
+
+def rewards_command(args: list[str]) -> int:
+    """`rlcore rewards test`: see rlcore/reward_test.py."""
+    from rlcore.reward_test import reward_test
+
+    return guarded(lambda: reward_test(args))
+
+
+def serve_command(args: list[str]) -> int:
+    """`rlcore serve-reward`: see rlcore/serve.py."""
+    from rlcore import serve
+
+    return guarded(lambda: serve.serve_command(args))
+
+
 def resume_command(args: list[str]) -> int:
     """`rlcore resume RUN_DIR`: the run's own config, its newest checkpoint."""
     return guarded(lambda: _resume(args))
@@ -146,9 +170,8 @@ def _resume(args: list[str]) -> int:
     from rlcore.compose import as_config
 
     cfg = as_config(composed.config)
-    return (_sft if cfg.loss.name == "sft" else _train)(
-        cfg, composed, f"{_program()} export {run_dir} --dtype bfloat16"
-    )
+    go_on = {"sft": _sft, "bradley_terry": _train_rm}.get(cfg.loss.name, _train)
+    return go_on(cfg, composed, f"{_program()} export {run_dir} --dtype bfloat16")
 
 
 def export_command(args: list[str]) -> int:
@@ -179,24 +202,44 @@ def say(text: str) -> None:
 
 
 def _sft(cfg: Config, composed: Composed, again: str) -> int:
-    from rlcore.run_dir import recorded
     from rlcore.sft import sft
 
-    if cfg.loss.name != "sft":
-        raise ConfigError(f"loss.name is {cfg.loss.name}; rlcore sft needs loss.name=sft")
+    return _fitted(cfg, composed, sft)
+
+
+def _train_rm(cfg: Config, composed: Composed, again: str) -> int:
+    from rlcore.train_rm import train_rm
+
+    return _fitted(cfg, composed, train_rm)
+
+
+def _fitted(cfg: Config, composed: Composed, fit: Callable[..., tuple[Path, set[str]]]) -> int:
+    """Training without rollouts: `fit` gives the exported model's directory and the config fields its workers read."""
+    from rlcore.run_dir import recorded
+
     with recorded(Path(str(cfg.run_dir))):
-        out, read = sft(cfg, composed.config, say)
+        out, read = fit(_with_embedded(cfg), composed.config, say)
         _demand_all_read(read, composed)
     say(f"exported model: {out}")
     return 0
+
+
+def _with_embedded(cfg: Config) -> Config:
+    """The config with the directory of an embedded model in place of its name; the model is made if it is not there."""
+    from rlcore.demo import EMBEDDED
+
+    if cfg.model.path not in EMBEDDED:
+        return cfg
+    from rlcore.build import with_model
+    from rlcore.sft import embedded_model
+
+    return with_model(cfg, str(embedded_model(cfg.model.path, say)))
 
 
 def _train(cfg: Config, composed: Composed, again: str) -> int:
     """One run, from start-up to the last words. `again` is a command to suggest at the end."""
     from rlcore.run_dir import recorded
 
-    if cfg.loss.name == "sft":
-        raise ConfigError("loss.name is sft: use `rlcore sft`")
     began = time.monotonic()
     run_dir = Path(str(cfg.run_dir))
     try:
@@ -213,14 +256,11 @@ def _train(cfg: Config, composed: Composed, again: str) -> int:
 def _run(cfg: Config, composed: Composed) -> Path:
     """Build, train, export; everything started is ended. Returns the exported model's directory."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    from rlcore.build import as_directory, build, with_model
+    from rlcore.build import as_directory, build
     from rlcore.checkpoint import export
-    from rlcore.sft import demo_model
     from rlcore.train import train
 
-    if cfg.model.path == "demo":
-        cfg = with_model(cfg, str(demo_model(say)))
-    parts = build(as_directory(cfg), composed.config, say)
+    parts = build(as_directory(_with_embedded(cfg)), composed.config, say)
     status = "failed"
     try:
         parts.tracker.event("started", steps=cfg.steps)

@@ -29,6 +29,7 @@ from rlcore.config import Config, all_keys, forget_reads
 from rlcore.errors import ConfigError, RlcoreError
 from rlcore.idle import DECIDING, idle
 from rlcore.merge import Merger, is_list
+from rlcore.names import WITHOUT_REWARD
 from rlcore.recipe import OPEN_KEYS, RECIPES, Layer, flatten, layers, mapping, recipe_file, recipe_names
 
 __all__ = ["RECIPES", "Composed", "as_config", "compose", "compose_run", "recipe_names", "run_with_hydra"]
@@ -85,7 +86,7 @@ def compose(
 
     Of a sweep, every value is checked, every algorithm with the last values of the other keys; the config is of the
     last ones. Keys without effect are left to each job where what decides about them is swept. `command` is what the
-    config is for, "train" or "sft"; None: not known. Raises one ConfigError that lists everything that is wrong:
+    config is for, train, sft or train-rm; None: not known. Raises one ConfigError that lists everything that is wrong:
     unknown keys (with the nearest valid one and where they were set), wrong types, missing values, combinations that
     cannot run, and lines of the user's that would have no effect.
     """
@@ -135,12 +136,14 @@ def _merged(path: Path, found: list[Layer], lines: list[_Line], algorithm: list[
 def _wrong(merger: Merger, cfg: Config, command: str | None, users: dict[str, str]) -> list[str]:
     """What a merged config cannot be run for, and which of the keys in `users` (key -> where) would have no effect."""
     loss, algorithm = (f"{key} ({merger.origins.get(key, 'default')})" for key in ("loss.name", "algorithm"))
-    if command == "train" and cfg.loss.name == "sft":
-        return [f"{loss} is sft: train needs a reward to learn from, and sft has none; use `rlcore sft`"]
-    if command == "sft" and cfg.algorithm is not None:
-        return [f"{algorithm} is {cfg.algorithm}: sft has no algorithm; leave it out, or algorithm=null"]
-    if command == "sft" and cfg.loss.name != "sft":
-        return [f"{loss} is {cfg.loss.name}: rlcore sft needs loss.name=sft"]
+    name, needed = cfg.loss.name, next((n for n, c in WITHOUT_REWARD.items() if c == command), None)
+    if command == "train" and name in WITHOUT_REWARD:
+        use = f"use `rlcore {WITHOUT_REWARD[name]}`"
+        return [f"{loss} is {name}: train needs a reward to learn from, and {name} has none; {use}"]
+    if needed is not None and cfg.algorithm is not None:
+        return [f"{algorithm} is {cfg.algorithm}: {command} has no algorithm; leave it out, or algorithm=null"]
+    if needed is not None and name != needed:
+        return [f"{loss} is {name}: rlcore {command} needs loss.name={needed}"]
     errors = check(cfg)
     known = merger.errors + errors
     return errors + [error for key, error in idle(cfg, users).items() if not any(key in e for e in known)]
@@ -213,6 +216,24 @@ def compose_run(run_dir: Path, overrides: list[str]) -> Composed:
     return Composed(merger.config, str(run_dir), merger.set_by, merger.origins)
 
 
+def compose_rewards(given: dict[str, Any], overrides: list[str]) -> Config:
+    """A config without a recipe, for `rlcore rewards test`: these lines, then overrides of reward.* and data.*, checked
+    by the rules of both."""
+    merger = Merger()
+    for key, value in {"model.path": "demo", "steps": 1, **given}.items():
+        merger.put(key, value, _COMMAND_LINE, users=True)
+    for text in overrides:
+        line = _line(text, False, merger.errors)
+        if line is not None and not line.key.startswith(("reward.", "data.")):
+            merger.errors.append(f"{text} (command line): only keys of reward.* and data.* count here")
+        elif line is not None:
+            merger.put(line.key, line.values[0], _COMMAND_LINE, users=True)
+    _settle(merger, "set it on the command line")
+    cfg = as_config(merger.config)
+    _demand_none(merger.errors + [e for e in check(cfg) if e.startswith(("reward.", "data."))])
+    return cfg
+
+
 def _plain(value: Any) -> Any:
     """Hydra's quoted strings inside lists and dicts as plain ones."""
     if isinstance(value, list):
@@ -243,11 +264,9 @@ def as_config(config: DictConfig) -> Config:
 
 def _with_blanks(config: DictConfig) -> Any:
     trial = config.copy()
+    blanks = {"steps": 1, "model.path": "", "data.train": []}
     for key in OmegaConf.missing_keys(config):
-        OmegaConf.update(trial, key, 1 if key == "steps" else "???blank")
-    for key in ("model.path", "data.train"):
-        if OmegaConf.select(trial, key) == "???blank":
-            OmegaConf.update(trial, key, "")
+        OmegaConf.update(trial, key, blanks.get(key, "???blank"))
     return OmegaConf.to_object(trial)
 
 

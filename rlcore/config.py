@@ -96,7 +96,7 @@ class SyncBackend(str, Enum):
 
 @dataclass
 class ModelConfig(Section):
-    path: str = MISSING  # hub id, local directory, GGUF file, or "demo": the embedded default, made and cached
+    path: str = MISSING  # hub id, local directory, GGUF file, or "demo": an embedded one (demo.py), made and cached
     tokenizer: Optional[str] = None  # hub id or directory; None: the model's own
     dtype: Dtype = Dtype.auto  # of the forward pass; auto: bfloat16 on GPU, float32 on CPU
 
@@ -110,10 +110,11 @@ def compute_dtype(cfg: ModelConfig, device: str) -> str:
 
 @dataclass
 class DataConfig(Section):
-    train: str = (
-        MISSING  # .jsonl .parquet .csv file, hub name[:config][@split], or generate:arithmetic?size=1000&seed=1
-    )
-    eval: list[str] = field(default_factory=list)  # held-out sources of the same forms; accuracy is eval/NAME/accuracy
+    # Each source: .jsonl .parquet .csv file, hub name[:config][@split], generate:arithmetic?size=1000&seed=1, or
+    # reasoning_gym:TASK?size=1000&seed=1.
+    train: list[str] = MISSING  # one or several; their rows are mixed
+    eval: list[str] = field(default_factory=list)  # held-out ones; accuracy is eval/NAME/accuracy
+    source_column: str = "data_source"  # which source a row is of; rows without it: the name of their file
     prompt_column: str = "auto"  # text or a list of messages; auto: the first of prompt, question, problem, messages
     answer_column: str = "auto"  # the gold answer; auto: the first of answer, solution, ground_truth, response
     response_column: str = "response"  # what `rlcore sft` learns to say
@@ -122,6 +123,7 @@ class DataConfig(Section):
     chat_template: bool = True  # False: the prompt text as it is, for base models
     max_prompt_tokens: int = 512  # longer prompts are left out and counted
     shuffle: bool = True  # a new order every epoch, from the seed
+    curriculum: Optional[str] = None  # easy rows first: by this numeric column, or "source": by the order of data.train
 
 
 @dataclass
@@ -149,11 +151,24 @@ class RewardConfig(Section):
         default_factory=list
     )  # built-in name, dotted path or file.py:function; eval accuracy: the first
     weights: list[float] = field(default_factory=list)  # one a function; empty: all 1
-    workers: int = 1  # processes that score side by side
-    timeout_seconds: float = 10.0  # a sample that takes longer has status "timeout"
+    args: dict[str, Any] = field(default_factory=dict)  # {function's name: {option: value}}
+    gate: list[str] = field(default_factory=list)  # functions that must be above 0, else the others are not asked
+    sources: dict[str, Any] = field(
+        default_factory=dict
+    )  # {source: [names]}: who scores its rows; fns in no list: all rows
+    clip: list[float] = field(default_factory=list)  # [low, high]: limits of the sum; empty: none
+    workers: int = 1  # processes that score side by side, of each function that is not built in
+    timeout_seconds: float = 10.0  # a function that takes longer for a sample has status "timeout"
+    memory_mib: int = 4096  # that one such process and all it starts may hold
     overlong_fraction: float = 0.0  # last share of max_response_tokens in which a penalty grows from 0 (DAPO)
     overlong_penalty: float = 1.0  # to this at the limit, taken from the reward
     max_failed_fraction: float = 0.05  # more samples without a score in a step or an eval end the run with exit 3
+
+
+@dataclass
+class RewardModelConfig(Section):
+    path: Optional[str] = None  # sequence-classification model; needed by reward.fns=[reward_model], which it scores
+    ranks: int = 1  # processes, one device each
 
 
 @dataclass
@@ -288,6 +303,7 @@ class Config(Section):
     data: DataConfig = field(default_factory=DataConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
+    reward_model: RewardModelConfig = field(default_factory=RewardModelConfig)
     advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     correction: CorrectionConfig = field(default_factory=CorrectionConfig)

@@ -6,48 +6,74 @@ Where rows come from is sources.py. The tokenizer is the caller's; nothing heavy
 from __future__ import annotations
 
 import dataclasses
-import json
+import math
 import random
-import re
-import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from rlcore.config import DataConfig
-from rlcore.errors import ConfigError, DataError
+from rlcore.conversation import Message, as_text, cell, read_rows
+from rlcore.errors import DataError
 from rlcore.records import Prompt, Rollout
-from rlcore.sources import Rows, load_rows, nearest, source_name
-
-__all__ = ["Examples", "Order", "Prompts", "load_rows", "source_name"]
-
-Message = Mapping[str, Any]
-Template = list[tuple[str, str | None]]  # literal text, then the column after it
-
-_PROMPT_COLUMNS = ("prompt", "question", "problem", "messages")
-_ANSWER_COLUMNS = ("answer", "solution", "ground_truth", "response")
+from rlcore.sources import Rows, load_rows, nearest
 
 
 class Prompts:
-    """The prompts of a source, in an order that is a function of (seed, epoch) alone and that resumes.
+    """The prompts of one or several sources, in an order that is a function of (seed, epoch) alone and that resumes.
 
     `dropped` counts the prompts that were longer than `cfg.max_prompt_tokens`. Raises DataError for a row that cannot
     be used, ConfigError for a template that names no column.
     """
 
-    def __init__(self, source: str, cfg: DataConfig, tokenizer: Any, seed: int) -> None:
-        self._rows = load_rows(source)
-        self.name = self._rows.name
-        messages, answers, self._texts = _read_rows(self._rows, cfg)
-        tokens = _tokenize_prompts(self._rows, messages, cfg, tokenizer)
-        self._prompts = [
-            Prompt(f"{self.name}:{i}", ids, answers[i], row)
-            for i, (row, ids) in enumerate(zip(self._rows.rows, tokens, strict=True))
-            if len(ids) <= cfg.max_prompt_tokens
-        ]
-        self.dropped = len(tokens) - len(self._prompts)
-        if not self._prompts:
-            raise DataError(f"{source}: all {self.dropped} prompts are longer than {cfg.max_prompt_tokens=} tokens")
-        self._order = Order(source, len(self._prompts), seed, cfg.shuffle)
+    def __init__(self, sources: Sequence[str], cfg: DataConfig, tokenizer: Any, seed: int) -> None:
+        self.sources, self.dropped = ", ".join(sources), 0
+        self._cfg, self._seed = cfg, seed
+        self._rows: dict[str, Rows] = {}
+        prompts: list[Prompt] = []
+        for loaded in map(load_rows, sources):
+            name = loaded.name if loaded.name not in self._rows else f"{loaded.name}-{len(self._rows) + 1}"
+            self._rows[name] = loaded
+            own = untokenized(loaded, cfg, name)
+            tokens = _tokenize_prompts(loaded, [p.messages for p in own], cfg, tokenizer)
+            short = [
+                dataclasses.replace(p, tokens=ids)
+                for p, ids in zip(own, tokens, strict=True)
+                if len(ids) <= cfg.max_prompt_tokens
+            ]
+            self.dropped += len(own) - len(short)
+            prompts += short
+        if not prompts:
+            raise DataError(
+                f"{self.sources}: all {self.dropped} prompts are longer than {cfg.max_prompt_tokens=} tokens"
+            )
+        self._hold(prompts)
+
+    def _hold(self, prompts: list[Prompt]) -> None:
+        self._prompts = prompts
+        difficulty = None if self._cfg.curriculum is None else self._difficulty(self._cfg.curriculum)
+        self._order = Order(self.sources, len(prompts), self._seed, self._cfg.shuffle, difficulty)
+
+    def _difficulty(self, column: str) -> list[float]:
+        """What the rows are handed out by, lowest first."""
+        if column == "source":
+            position = {name: float(i) for i, name in enumerate(self._rows)}
+            return [position[_place(p)[0]] for p in self._prompts]
+        return [self._number(p, column) for p in self._prompts]
+
+    def _number(self, prompt: Prompt, column: str) -> float:
+        if column not in prompt.row:
+            raise DataError(
+                f"{self.at(prompt)}: no column {column}{nearest(column, prompt.row)}, which data.curriculum names"
+            )
+        value = prompt.row[column]
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise DataError(f"{self.at(prompt)}: column {column} is {value!r}; data.curriculum needs a number")
+        return float(value)
+
+    @property
+    def name(self) -> str:
+        """The first source's short name."""
+        return next(iter(self._rows))
 
     def __len__(self) -> int:
         return len(self._prompts)
@@ -60,6 +86,15 @@ class Prompts:
     def take(self, n: int) -> list[Prompt]:
         """The next n prompts; the end of an epoch runs on into the next, and no row is left out of an epoch."""
         return [_in_epoch(self._prompts[i], epoch) for i, epoch in self._order.take(n)]
+
+    def at(self, prompt: Prompt) -> str:
+        """Where its row is: `data/train.jsonl, line 17`."""
+        name, row = _place(prompt)
+        return self._rows[name].at(row)
+
+    def without(self, ids: Collection[str]) -> None:
+        """Leave these prompts out of all epochs."""
+        self._hold([p for p in self._prompts if p.id not in ids])
 
     def all(self, limit: int = 0) -> list[Prompt]:
         """The first `limit` prompts in the order of the source; 0: all. Does not move `take`."""
@@ -81,27 +116,23 @@ class Examples:
     end-of-sequence token; only it is in the mask. `dropped` counts the rows whose prompt or response is too long.
     """
 
-    def __init__(self, source: str, cfg: DataConfig, tokenizer: Any, seed: int, max_response_tokens: int) -> None:
-        loaded = load_rows(source)
-        self.name = loaded.name
+    def __init__(
+        self, sources: Sequence[str], cfg: DataConfig, tokenizer: Any, seed: int, max_response_tokens: int
+    ) -> None:
         if tokenizer.eos_token_id is None:
             raise DataError("the tokenizer has no end-of-sequence token, so a response cannot be taught to end")
-        messages, answers, said = _read_rows(loaded, cfg, answers_needed=False)
-        prompts = _tokenize_prompts(loaded, messages, cfg, tokenizer)
-        texts = [_response(loaded, i, cfg, said[i]) for i in range(len(loaded.rows))]
-        responses = tokenizer(texts, add_special_tokens=False)["input_ids"]
-        self._examples = [
-            _example(Prompt(f"{self.name}:{i}", p, answers[i], row), [*r, tokenizer.eos_token_id], text)
-            for i, (row, p, r, text) in enumerate(zip(loaded.rows, prompts, responses, texts, strict=True))
-            if len(p) <= cfg.max_prompt_tokens and len(r) < max_response_tokens
-        ]
-        self.dropped = len(prompts) - len(self._examples)
+        self._examples: list[Rollout] = []
+        self.dropped = 0
+        for loaded in map(load_rows, sources):
+            own = _examples(loaded, cfg, tokenizer, max_response_tokens)
+            self.dropped += len(loaded.rows) - len(own)
+            self._examples += own
         if not self._examples:
             raise DataError(
-                f"{source}: all {self.dropped} rows are longer than {cfg.max_prompt_tokens} tokens of prompt "
+                f"{', '.join(sources)}: all {self.dropped} rows are over {cfg.max_prompt_tokens} tokens of prompt "
                 f"or {max_response_tokens} of response"
             )
-        self._order = Order(source, len(self._examples), seed, cfg.shuffle)
+        self._order = Order(", ".join(sources), len(self._examples), seed, cfg.shuffle)
 
     def __len__(self) -> int:
         return len(self._examples)
@@ -121,10 +152,16 @@ class Examples:
 
 
 class Order:
-    """Which row comes next: a new order every epoch, a function of (seed, epoch) alone. Epochs count from 1."""
+    """Which row comes next: a new order every epoch, a function of (seed, epoch) alone. Epochs count from 1.
 
-    def __init__(self, source: str, rows: int, seed: int, shuffle: bool) -> None:
+    With `difficulty`, a number for each row, the rows of lower numbers come first in every epoch.
+    """
+
+    def __init__(
+        self, source: str, rows: int, seed: int, shuffle: bool, difficulty: Sequence[float] | None = None
+    ) -> None:
         self._source, self._rows, self._seed, self._shuffle = source, rows, seed, shuffle
+        self._difficulty = difficulty
         self._epoch, self._position = 1, 0
         self._indices = self._of_epoch(1)
 
@@ -132,6 +169,8 @@ class Order:
         indices = list(range(self._rows))
         if self._shuffle:
             random.Random(f"data order {self._seed} {epoch}").shuffle(indices)
+        if self._difficulty is not None:
+            indices.sort(key=self._difficulty.__getitem__)
         return indices
 
     def take(self, n: int) -> list[tuple[int, int]]:
@@ -157,8 +196,35 @@ class Order:
         self._indices = self._of_epoch(self._epoch)
 
 
+def untokenized(loaded: Rows, cfg: DataConfig, name: str) -> list[Prompt]:
+    """The rows of a source as prompts without tokens, with ids that begin with `name`."""
+    read = read_rows(loaded, cfg)
+    return [
+        Prompt(f"{name}:{i}", [], answer, row, [dict(m) for m in messages], str(row.get(cfg.source_column) or name))
+        for i, (row, messages, answer) in enumerate(zip(loaded.rows, read.messages, read.answers, strict=True))
+    ]
+
+
+def _place(prompt: Prompt) -> tuple[str, int]:
+    """Name of the source and number of the row: `train.jsonl:17@2` is (train.jsonl, 17)."""
+    name, _, row = prompt.id.partition("@")[0].rpartition(":")
+    return name, int(row)
+
+
 def _in_epoch(prompt: Prompt, epoch: int) -> Prompt:
     return prompt if epoch == 1 else dataclasses.replace(prompt, id=f"{prompt.id}@{epoch}")
+
+
+def _examples(loaded: Rows, cfg: DataConfig, tokenizer: Any, max_response_tokens: int) -> list[Rollout]:
+    read = read_rows(loaded, cfg, answers_needed=False)
+    prompts = _tokenize_prompts(loaded, read.messages, cfg, tokenizer)
+    texts = [_response(loaded, i, cfg, said) for i, said in enumerate(read.said)]
+    responses = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return [
+        _example(Prompt(f"{loaded.name}:{i}", p, read.answers[i], row), [*r, tokenizer.eos_token_id], text)
+        for i, (row, p, r, text) in enumerate(zip(loaded.rows, prompts, responses, texts, strict=True))
+        if len(p) <= cfg.max_prompt_tokens and len(r) < max_response_tokens
+    ]
 
 
 def _example(prompt: Prompt, response: list[int], text: str) -> Rollout:
@@ -167,149 +233,19 @@ def _example(prompt: Prompt, response: list[int], text: str) -> Rollout:
     return Rollout(prompt, tokens, [0.0] * len(tokens), mask, "stop", 0, text, 0.0)
 
 
-def _read_rows(
-    loaded: Rows, cfg: DataConfig, answers_needed: bool = True
-) -> tuple[list[list[Message]], list[str], list[str | None]]:
-    """Of each row: the conversation before the response, the gold answer, what the assistant said last, if it did."""
-    columns = list(dict.fromkeys(column for row in loaded.rows for column in row))
-    first = list(loaded.rows[0])
-    prompt_column = _choose(loaded, "data.prompt_column", cfg.prompt_column, _PROMPT_COLUMNS, first)
-    if prompt_column is None:
-        raise DataError(
-            f"{loaded.source}: none of the columns {', '.join(_PROMPT_COLUMNS)}; "
-            f"set data.prompt_column to one of {', '.join(first)}"
-        )
-    answer_column = _choose(loaded, "data.answer_column", cfg.answer_column, _ANSWER_COLUMNS, columns)
-    template = _parse_template(cfg.prompt_template, columns, answer_column)
-    messages, answers, said = [], [], []
-    for i in range(len(loaded.rows)):
-        conversation = _conversation(_cell(loaded, i, prompt_column), loaded.at(i), prompt_column)
-        said.append(conversation.pop()["content"] if conversation[-1]["role"] == "assistant" else None)
-        if cfg.system_prompt is not None:
-            rest = [m for m in conversation if m["role"] != "system"]
-            conversation = [{"role": "system", "content": cfg.system_prompt}, *rest]
-        if template is not None:
-            conversation[-1] = _fill(conversation[-1], template, loaded, i)
-        messages.append(conversation)
-        if answer_column is None or not (answers_needed or loaded.rows[i].get(answer_column) is not None):
-            answers.append("")
-        else:
-            answers.append(_as_text(_cell(loaded, i, answer_column)))
-    return messages, answers, said
-
-
-def _choose(loaded: Rows, key: str, column: str, candidates: Sequence[str], columns: Sequence[str]) -> str | None:
-    """The one of `columns` to use: the one named, or with "auto" the first candidate among them, if any."""
-    if column != "auto":
-        if column not in columns:
-            raise DataError(
-                f"{loaded.source}: no column {column}{nearest(column, columns)}; "
-                f"{key} must be one of {', '.join(columns)}"
-            )
-        return column
-    return next((c for c in candidates if c in columns), None)
-
-
-def _cell(loaded: Rows, i: int, column: str) -> Any:
-    row = loaded.rows[i]
-    if row.get(column) is None:
-        what = "is empty" if column in row else f"is missing{nearest(column, row)}"
-        raise DataError(f"{loaded.at(i)}: column {column} {what}")
-    return row[column]
-
-
-def _conversation(value: Any, where: str, column: str) -> list[Message]:
-    """A prompt cell as a list of messages that a response can follow, or that ends with one."""
-    if isinstance(value, str):
-        if not value.strip():
-            raise DataError(f"{where}: column {column} is empty")
-        parsed = _parse_messages(value, where, column)
-        if parsed is None:
-            return [{"role": "user", "content": value}]
-        value = parsed
-    messages = value if isinstance(value, list) else [value]
-    if not all(_is_message(m) for m in messages):
-        raise DataError(f"{where}: column {column} must be text or a list of {{role, content}} messages")
-    asked = [m["content"] for m in messages if m["role"] == "user"]
-    if not asked:
-        raise DataError(f"{where}: column {column} has no user message")
-    if not asked[-1] or (isinstance(asked[-1], str) and not asked[-1].strip()):
-        raise DataError(f"{where}: column {column}: the last user message is empty")
-    return list(messages)
-
-
-def _is_message(value: Any) -> bool:
-    return isinstance(value, Mapping) and {"role", "content"} <= value.keys()
-
-
-def _parse_messages(text: str, where: str, column: str) -> list[Any] | None:
-    """A list of messages written as JSON, as in a CSV cell; None for any other text, such as `[1, 2] sorted?`."""
-    if not text.lstrip().startswith("["):
-        return None
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as e:
-        if re.match(r"\s*\[\s*\{", text):
-            raise DataError(f"{where}: column {column} looks like a list of messages but is not valid JSON: {e}") from e
-        return None
-    return value if any(_is_message(m) for m in value) else None
-
-
-def _parse_template(template: str, columns: list[str], answer_column: str | None) -> Template | None:
-    """`"Q: {prompt}"` as [("Q: ", "prompt")]: literal text, then the column after it. None for a plain "{prompt}".
-
-    Not str.format: nothing but column names is looked up, and a row's own braces stay as they are.
-    """
-    if template == "{prompt}":
-        return None
-    try:
-        pieces = list(string.Formatter().parse(template))
-    except ValueError as e:
-        raise ConfigError(f"data.prompt_template: {e}; write a literal brace twice, as in \\boxed{{{{}}}}") from e
-    for _, name, spec, conversion in pieces:
-        if name is None:
-            continue
-        if spec or conversion or name not in ("prompt", *columns):
-            raise ConfigError(
-                f"data.prompt_template: {{{name}}} is not a column{nearest(name, columns)}; use {{prompt}} or one of "
-                f"{', '.join(columns)}, and write a literal brace twice, as in \\boxed{{{{}}}}"
-            )
-        if name == answer_column and name != "prompt":
-            raise ConfigError(f"data.prompt_template: {{{name}}} is the answer column: the prompt would give it away")
-    if not any(name == "prompt" for _, name, _, _ in pieces):
-        raise ConfigError("data.prompt_template: must contain {prompt}, the prompt column")
-    return [(text, name) for text, name, _, _ in pieces]
-
-
-def _fill(message: Message, template: Template, loaded: Rows, i: int) -> Message:
-    if message["role"] != "user" or not isinstance(message["content"], str):
-        raise DataError(f"{loaded.at(i)}: data.prompt_template needs the last message to be the user's, and text")
-    parts = []
-    for text, name in template:
-        parts.append(text)
-        if name is not None:
-            parts.append(message["content"] if name == "prompt" else _as_text(_cell(loaded, i, name)))
-    return {**message, "content": "".join(parts)}
-
-
-def _as_text(value: Any) -> str:
-    """A cell as text: text as it is, anything else as JSON (72, true, {"ground_truth": "72"})."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-
-
 def _response(loaded: Rows, i: int, cfg: DataConfig, said: str | None) -> str:
     """What is to be learned from row i: the response column, else the assistant's last message."""
     column = cfg.response_column
     if said is not None and column not in loaded.rows[i]:
         return said
-    text = _as_text(_cell(loaded, i, column))
+    text = as_text(cell(loaded, i, column))
     if not text:
         raise DataError(f"{loaded.at(i)}: column {column} is empty")
     return text
 
 
 def _tokenize_prompts(
-    loaded: Rows, conversations: list[list[Message]], cfg: DataConfig, tokenizer: Any
+    loaded: Rows, conversations: Sequence[Sequence[Message]], cfg: DataConfig, tokenizer: Any
 ) -> list[list[int]]:
     """The token ids of each prompt. A chat template writes its own special tokens; plain text gets the tokenizer's."""
     if cfg.chat_template:
@@ -323,7 +259,7 @@ def _tokenize_prompts(
     return tokens
 
 
-def _render(where: str, conversation: list[Message], tokenizer: Any) -> str:
+def _render(where: str, conversation: Sequence[Message], tokenizer: Any) -> str:
     if not tokenizer.chat_template:
         raise DataError("the tokenizer has no chat template; with a base model set data.chat_template=False")
     try:
@@ -332,7 +268,7 @@ def _render(where: str, conversation: list[Message], tokenizer: Any) -> str:
         raise DataError(f"{where}: the tokenizer's chat template refuses it: {type(e).__name__}: {e}") from e
 
 
-def _plain(where: str, conversation: list[Message]) -> str:
+def _plain(where: str, conversation: Sequence[Message]) -> str:
     if len(conversation) > 1 or not isinstance(conversation[0]["content"], str):
         raise DataError(
             f"{where}: several messages (a system prompt is one) need a chat template; set data.chat_template=True"

@@ -1,26 +1,33 @@
-"""The embedded default model: a fresh small Llama with a tokenizer of its own. Made, not downloaded.
+"""The embedded models: fresh small Llamas with tokenizers of their own. Made, not downloaded.
 
-The tokenizer knows the words of the generated arithmetic problems and every single digit; anything else falls back to
-bytes, so it reads and writes any text exactly. The weights are random from a fixed seed: `rlcore sft demo_sft` teaches
-them, and `rlcore train demo` goes on from there.
+A tokenizer knows the words of its model's generated problems and every single digit; anything else falls back to bytes,
+so it reads and writes any text exactly. The weights are random from a fixed seed: the model's warm-up recipe teaches
+them, and `rlcore train demo` goes on from there. `model.path=NAME` is the warmed-up model, made once and cached.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rlcore.problems import arithmetic
+from rlcore import problems, puzzles
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 _SEED = 0
-_HIDDEN, _LAYERS, _HEADS, _FEEDFORWARD, _CONTEXT = 192, 3, 6, 384, 512
 _SPECIAL = ("<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
 # Pieces keep their spaces, so a problem is about 20 tokens; a digit is always a token of its own.
-_PIECE = r" ?[A-Za-z]+ ?|[0-9]|[.,?=] ?|#### |[^A-Za-z0-9]"
+_WORDS_AND_DIGITS = r" ?[A-Za-z]+ ?|[0-9]|[.,?=] ?|#### |[^A-Za-z0-9]"
+# Here a tag is one token, and so is a number, whole.
+_WORDS_TAGS_AND_NUMBERS = r" ?[A-Za-z]+ ?|</?[a-z]+>|[0-9]+|[.,?=] ?|[^A-Za-z0-9]"
+# Here a name and its role are one token, "Owen is a knave" or "Owen knave, ": a case of three people is three tokens.
+_PEOPLE_AND_ROLES = (
+    r", says [A-Z][a-z]+\. ?|[A-Z][a-z]+ is(?: not)? a kn(?:ight|ave)|[A-Z][a-z]+ kn(?:ight|ave)[,:] |"
+    r"[A-Z][a-z]+(?: says )?|</?[a-z]+>|\n?\(\d\) |[^A-Z<\n(,]+(?:, |\n)?|.|\n"
+)
 _CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] }}"
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
@@ -28,29 +35,73 @@ _CHAT_TEMPLATE = (
 )
 
 
-def make_base(directory: Path) -> Path:
+class Embedded(NamedTuple):
+    """One embedded model. Dimensions are those of Hugging Face's LlamaConfig; a head's must suit vLLM's CPU attention.
+
+    warm_up  the recipe of `rlcore sft` that teaches it
+    source   the file that generates its problems: part of the cache's key
+    rows     generated rows with question and response, whose pieces its tokenizer knows
+    piece    a regular expression that cuts any text into pieces
+    """
+
+    warm_up: str
+    source: str
+    rows: Callable[[], list[dict[str, Any]]]
+    piece: str = _WORDS_AND_DIGITS
+    hidden: int = 192
+    layers: int = 3
+    heads: int = 6
+    feedforward: int = 384
+    context: int = 512  # positions
+
+
+EMBEDDED: dict[str, Embedded] = {
+    "demo": Embedded("demo_sft", problems.__file__, lambda: problems.arithmetic(size=4000)),
+    "demo_countdown": Embedded(
+        "tinyzero_countdown_cpu_sft",
+        problems.__file__,
+        lambda: problems.countdown(size=4000, numbers="3", largest=12, largest_value=30),
+        piece=_WORDS_TAGS_AND_NUMBERS,
+        hidden=128,
+        heads=4,
+        feedforward=256,
+    ),
+    "demo_knights": Embedded(
+        "logic_rl_cpu_sft",
+        puzzles.__file__,
+        lambda: puzzles.knights_knaves(size=4000, people="2-3", wording="short", worked=0.5),
+        piece=_PEOPLE_AND_ROLES,
+        hidden=128,
+        layers=4,
+        heads=4,
+    ),
+}
+
+
+def make_base(directory: Path, name: str = "demo") -> Path:
     """Write the untrained model and its tokenizer as Hugging Face files; the same bytes of weights every time."""
     directory.mkdir(parents=True, exist_ok=True)
-    tokenizer = make_tokenizer()
-    make_model(tokenizer).save_pretrained(directory)
+    tokenizer = make_tokenizer(name)
+    make_model(tokenizer, name).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Bytes, then the pieces of 4,000 generated problems, then the special tokens. Nothing is learned or downloaded."""
+def make_tokenizer(name: str = "demo") -> PreTrainedTokenizerFast:
+    """Bytes, then the pieces of generated problems, then the special tokens. Nothing is learned or downloaded."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    rows = arithmetic(size=4000)
-    pieces = {p for row in rows for p in re.findall(_PIECE, f"{row['question']}\n{row['response']}")}
+    embedded = EMBEDDED[name]
+    texts = [f"{row['question']}\n{row['response']}" for row in embedded.rows()]
+    pieces = {p for text in texts for p in re.findall(embedded.piece, text)}
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     spelled = sorted("".join(s for s, _ in byte_level.pre_tokenize_str(p)) for p in pieces)
     tokens = dict.fromkeys([*_SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet()), *spelled])
     vocab = {token: i for i, token in enumerate(tokens)}
     # No merges: a piece that is in the vocabulary is one token, any other is its bytes.
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], ignore_merges=True))
-    split = pre_tokenizers.Split(Regex(_PIECE), "isolated")
+    split = pre_tokenizers.Split(Regex(embedded.piece), "isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])  # type: ignore[assignment]
     tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
     pad, end, *roles = _SPECIAL
@@ -60,26 +111,27 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         eos_token=end,
         additional_special_tokens=roles,
         clean_up_tokenization_spaces=False,
-        model_max_length=_CONTEXT,
+        model_max_length=embedded.context,
     )
     fast.chat_template = _CHAT_TEMPLATE
     return fast
 
 
-def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """A Llama of about 1.2 million parameters with tied embeddings, initialised from a fixed seed."""
+def make_model(tokenizer: PreTrainedTokenizerFast, name: str = "demo") -> LlamaForCausalLM:
+    """A Llama (of about 1.2 million parameters for "demo") with tied embeddings, initialised from a fixed seed."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    embedded = EMBEDDED[name]
     config = LlamaConfig(
         vocab_size=(len(tokenizer) + 63) // 64 * 64,
-        hidden_size=_HIDDEN,
-        intermediate_size=_FEEDFORWARD,
-        num_hidden_layers=_LAYERS,
-        num_attention_heads=_HEADS,
-        num_key_value_heads=_HEADS,
-        head_dim=_HIDDEN // _HEADS,
-        max_position_embeddings=_CONTEXT,
+        hidden_size=embedded.hidden,
+        intermediate_size=embedded.feedforward,
+        num_hidden_layers=embedded.layers,
+        num_attention_heads=embedded.heads,
+        num_key_value_heads=embedded.heads,
+        head_dim=embedded.hidden // embedded.heads,
+        max_position_embeddings=embedded.context,
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=_SPECIAL.index("<|end|>"),

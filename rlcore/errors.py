@@ -23,6 +23,10 @@ class DataError(RlcoreError):
     exit_code = 2
 
 
+class UnparseableGold(ValueError):
+    """A gold answer that its reward function cannot read: the sample's status, and listed when data loads."""
+
+
 class RewardError(RlcoreError):
     """Too many samples of a step ended without a score; names the function and the commonest error."""
 

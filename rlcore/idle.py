@@ -57,6 +57,10 @@ _READ_WITH: dict[str, tuple[_Needs, ...]] = {
     "reference.refresh_steps": (_KL,),
     "reward.overlong_penalty": (_above_0("reward.overlong_fraction"),),
 } | {key: (_above_0("critic.ranks"),) for key in all_keys() if key.startswith("critic.") and key != "critic.ranks"}
+_READ_WITH |= {
+    f"reward_model.{leaf}": (_Needs("reward.fns", lambda fns: "reward_model" in fns, "add reward_model to reward.fns"),)
+    for leaf in ("path", "ranks")
+}
 _READ_BY_A_FUNCTION = ("advantage.name", "loss.name")  # which gets its whole section
 DECIDING = {"algorithm"} | {needs.key for all_of in _READ_WITH.values() for needs in all_of}
 

@@ -36,19 +36,42 @@ def of_rollouts(groups: Sequence[Group]) -> dict[str, float]:
         metrics["group/baseline_failed_fraction"] = statistics.fmean(r.reward is None for r in greedy)
     for name in sorted({n for r in rollouts for n in r.parts}):
         metrics[f"reward/part/{name}"] = statistics.fmean(r.parts[name] for r in rollouts if name in r.parts)
+    return metrics | _of_sources(rollouts)
+
+
+def _of_sources(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """`source/NAME/...` where the rollouts are of several sources."""
+    by_source: dict[str, list[Rollout]] = {}
+    for rollout in rollouts:
+        by_source.setdefault(rollout.prompt.source, []).append(rollout)
+    metrics: dict[str, float] = {}
+    for name, mine in sorted(by_source.items()) if len(by_source) > 1 else ():
+        rewards = [r.reward for r in mine if r.reward is not None]
+        metrics |= {
+            f"source/{name}/reward_mean": statistics.fmean(rewards) if rewards else float("nan"),
+            f"source/{name}/failed_fraction": 1 - len(rewards) / len(mine),
+            f"source/{name}/rollouts": float(len(mine)),
+        }
     return metrics
 
 
-def accuracy(groups: Sequence[Group], first: str) -> dict[str, float]:
-    """Of one evaluation source: `accuracy` is the mean of the first reward function `first` over the scored answers,
-    NaN when none is; `failed_fraction` is the share of the others."""
+def accuracy(groups: Sequence[Group], names: Sequence[str]) -> dict[str, float]:
+    """Of one evaluation source: `accuracy` is the mean over the scored answers of the first of the reward functions
+    `names` that scored the answer (0 for one that the gate kept from them), NaN when none is scored; `failed_fraction`
+    is the share of those without a score."""
     rollouts = [r for g in groups for r in g.rollouts]
-    scores = [r.parts[first] for r in rollouts if r.reward is not None]
+    scores = [_first(r, names) for r in rollouts if r.reward is not None]
     return {
         "accuracy": statistics.fmean(scores) if scores else float("nan"),
         "failed_fraction": statistics.fmean(r.reward is None for r in rollouts),
         "tokens_mean": statistics.fmean(r.response_tokens for r in rollouts),
     }
+
+
+def _first(rollout: Rollout, names: Sequence[str]) -> float:
+    if rollout.parts.get("gated") == 1.0:
+        return 0.0
+    return next(rollout.parts[n] for n in names if n in rollout.parts)
 
 
 def demand_scores(groups: Sequence[Group], most: float, quarantine: str) -> None:
@@ -57,7 +80,10 @@ def demand_scores(groups: Sequence[Group], most: float, quarantine: str) -> None
     total = sum(len(g.drawn) for g in groups)
     if len(failed) > most * total:
         (name, status), n = Counter(s for r in failed for s in r.status.items()).most_common(1)[0]
+        same = [r.why.get(name, "") for r in failed if r.status.get(name) == status]
+        why = Counter(same).most_common(1)[0][0]
         raise RewardError(
             f"{len(failed)} of {total} rollouts have no score, more than reward.max_failed_fraction {most:g}; "
-            f"commonest: {name} ended with status {status!r} {n} times; tracebacks, rows and texts are in {quarantine}"
+            f"commonest: {name} ended with status {status!r} {n} times{why and ': '}{why}; tracebacks, rows and texts "
+            f"are in {quarantine}"
         )

@@ -7,6 +7,7 @@ import difflib
 import functools
 from pathlib import Path
 
+from rewards import REWARD_MODEL
 from rlcore.recipe import algorithm_names, nearest
 
 _HOME = Path(__file__).parent
@@ -15,7 +16,8 @@ _BUILT_IN = {
     "loss.name": _HOME / "algo" / "loss.py",
     "reward.fns": _HOME.parent / "rewards" / "__init__.py",
 }
-_NOT_OFFERED = ("sft",)  # a loss without a reward: `rlcore sft` alone can use it
+# Losses without a reward, and the command that alone can use each.
+WITHOUT_REWARD = {"sft": "sft", "bradley_terry": "train-rm"}
 
 
 @functools.cache
@@ -37,9 +39,9 @@ def wrong_name(key: str, name: str) -> list[str]:
     if ":" in name:
         file, _, function = name.rpartition(":")
         return _wrong_function(key, file, function)
-    if "." in name or name in built_in(key):
+    offered = [n for n in built_in(key) if n not in WITHOUT_REWARD] + [REWARD_MODEL] * (key == "reward.fns")
+    if "." in name or name in offered or (key == "loss.name" and name in WITHOUT_REWARD):
         return []
-    offered = [n for n in built_in(key) if n not in _NOT_OFFERED]
     if key != "reward.fns" and name.lower() in algorithm_names():
         hint = f"; it is an algorithm: algorithm={name.lower()}."
     else:

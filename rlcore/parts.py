@@ -20,7 +20,7 @@ from rlcore.records import Batch, Group, Prompt
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rewards.pool import RewardPool
+    from rewards.manager import RewardManager
     from rlcore.algo.kl import Controller
     from rlcore.checkpoint import Checkpoints
     from rlcore.data import Prompts
@@ -58,7 +58,7 @@ class Parts:
     dtype: str
     reference: Reference | None = None
     critic: Critic | None = None
-    pool: RewardPool | None = None
+    rewards: RewardManager | None = None
     cluster: Cluster | None = None
     groups: list[WorkerGroup] = field(default_factory=list)
     steps_skipped: int = 0  # in a row, in which no update was made
@@ -189,8 +189,8 @@ class Parts:
         return set().union(*(g.fields_read() for g in self.groups))
 
     def close(self) -> None:
-        if self.pool is not None:
-            self.pool.close()
+        if self.rewards is not None:
+            self.rewards.close()
         if self.cluster is not None:
             self.cluster.close()
 
@@ -233,17 +233,19 @@ def columns(
 
 
 class Turns:
-    """Whose turn a shared GPU is: engines and trainers sleep and wake by turns. On CPU, or split, nobody sleeps."""
+    """Whose turn a shared GPU is: who samples (engines, and the reward model that scores as samples finish) and who
+    trains sleep and wake by turns. On CPU, or split, nobody sleeps."""
 
     def __init__(self, groups: list[WorkerGroup], active: bool) -> None:
-        self.engines, self.trainers = groups[0], groups[1:]
+        self.samplers = [g for g in groups if g.role in ("rollout", "reward_model")]
+        self.trainers = [g for g in groups if g not in self.samplers]
         self.active, self.awake = active, {g.role for g in groups}
 
     def __call__(self, phase: str) -> None:
         if not self.active:
             return
         # A sleeping engine has dropped its weights: it may sleep only where a publish comes before the next sample.
-        self._set([self.engines], phase not in ("credit", "update"))
+        self._set(self.samplers, phase not in ("credit", "update"))
         self._set(self.trainers, phase not in ("rollout", "eval"))
 
     def _set(self, groups: list[WorkerGroup], awake: bool) -> None:

@@ -1,6 +1,7 @@
 """Generated problems with answers a program can check: rows for `generate:arithmetic?...` and `generate:countdown?...`.
 
-Every row has the columns question, answer and response (a correct worked or bare solution, what `rlcore sft` learns).
+Every row has the columns question, answer and response: what `rlcore sft` learns, a worked or a bare solution. All are
+right but countdown's that give up.
 
 Held-out problems are never generated for training: a problem belongs to the split "eval" when the first eight bytes of
 SHA-256 of its numbers and operations are a multiple of 10, and to "train" otherwise. Names and wording do not count, so
@@ -10,7 +11,9 @@ a held-out problem is not a known one told about someone else. The same argument
 from __future__ import annotations
 
 import hashlib
+import itertools
 import random
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -32,8 +35,10 @@ _TOLD = {
 }
 _LARGEST_START = 15
 _LARGEST_VALUE = 30
+_MOST_MISSES = 14
 
 Step = tuple[str, int]  # an operation and its second number
+Term = tuple[int, str, str]  # a value, how it is made, and the last operation of that, if any
 
 
 def arithmetic(
@@ -48,9 +53,7 @@ def arithmetic(
     _check("arithmetic", size, split)
     if not 1 <= steps <= 6:
         raise DataError(f"generate:arithmetic: steps={steps}, must be 1 to 6")
-    for name, share in (("stories", stories), ("worked", worked)):
-        if not 0.0 <= share <= 1.0:
-            raise DataError(f"generate:arithmetic: {name}={share}, must be between 0 and 1")
+    _check_shares("arithmetic", stories=stories, worked=worked)
     rng = random.Random(f"arithmetic {seed}")
     return _rows("arithmetic", size, split, lambda: _arithmetic_row(rng, steps, stories, worked))
 
@@ -100,45 +103,116 @@ def _as_sum(start: int, chain: list[Step]) -> str:
     return f"What is {text}?"
 
 
-def countdown(size: int = 1000, seed: int = 1, split: str = "train", numbers: int = 4) -> list[dict[str, Any]]:
-    """Reach a target with +, -, * and / from `numbers` given numbers, each used exactly once.
+def countdown(
+    size: int = 1000,
+    seed: int = 1,
+    split: str = "train",
+    numbers: str = "3-4",
+    largest: int = 99,
+    largest_value: int = 100,
+    search: float = 1.0,
+) -> list[dict[str, Any]]:
+    """Make a target with + - * / from 3 or 4 given numbers (`numbers`: "4", or a range), each used exactly once.
 
-    Rows also have the columns numbers (list of int) and target (int). Every target can be reached: response is one way.
+    The given numbers are from 1 to `largest`; the target, which can always be reached, and all that is worked out on
+    the way are whole numbers from 0 to `largest_value`. Rows also have the columns nums (list of int) and target (int),
+    as the published data (Jiayi-Pan/Countdown-Tasks-3to4).
+
+    A response tries one thing after the other and answers with its last try, as in
+    "<think>5+3+2=10, 5+3-2=6, (5+3)*2=16</think><answer>(5+3)*2</answer>". A share `search` of them goes on until the
+    target is made (that takes at most 15 tries: what 14 have missed is found at once). The others answer with their
+    first try, mostly the sum of all the numbers, and mostly wrong.
     """
     _check("countdown", size, split)
-    if not 2 <= numbers <= 6:
-        raise DataError(f"generate:countdown: numbers={numbers}, must be 2 to 6")
+    fewest, most = _range("countdown: numbers", numbers, 2, 6)
+    if not 1 <= largest <= largest_value:
+        raise DataError(f"generate:countdown: largest={largest}, must be 1 to largest_value={largest_value}")
+    _check_shares("countdown", search=search)
     rng = random.Random(f"countdown {seed}")
-    return _rows("countdown", size, split, lambda: _countdown_row(rng, numbers))
+
+    def make() -> tuple[str, dict[str, Any]]:
+        return _countdown_row(rng, rng.randint(fewest, most), largest, largest_value, search)
+
+    return _rows("countdown", size, split, make)
 
 
-def _countdown_row(rng: random.Random, count: int) -> tuple[str, dict[str, Any]]:
-    while True:
-        given = [rng.randint(1, 25) for _ in range(count)]
-        target, expression = _combine(rng, given)
-        if 1 <= target <= 999 and target not in given:
+def _countdown_row(
+    rng: random.Random, count: int, largest: int, largest_value: int, search: float
+) -> tuple[str, dict[str, Any]]:
+    for _ in range(_TRIES):
+        given = [rng.randint(1, largest) for _ in range(count)]
+        solution = _combine(rng, given, largest_value)
+        if solution is not None and solution[0] > 0 and solution[0] not in given:
             break
-    listed = ", ".join(str(n) for n in given)
-    question = f"Use each of the numbers {listed} exactly once, with + - * / and parentheses, to make {target}."
-    row = {"question": question, "answer": str(target), "numbers": given, "target": target}
-    row["response"] = f"{expression} = {target}\n#### {target}"
+    else:
+        raise DataError(f"generate:countdown: no target found for {count} numbers; raise {largest=}, {largest_value=}")
+    target, expression = solution
+    tries = _tries(given, largest_value, target)
+    tries.setdefault(target, expression)
+    if rng.random() >= search:
+        tries = dict(list(tries.items())[:1])
+    thought = ", ".join(f"{expression}={value}" for value, expression in tries.items())
+    row = {
+        "question": f"Using the numbers {given}, create an equation that equals {target}.",
+        "answer": str(target),
+        "nums": given,
+        "target": target,
+        "response": f"<think>{thought}</think><answer>{list(tries.values())[-1]}</answer>",
+    }
     return f"{sorted(given)} {target}", row
 
 
-def _combine(rng: random.Random, given: list[int]) -> tuple[int, str]:
-    """A random value made of all the given numbers, whole at every step, and how."""
-    terms = [(n, str(n)) for n in given]
+def _tries(given: list[int], largest_value: int, target: int) -> dict[int, str]:
+    """The first 14 values that a search in order comes upon, and how, but none after the target."""
+    tries: dict[int, str] = {}
+    terms = [(n, str(n), "") for n in sorted(given, reverse=True)]
+    for value, expression in _search(terms, largest_value):
+        tries.setdefault(value, expression)
+        if value == target or len(tries) == _MOST_MISSES:
+            break
+    return tries
+
+
+def _search(terms: list[Term], largest_value: int) -> Iterator[tuple[int, str]]:
+    """Every value of all the terms and how it is made, in an order of pairs and operations that is always the same."""
+    if len(terms) == 1:
+        yield terms[0][:2]
+    for i, j in itertools.combinations(range(len(terms)), 2):
+        a, b = sorted((terms[i], terms[j]), key=lambda term: -term[0])
+        rest = [term for k, term in enumerate(terms) if k not in (i, j)]
+        for op in "+-*/":
+            if (made := _join(op, a, b, largest_value)) is not None:
+                yield from _search([made, *rest], largest_value)
+
+
+def _combine(rng: random.Random, given: list[int], largest_value: int) -> tuple[int, str] | None:
+    """A random value made of all the given numbers, and how; None when a step is not a whole number in the range."""
+    terms: list[Term] = [(n, str(n), "") for n in given]
     while len(terms) > 1:
-        a, left = terms.pop(rng.randrange(len(terms)))
-        b, right = terms.pop(rng.randrange(len(terms)))
-        op = rng.choice("+-*/" if b != 0 and a % b == 0 else "+-*")
-        value = a // b if op == "/" else _apply(op, a, b)
-        terms.append((value, f"({left} {op} {right})"))
-    value, expression = terms[0]
-    return value, expression[1:-1]
+        a, b = (terms.pop(rng.randrange(len(terms))) for _ in range(2))
+        made = _join(rng.choice("+-*/"), a, b, largest_value)
+        if made is None:
+            return None
+        terms.append(made)
+    return terms[0][:2]
 
 
-GENERATORS: dict[str, Callable[..., list[dict[str, Any]]]] = {"arithmetic": arithmetic, "countdown": countdown}
+def _join(op: str, a: Term, b: Term, largest_value: int) -> Term | None:
+    """`a op b`, or None when that is not a whole number from 0 to `largest_value`."""
+    (x, left, inner_left), (y, right, inner_right) = a, b
+    if op == "/" and (y == 0 or x % y != 0):
+        return None
+    value = x // y if op == "/" else _apply(op, x, y)
+    if not 0 <= value <= largest_value:
+        return None
+    left = f"({left})" if op in "*/" and inner_left in ("+", "-") else left
+    right = f"({right})" if inner_right and _binds(op, inner_right) else right
+    return value, f"{left}{op}{right}", op
+
+
+def _binds(op: str, inner: str) -> bool:
+    """Whether `a op (b inner c)` needs its parentheses."""
+    return op == "/" or (op == "*" and inner != "*") or (op == "-" and inner in "+-")
 
 
 def _check(name: str, size: int, split: str) -> None:
@@ -146,6 +220,21 @@ def _check(name: str, size: int, split: str) -> None:
         raise DataError(f"generate:{name}: size={size}, must be at least 1")
     if split not in SPLITS:
         raise DataError(f"generate:{name}: split={split}, must be one of {', '.join(SPLITS)}")
+
+
+def _check_shares(name: str, **shares: float) -> None:
+    for share, value in shares.items():
+        if not 0.0 <= value <= 1.0:
+            raise DataError(f"generate:{name}: {share}={value}, must be between 0 and 1")
+
+
+def _range(name: str, text: str, least: int, most: int) -> tuple[int, int]:
+    """ "3" as (3, 3), "3-4" as (3, 4)."""
+    found = re.fullmatch(r"(\d)(?:-(\d))?", text, re.ASCII)
+    low, high = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if not least <= low <= high <= most:
+        raise DataError(f"generate:{name}={text}, must be {least} to {most}, or a range such as 3-4")
+    return low, high
 
 
 def held_out(key: str) -> bool:

@@ -22,7 +22,8 @@ from rlcore.errors import ConfigError
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 ALGORITHMS = RECIPES / "algorithm"
-OPEN_KEYS = ("rollout.vllm_args", "actor.deepspeed_args")  # free-form: passed through to the engines
+# Free-form: passed through to the engines, or keyed by names of functions and sources.
+OPEN_KEYS = ("rollout.vllm_args", "actor.deepspeed_args", "reward.args", "reward.sources")
 
 # What an algorithm may set. The second part fits a method to a model and a task, and outlives a change of algorithm.
 _THE_METHOD = (

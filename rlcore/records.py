@@ -27,13 +27,24 @@ class Prompt:
 
     Example: `Prompt(id="train.jsonl:17", tokens=[1, 52, 9], answer="72", row={"question": ..., "answer": ...})`.
     `id` names the source and the row, and from the second epoch on the epoch too (`train.jsonl:17@2`), so a sample's
-    seed (run seed, prompt id, sample index) never repeats.
+    seed (run seed, prompt id, sample index) never repeats. `messages` is the conversation that was tokenized, template
+    and system prompt included: `[{"role": "user", "content": ...}]`. `source` is what its rewards and metrics go by.
     """
 
     id: str
     tokens: list[int]
     answer: str
     row: dict[str, Any] = field(default_factory=dict)
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    source: str = ""
+
+
+class Response(NamedTuple):
+    """What a reward function may know of a finished sample: its text, its length in tokens, how it ended."""
+
+    text: str
+    tokens: int = 0
+    finish: str = "stop"
 
 
 class Score(NamedTuple):
@@ -53,7 +64,8 @@ class Rollout:
     finish   "stop" (end of sequence or a stop string), "length" (cut at max_response_tokens), "abort"
     version  the weights it was sampled with
     text     the response, decoded once for the rewards and the log; never tokenized again
-    reward   None when scoring failed; then `status` says why: {function name: "error" | "timeout" | "crashed" | ...}
+    reward   None when scoring failed; then `status` has {function name: "error" | "timeout" | "crashed" | "bad_value" |
+             "unparseable_gold"} and `why` the message
     trains   False: its reward counts in the group's baseline, its tokens are not in the loss
     """
 
@@ -67,6 +79,7 @@ class Rollout:
     reward: float | None = None
     parts: dict[str, float] = field(default_factory=dict)
     status: dict[str, str] = field(default_factory=dict)
+    why: dict[str, str] = field(default_factory=dict)
     trains: bool = True
 
     @property

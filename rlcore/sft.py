@@ -72,38 +72,38 @@ def sft(cfg: Config, resolved: DictConfig, say: Callable[[str], None]) -> tuple[
         cluster.close()
 
 
-def demo_model(say: Callable[[str], None]) -> Path:
-    """The embedded default, warmed up: made once on this machine by `rlcore sft demo_sft`, then cached.
+def embedded_model(name: str, say: Callable[[str], None]) -> Path:
+    """The embedded model `name`, warmed up: made once on this machine by `rlcore sft` with its recipe, then cached.
 
     The cache is keyed by everything that makes it: generators, tokenizer, recipe and library versions.
     """
     import torch
     import transformers
 
-    from rlcore import demo, problems
+    from rlcore import demo
     from rlcore.compose import RECIPES
 
-    sources = [Path(demo.__file__), Path(problems.__file__), RECIPES / "demo_sft.yaml"]
+    embedded = demo.EMBEDDED[name]
+    sources = [Path(demo.__file__), Path(embedded.source), RECIPES / f"{embedded.warm_up}.yaml"]
     digest = hashlib.sha256(b"\0".join(p.read_bytes() for p in sources))
     digest.update(f"{torch.__version__} {transformers.__version__}".encode())
-    ready = cache_dir() / f"demo-{digest.hexdigest()[:16]}"
+    ready = cache_dir() / f"{name}-{digest.hexdigest()[:16]}"
     if (ready / "config.json").is_file():
         return ready
-    with locked(cache_dir() / ".lock", wait_seconds=_ANOTHER_MAKES_IT_SECONDS):
-        return ready if (ready / "config.json").is_file() else _make_demo_model(ready, say)
+    with locked(cache_dir() / f".lock-{name}", wait_seconds=_ANOTHER_MAKES_IT_SECONDS):
+        return ready if (ready / "config.json").is_file() else _make(name, ready, say)
 
 
-def _make_demo_model(ready: Path, say: Callable[[str], None]) -> Path:
+def _make(name: str, ready: Path, say: Callable[[str], None]) -> Path:
     from rlcore import demo
     from rlcore.compose import as_config, compose
 
     work = cache_dir() / f".{ready.name}.partial"
     shutil.rmtree(work, ignore_errors=True)
-    base = demo.make_base(work / "base")
-    composed, _ = compose("demo_sft", [f"model.path={base}", f"run_dir={work / 'run'}"])
-    say(
-        f"demo model: warming up a fresh one by supervised training ({composed.config.steps} steps, once; cached after)"
-    )
+    base = demo.make_base(work / "base", name)
+    composed, _ = compose(demo.EMBEDDED[name].warm_up, [f"model.path={base}", f"run_dir={work / 'run'}"])
+    steps = composed.config.steps
+    say(f"model {name}: warming up a fresh one by supervised training ({steps} steps, once; cached after)")
     out, _ = sft(with_model(as_config(composed.config), str(base)), composed.config, say)
     out.rename(ready)
     shutil.rmtree(work, ignore_errors=True)

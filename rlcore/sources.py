@@ -1,4 +1,4 @@
-"""Where rows come from: .jsonl, .parquet and .csv files, Hugging Face datasets, generated problems.
+"""Where rows come from: .jsonl, .parquet and .csv files, Hugging Face datasets, generated problems, reasoning-gym.
 
 Everything comes out as a list of dicts, one a row; what is missing, empty or malformed is a DataError that names the
 source, the line and what to do.
@@ -10,17 +10,20 @@ import csv
 import difflib
 import inspect
 import json
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
+from rlcore import gym
 from rlcore.errors import DataError
-from rlcore.problems import GENERATORS
+from rlcore.generators import GENERATORS
 
 Row = dict[str, Any]
 
 _GENERATE = "generate:"
+_GYM = "reasoning_gym:"
 _FILES = (".jsonl", ".parquet", ".csv")
 
 
@@ -39,8 +42,8 @@ class Rows(NamedTuple):
 
 def source_name(source: str) -> str:
     """The short name, as in `eval/NAME/accuracy`: `data/test.jsonl` is test, `openai/gsm8k:main@test` is gsm8k."""
-    if source.startswith(_GENERATE):
-        return source[len(_GENERATE) :].partition("?")[0]
+    if source.startswith((_GENERATE, _GYM)):
+        return source.partition(":")[2].partition("?")[0]
     if Path(source).suffix in _FILES:
         return Path(source).stem
     return Path(_hub_parts(source)[0]).name
@@ -57,6 +60,8 @@ def load_rows(source: str) -> Rows:
 def _load(source: str) -> tuple[list[Row], list[int] | None]:
     if source.startswith(_GENERATE):
         return _generate(source), None
+    if source.startswith(_GYM):
+        return _gym(source), None
     path = Path(source)
     if path.suffix not in _FILES:
         if path.is_file():
@@ -140,20 +145,43 @@ def _generate(source: str) -> list[Row]:
     if name not in GENERATORS:
         raise DataError(f"{source}: no generator {name}; there are {', '.join(GENERATORS)}")
     known = inspect.signature(GENERATORS[name]).parameters
+    kinds = {key: type(parameter.default) for key, parameter in known.items()}
+    return GENERATORS[name](**_arguments(source, query, kinds))
+
+
+def _gym(source: str) -> list[Row]:
+    task, _, query = source[len(_GYM) :].partition("?")
+    if task not in gym.tasks():
+        raise DataError(
+            f"{source}: no task {task}{nearest(task, gym.tasks())}; there are {', '.join(sorted(gym.tasks()))}"
+        )
+    return gym.rows(task, _arguments(source, query, gym.parameters(task)))
+
+
+def _arguments(source: str, query: str, kinds: Mapping[str, type]) -> dict[str, Any]:
+    """`size=1000&seed=1` as {"size": 1000, "seed": 1}, each of its type; a list is written as JSON."""
     arguments: dict[str, Any] = {}
     try:
         pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=True) if query else []
     except ValueError as e:
         raise DataError(f"{source}: write the arguments as ?size=1000&seed=1: {e}") from e
-    for key, value in pairs:
-        if key not in known:
-            raise DataError(f"{source}: no argument {key}{nearest(key, known)}; there are {', '.join(known)}")
-        kind = type(known[key].default)
+    for key, text in pairs:
+        if key not in kinds:
+            raise DataError(f"{source}: no argument {key}{nearest(key, kinds)}; there are {', '.join(kinds)}")
         try:
-            arguments[key] = kind(value)
-        except ValueError as e:
-            raise DataError(f"{source}: {key}={value} is not of type {kind.__name__}") from e
-    return GENERATORS[name](**arguments)
+            arguments[key] = _argument(kinds[key], text)
+        except (ValueError, RecursionError) as e:
+            raise DataError(f"{source}: {key}={text} is not of type {kinds[key].__name__}") from e
+    return arguments
+
+
+def _argument(kind: type, text: str) -> Any:
+    if kind is bool:
+        return ("false", "true").index(text.lower()) == 1
+    value = json.loads(text) if kind is list else kind(text)
+    if type(value) is not kind or (kind is float and not math.isfinite(value)):
+        raise ValueError(text)
+    return value
 
 
 def _siblings(path: Path) -> Iterable[str]:

@@ -59,7 +59,7 @@ def evaluate(parts: Parts, step: int) -> dict[str, float]:
         with parts.phases("eval"):
             groups = parts.rollouts.sample(prompts, samples=1, temperature=parts.cfg.eval.temperature)
         metrics.demand_scores(groups, parts.cfg.reward.max_failed_fraction, parts.quarantine)
-        found = metrics.accuracy(groups, parts.reward_names[0])
+        found = metrics.accuracy(groups, parts.reward_names)
         numbers |= {f"eval/{name}/{k}": v for k, v in found.items()}
         parts.tracker.evaluation(step, name, found, groups)
     return numbers

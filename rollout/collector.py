@@ -16,10 +16,11 @@ from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol
 
+from rewards.length import overlong_penalty
 from rlcore.config import RewardConfig, RolloutConfig
 from rlcore.errors import WorkerError
 from rlcore.protocols import Sample, SampleRequest
-from rlcore.records import Group, Prompt, Rollout
+from rlcore.records import Group, Prompt, Response, Rollout
 from rlcore.waits import Watch, Worker
 
 _ADVANCE_SECONDS = 0.5  # an engine that finishes nothing answers after this, so that new samples can reach it
@@ -35,12 +36,13 @@ class Scored(Protocol):
     reward: float | None
     parts: dict[str, float]
     status: dict[str, str]
+    why: dict[str, str]
 
 
 class Pool(Protocol):
-    """What scores: `rewards.pool.RewardPool`."""
+    """What scores: `rewards.manager.RewardManager`."""
 
-    def submit(self, key: tuple[int, int], prompt: Prompt, response: str) -> None: ...
+    def submit(self, key: tuple[int, int], prompt: Prompt, response: Response) -> None: ...
     def poll(self, wait_seconds: float) -> list[tuple[tuple[int, int], Any]]: ...
 
 
@@ -70,15 +72,6 @@ def next_draw(wanted: int, useful: int, drawn: int, most: int) -> int:
     spread = math.sqrt(1.0 - rate)
     root = (spread + math.sqrt(spread * spread + 4.0 * (wanted - useful))) / 2.0
     return max(1, min(math.ceil(root * root / rate), most - drawn))
-
-
-def overlong_penalty(tokens: int, limit: int, cfg: RewardConfig) -> float:
-    """What a response of `tokens` of at most `limit` tokens loses, 0 or below (arXiv 2503.14476, eq. 13).
-
-    With C = overlong_fraction * limit: 0 up to limit - C, from there along a line to -overlong_penalty at the limit.
-    """
-    last = cfg.overlong_fraction * limit
-    return cfg.overlong_penalty * max(-1.0, min(0.0, (limit - last - tokens) / last))
 
 
 class Collector:
@@ -141,8 +134,9 @@ class Collector:
 
     def _shape(self, groups: Sequence[Group]) -> None:
         """Take the overlong penalty from every scored reward, of the greedy baseline too: both are of one reward."""
+        cfg, limit = self.reward, self.cfg.max_response_tokens
         for rollout in (r for g in groups for r in g.drawn if r.reward is not None):
-            penalty = overlong_penalty(rollout.response_tokens, self.cfg.max_response_tokens, self.reward)
+            penalty = overlong_penalty(rollout.response_tokens, limit, cfg.overlong_fraction, cfg.overlong_penalty)
             assert rollout.reward is not None
             rollout.reward += penalty
             rollout.parts["overlong"] = penalty
@@ -272,12 +266,13 @@ class _Collection:
         )
         self.finished[key] = rollout
         self.unscored += 1
-        parent.pool.submit(key, prompt, rollout.text)
+        parent.pool.submit(key, prompt, Response(rollout.text, len(sample.tokens), sample.finish))
 
     def _score(self, wait_seconds: float) -> None:
         for key, result in self.parent.pool.poll(wait_seconds):
             rollout = self.finished[key]
-            rollout.reward, rollout.parts, rollout.status = result.reward, dict(result.parts), dict(result.status)
+            rollout.reward, rollout.parts = result.reward, dict(result.parts)
+            rollout.status, rollout.why = dict(result.status), dict(result.why)
             self.unscored -= 1
 
     def _late(self) -> str:

@@ -7,9 +7,11 @@ knows who died.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 import torch
@@ -19,10 +21,14 @@ from rlcore.algo.schedule import learning_rate
 from rlcore.algo.stats import merge
 from rlcore.algo.value import ReturnScale, explained_variance
 from rlcore.config import Config, DeadlineConfig
+from rlcore.errors import WorkerError
 from rlcore.placement import Cluster
-from rlcore.records import Batch
+from rlcore.records import Batch, Prompt, Response
 from rlcore.waits import Watch, Worker
-from rlcore.workers.packing import Work, plan, split
+from rlcore.workers.packing import Work, plan, split, split_pairs
+
+if TYPE_CHECKING:
+    from rewards.outcomes import Outcome
 
 
 class WorkerGroup:
@@ -215,3 +221,103 @@ class Critic(Scorer):
 
     def load(self, directory: Path) -> None:
         self._on_disk("load", directory)
+
+
+class PreferenceModel(Scorer):
+    """A reward model that learns from pairs: rollouts 2i and 2i + 1 of a batch are the chosen and the rejected one."""
+
+    def update(self, pairs: Batch, step: int) -> dict[str, float]:
+        """One optimizer update, step `step` (0-based) of the run; metrics `train/...`: loss and margin, means over the
+        pairs, and accuracy, the share of pairs ranked right."""
+        rate = learning_rate(step, self.cfg.steps, self.cfg.actor)
+        return self._run(pairs, rate) | {"train/lr": rate}
+
+    def evaluate(self, pairs: Batch) -> dict[str, float]:
+        """`{"loss", "accuracy", "margin"}` of the current weights on these pairs."""
+        found = self._run(pairs, 0.0)
+        return {name: found[f"train/{name}"] for name in ("loss", "accuracy", "margin")}
+
+    def _run(self, pairs: Batch, rate: float) -> dict[str, float]:
+        work = split_pairs(pairs, len(self.group.workers), self.cfg.actor.microbatch_tokens)
+        each = [([part], rate) for part in work]
+        return merge(self.group.call("update", each=each, seconds=self.group.deadline.update_seconds), "train")
+
+    def save(self, directory: Path) -> None:
+        """The same files as the actor's."""
+        self._on_disk("save", directory)
+
+    def load(self, directory: Path) -> None:
+        self._on_disk("load", directory)
+
+
+class RewardModelLane:
+    """The reward model as one of the things that score: what the collector finishes queues here and goes to the ranks
+    in calls of about actor.microbatch_tokens a rank, one call at a time. Nothing here waits for a rank."""
+
+    names = ["reward_model"]
+
+    def __init__(self, group: WorkerGroup, cfg: Config) -> None:
+        self.group, self.each = group, cfg.actor.microbatch_tokens
+        self._queue: deque[tuple[Any, Prompt, Response]] = deque()
+        self._calls: dict[ray.ObjectRef, tuple[Worker, list[Any]]] = {}  # and the keys, in the call's order
+        self._until = 0.0
+
+    @property
+    def pending(self) -> int:
+        """Samples without an outcome yet."""
+        return len(self._queue) + sum(len(keys) for _, keys in self._calls.values())
+
+    def ready(self, deadline_seconds: float) -> None:
+        """Nothing: the ranks are started with those of all roles."""
+
+    def submit(self, key: Any, prompt: Prompt, response: Response, names: Sequence[str] | None = None) -> None:
+        """Queue the conversation of `prompt.messages` and the response; `poll` gives its outcome, with `key`."""
+        self._queue.append((key, prompt, response))
+
+    def poll(self, wait_seconds: float) -> list[tuple[Any, dict[str, Outcome]]]:
+        """What has come back, after at most `wait_seconds`. Raises WorkerError when a rank has raised or died, or a
+        call takes longer than deadline.update_seconds."""
+        self._send()
+        if not self._calls:
+            return []
+        watch, done = self.group.watch, list[tuple[Any, "dict[str, Outcome]"]]()
+        for ref in watch.any({ref: worker for ref, (worker, _) in self._calls.items()}, wait_seconds):
+            worker, keys = self._calls.pop(ref)
+            outcomes = watch.get(ref, worker)
+            done += [(key, {self.names[0]: outcome}) for key, outcome in zip(keys, outcomes, strict=True)]
+        if self._calls and time.monotonic() > self._until:
+            late = ", ".join(str(worker) for worker, _ in self._calls.values())
+            seconds = self.group.deadline.update_seconds
+            raise WorkerError(f"reward_model.score: no answer from {late} within {seconds:g} s, phase {watch.phase}")
+        self._send()
+        return done
+
+    def close(self) -> None:
+        """Forget what is queued; the ranks end with the cluster."""
+        self._queue.clear()
+        self._calls.clear()
+
+    def _send(self) -> None:
+        """One call on every rank, which is collective, with the oldest of what has queued."""
+        if self._calls or not self._queue:
+            return
+        ranks = len(self.group.workers)
+        taken, lengths = [], list[int]()
+        while self._queue and (not taken or sum(lengths) + _length(*self._queue[0]) <= ranks * self.each):
+            taken.append(self._queue.popleft())
+            lengths.append(_length(*taken[-1]))
+        shares = [[i for micro in rank for i in micro] for rank in plan(lengths, ranks, self.each)]
+        conversations = [[_conversation(*taken[i][1:]) for i in share] for share in shares]
+        refs = self.group.begin("score", each=[(rank,) for rank in conversations])
+        for ref, worker, share in zip(refs, self.group.workers, shares, strict=True):
+            self._calls[ref] = worker, [taken[i][0] for i in share]
+        self._until = time.monotonic() + self.group.deadline.update_seconds
+
+
+def _length(_key: Any, prompt: Prompt, response: Response) -> int:
+    """Tokens of the policy, about as many as the reward model's; its ranks count theirs."""
+    return len(prompt.tokens) + response.tokens + 1
+
+
+def _conversation(prompt: Prompt, response: Response) -> list[dict[str, Any]]:
+    return [*prompt.messages, {"role": "assistant", "content": response.text}]

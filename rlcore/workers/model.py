@@ -80,12 +80,14 @@ def _fill_from_gguf(model: PreTrainedModel, path: str, dtype: torch.dtype) -> Pr
     return model
 
 
-def load_value_path(path: str, key: str, dtype: torch.dtype, weights: bool = True) -> PreTrainedModel:
+def load_value_path(
+    path: str, key: str, dtype: torch.dtype, weights: bool = True, new_head: bool = True
+) -> PreTrainedModel:  # fmt: skip
     """The language model or reward model at `path` (hub id or local directory) on the CPU, ready for `token_value`.
 
     A reward model's head of one output is kept. A model without one gets a head of zeros: all first values are 0, so
-    the first advantages are the plain returns, where a random head would put noise into them. `weights` as in
-    load_model. Raises ConfigError naming the config's `key`.
+    the first advantages are the plain returns, where a random head would put noise into them. With `new_head` False it
+    is refused. `weights` as in load_model. Raises ConfigError naming the config's `key`.
     """
     try:
         shape = AutoConfig.from_pretrained(path, num_labels=1)
@@ -96,12 +98,18 @@ def load_value_path(path: str, key: str, dtype: torch.dtype, weights: bool = Tru
             path, config=shape, dtype=dtype, use_safetensors=True, output_loading_info=True
         )
     except _NOT_A_MODEL as e:
-        raise ConfigError(f"{key}: cannot make a critic of {path}: {_first_line(e)}") from e
+        what = "critic" if new_head else "reward model"
+        raise ConfigError(f"{key}: cannot make a {what} of {path}: {_first_line(e)}") from e
     missing = set(found["missing_keys"])
     other_head = sorted(n for n in found["unexpected_keys"] if n.startswith((f"{_SCORE}.", "v_head.", "value_head.")))
     if other_head or missing - {f"{_SCORE}.weight"}:
         what = f"it has {other_head[0]}" if other_head else f"it has no {min(missing)}"
         raise ConfigError(f"{key}: {path} is neither a language model nor a reward model with one linear head: {what}")
+    if missing and not new_head:
+        raise ConfigError(
+            f"{key}: {path} is a language model without a scoring head, so all its scores would be 0; give a sequence "
+            "classification model of one label, as `rlcore train-rm` makes them"
+        )
     packed = _pack_value(model, key)
     if missing:
         torch.nn.init.zeros_(packed.get_submodule(_SCORE).get_parameter("weight"))
@@ -127,6 +135,11 @@ def demand_same_tokens(path: str, cfg: ModelConfig) -> None:
 def load_tokenizer(cfg: ModelConfig) -> PreTrainedTokenizerBase:
     """The tokenizer of `model.tokenizer`, or the model's own. Raises ConfigError naming the key."""
     key, path = ("model.tokenizer", cfg.tokenizer) if cfg.tokenizer else ("model.path", cfg.path)
+    return load_tokenizer_path(path, key)
+
+
+def load_tokenizer_path(path: str, key: str) -> PreTrainedTokenizerBase:
+    """The tokenizer at `path`. Raises ConfigError naming the config's `key`."""
     try:
         return AutoTokenizer.from_pretrained(**_source(path))
     except _NOT_A_MODEL as e:

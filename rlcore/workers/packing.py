@@ -74,8 +74,23 @@ def split(
         share = batch.select(useful)
         totals = Totals.of(share)
         for rank, microbatches in enumerate(plan(share.lengths.tolist(), ranks, microbatch_tokens)):
-            mine = [i for microbatch in microbatches for i in microbatch]
-            local = iter(range(len(mine)))
-            local_microbatches = [[next(local) for _ in microbatch] for microbatch in microbatches]
-            work[rank].append(Work(share.select(mine), local_microbatches, totals))
+            work[rank].append(_part(share, microbatches, totals))
     return [rank * epochs for rank in work]
+
+
+def split_pairs(batch: Batch, ranks: int, microbatch_tokens: int) -> list[Work]:
+    """rank -> its part of one optimizer step on pairs: rollouts 2i and 2i + 1 of `batch` are one, and stay together in
+    a micro-batch, in this order. One holds more than `microbatch_tokens` only if it is a single longer pair."""
+    lengths = batch.lengths.view(-1, 2).sum(1).tolist()
+    totals = Totals.of(batch)
+    return [
+        _part(batch, [[2 * pair + side for pair in micro for side in (0, 1)] for micro in microbatches], totals)
+        for microbatches in plan(lengths, ranks, microbatch_tokens)
+    ]
+
+
+def _part(batch: Batch, microbatches: list[list[int]], totals: Totals) -> Work:
+    """The rollouts of `microbatches` alone, numbered anew."""
+    mine = [i for microbatch in microbatches for i in microbatch]
+    local = iter(range(len(mine)))
+    return Work(batch.select(mine), [[next(local) for _ in microbatch] for microbatch in microbatches], totals)

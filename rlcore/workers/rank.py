@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from rlcore import config
 from rlcore.algo.stats import Stats, Totals
@@ -183,7 +184,11 @@ class TrainedRank(Rank):
         (path / "config.json").write_text(json.dumps(written, indent=1))
         if model.can_generate() and model.generation_config is not None:
             model.generation_config.save_pretrained(path)
-        load_tokenizer(self.cfg.model).save_pretrained(path)
+        self._tokenizer().save_pretrained(path)
+
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        """What is saved beside the weights."""
+        return load_tokenizer(self.cfg.model)
 
     @staticmethod
     def _add(writer: ShardWriter | None, name: str, full: Tensor) -> None:

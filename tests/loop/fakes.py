@@ -29,7 +29,7 @@ from rlcore.parts import Parts, columns
 from rlcore.placement import Phases
 from rlcore.protocols import Sample, SampleRequest
 from rlcore.recipe import algorithm_lines
-from rlcore.records import Batch, Prompt
+from rlcore.records import Batch, Prompt, Response
 from rlcore.tracker import Tracker
 from rlcore.waits import Watch, Worker
 from rlcore.workers.group import Actor, Critic, Reference
@@ -202,11 +202,11 @@ class ToyPool:
         self.watch, self.done = watch, list[Any]()
         self.unscored: set[int] = set()  # sample indices whose reward "fails", in training
 
-    def submit(self, key: tuple[int, int], prompt: Prompt, response: str) -> None:
-        reward = float(response == prompt.answer)
-        scored = SimpleNamespace(reward=reward, parts={"right": reward}, status={})
+    def submit(self, key: tuple[int, int], prompt: Prompt, response: Response) -> None:
+        reward = float(response.text == prompt.answer)
+        scored = SimpleNamespace(reward=reward, parts={"right": reward}, status={}, why={})
         if self.watch.phase == "rollout" and key[1] in self.unscored:
-            scored = SimpleNamespace(reward=None, parts={}, status={"right": "error"})
+            scored = SimpleNamespace(reward=None, parts={}, status={"right": "error"}, why={"right": "ValueError: no"})
         self.done.append((key, scored))
 
     def poll(self, wait_seconds: float) -> list[Any]:
@@ -225,7 +225,7 @@ class ToyWatch(Watch):
 def toy_config(run_dir: Path, **changes: object) -> Config:
     """`changes`: `section__key=value`, or `key=value`; `algorithm=NAME` is below the others."""
     cfg = Config(run_dir=str(run_dir), steps=20, prompts_per_step=8, rollouts_per_prompt=8)
-    cfg.model.path = cfg.data.train = "toy"
+    cfg.model.path, cfg.data.train = "toy", ["toy"]
     node = OmegaConf.structured(cfg)
     for key, value in algorithm_lines(changes.pop("algorithm", None)).items():  # type: ignore[arg-type]
         OmegaConf.update(node, key, value)
@@ -263,5 +263,5 @@ def toy_parts(cfg: Config) -> Parts:
         columns=columns(cfg, actor, reference, critic, kl), advantage=advantage_fn(cfg.advantage),
         checkpoints=Checkpoints(run_dir, cfg.keep_checkpoints),
         tracker=Tracker(run_dir, cfg.tracker, {"toy": True}, cfg.steps), reward_names=["right"], dtype="float32",
-        pool=pool,  # type: ignore[arg-type]
+        rewards=pool,  # type: ignore[arg-type]
     )  # fmt: skip

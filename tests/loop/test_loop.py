@@ -60,7 +60,7 @@ def test_resume_gives_the_numbers_of_an_uninterrupted_run(tmp_path: Path) -> Non
 
 def test_unscored_rollouts_leave_the_baseline_and_the_loss(tmp_path: Path) -> None:
     parts = toy_parts(toy_config(tmp_path, steps=1, reward__max_failed_fraction=0.5))
-    parts.pool.unscored = {0, 1}
+    parts.rewards.unscored = {0, 1}
     seen = []
     update = parts.actor.update
     parts.actor.update = lambda batch, *rest: (seen.append(batch), update(batch, *rest))[1]
@@ -78,7 +78,7 @@ def test_unscored_rollouts_leave_the_baseline_and_the_loss(tmp_path: Path) -> No
 
 def test_too_many_unscored_end_the_run_naming_the_function(tmp_path: Path) -> None:
     parts = toy_parts(toy_config(tmp_path, steps=1))
-    parts.pool.unscored = {3}
+    parts.rewards.unscored = {3}
     with pytest.raises(RewardError, match="8 of 64 .*right.*'error'") as e:
         train(parts)
     assert e.value.exit_code == 3
@@ -177,7 +177,7 @@ def test_an_evaluation_without_scores_ends_the_run_and_is_not_zero(tmp_path: Pat
 
 def test_a_step_in_which_nothing_is_scored_goes_on_where_that_is_allowed(tmp_path: Path) -> None:
     parts = toy_parts(toy_config(tmp_path, steps=1, reward__max_failed_fraction=1.0))
-    parts.pool.unscored = set(range(8))
+    parts.rewards.unscored = set(range(8))
     train(parts)
     assert lines(tmp_path)[1]["reward/mean"] is None
 
@@ -257,14 +257,14 @@ def test_the_controller_moves_the_coefficient_towards_its_target(tmp_path: Path)
 
 def test_failed_greedy_baselines_count_as_failures(tmp_path: Path) -> None:
     parts = toy_parts(toy_config(tmp_path, steps=1, advantage__name="remax", rollout__greedy_baseline=True))
-    parts.pool.unscored = {8}
+    parts.rewards.unscored = {8}
     with pytest.raises(RewardError, match="8 of 72"):
         train(parts)
     parts = toy_parts(
         toy_config(tmp_path / "on", steps=1, advantage__name="remax", rollout__greedy_baseline=True,
                    reward__max_failed_fraction=0.5)
     )  # fmt: skip
-    parts.pool.unscored = {8}
+    parts.rewards.unscored = {8}
     train(parts)
     row = lines(tmp_path / "on")[1]
     assert row["group/baseline_failed_fraction"] == 1.0 and row["reward/failed_fraction"] == 0.0
@@ -300,7 +300,7 @@ def test_a_loss_of_ones_own_from_a_file(tmp_path: Path) -> None:
 
 def test_no_forward_for_rollouts_that_have_no_loss(tmp_path: Path) -> None:
     parts = toy_parts(toy_config(tmp_path, steps=2, kl__coef=0.1, actor__minibatches_per_step=2))
-    parts.pool.unscored = {0, 1}
+    parts.rewards.unscored = {0, 1}
     parts.cfg.reward.max_failed_fraction = 0.5
     sent, batches = [], []
     for role in (parts.actor, parts.reference):
@@ -347,7 +347,7 @@ def test_nothing_trained_on_leaves_the_weights_and_the_coefficient_alone(tmp_pat
     tables, update = [], parts.actor.update
 
     def scores_fail_from_the_third_step_on(batch, step, kl_coef):
-        parts.pool.unscored = set(range(8)) if step >= 1 else set()
+        parts.rewards.unscored = set(range(8)) if step >= 1 else set()
         numbers = update(batch, step, kl_coef)
         tables.append(policy(parts).table.detach().clone())
         return numbers

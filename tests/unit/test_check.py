@@ -42,7 +42,8 @@ def changed(base: DictConfig, settings: str) -> DictConfig:
     config = base.copy()
     for line in lines:
         key, _, value = line.partition("=")
-        OmegaConf.update(config, key, OmegaConf.create(f"x: {value}").x)
+        value = value.replace(":", ": ").replace(",", ", ") if "{" in value else value
+        OmegaConf.update(config, key, OmegaConf.create(f"x: {value}").x, merge=False)
     return config
 
 
@@ -154,6 +155,24 @@ REFUSED = [
         "critic.ranks=256",
     ),
     ("reward.fns=[gsm8k,gsm8k]", "reward.fns gsm8k twice", "reward.fns=[gsm8k,gsm8k_strict]"),
+    ("reward.gate=[gsm8x]", "reward.gate no gsm8x did you mean gsm8k?", "reward.gate=[]"),
+    ("reward.gate=[gsm8k]", "reward.gate nothing is behind it", "reward.fns=[gsm8k,format]"),
+    ("reward.args={gsm8kk:{x:1}}", "reward.args no gsm8kk did you mean gsm8k?", "reward.args={}"),
+    ("reward.args={gsm8k:1}", "reward.args.gsm8k is 1 must be a mapping", "reward.args={gsm8k:{}}"),
+    ("reward.sources={math:[boxed]}", "reward.sources.math no boxed", "reward.sources={math:[gsm8k]}"),
+    ("reward.sources={math:gsm8k}", "reward.sources.math is 'gsm8k' must be a list", "reward.sources={math:[gsm8k]}"),
+    (
+        "reward.fns=[code] reward.args={code:{timeout_seconds:12}}",
+        "reward.args.code.timeout_seconds is 12 reward.timeout_seconds 10",
+        "reward.timeout_seconds=20",
+    ),
+    ("reward.fns=[judge]", "request_timeout_seconds is 60 reward.timeout_seconds 10", "reward.timeout_seconds=61"),
+    ("reward.clip=[1.0]", "reward.clip is [1.0] write [low, high]", "reward.clip=[0.0,1.0]"),
+    ("reward.clip=[1.0,0.0]", "reward.clip is [1.0, 0.0] with low below high", "reward.clip=[]"),
+    ("reward.fns=[reward_model]", "reward_model reward_model.path null", "reward_model.path=owner/name"),
+    ("reward.fns=[reward_model] reward_model.path=./gone", "reward_model.path nothing at ./gone",
+     "reward_model.path=a/b"),
+    ("reward.fns=[gsm8k,gsm8k]", "reward.fns gsm8k twice", "reward.fns=[gsm8k]"),
 ]  # fmt: skip
 
 

@@ -5,15 +5,16 @@ from types import SimpleNamespace
 
 import pytest
 
+from rewards.length import overlong_penalty
 from rlcore.config import RewardConfig, RolloutConfig
 from rlcore.data import Order
 from rlcore.errors import WorkerError
 from rlcore.protocols import Sample
 from rlcore.records import Batch, Prompt
 from rlcore.waits import Worker
-from rollout.collector import Collector, next_draw, overlong_penalty, sample_seed
+from rollout.collector import Collector, next_draw, sample_seed
 
-Result = namedtuple("Result", "reward parts status")
+Result = namedtuple("Result", "reward parts status why")
 EOS = 9
 
 
@@ -71,13 +72,13 @@ class FakePool:
     def __init__(self, log: list) -> None:
         self.queue, self.log = [], log
 
-    def submit(self, key, prompt, text) -> None:
-        self.queue.append((key, text))
+    def submit(self, key, prompt, response) -> None:
+        self.queue.append((key, response.text))
         self.log.append(("scored", key))
 
     def poll(self, wait_seconds):
         done, self.queue = self.queue[-2:], self.queue[:-2]
-        return [(k, Result(None if t == "0" else float(t), {"length": 1.0}, {})) for k, t in done]
+        return [(k, Result(None if t == "0" else float(t), {"length": 1.0}, {}, {})) for k, t in done]
 
 
 def collector(engines=2, samples=4, cfg=None, pool=None, deadline=60.0, slots=3, reward=None, answer=None):
@@ -335,10 +336,9 @@ def test_a_greedy_answer_without_a_score_is_no_baseline():
 )
 def test_overlong_penalty_by_hand(tokens, expected):
     """L = 16, C = 4: nothing up to 12, then a quarter a token. The paper's numbers are L = 20480, C = 4096."""
-    assert overlong_penalty(tokens, 16, RewardConfig(overlong_fraction=0.25)) == expected
-    assert overlong_penalty(tokens, 16, RewardConfig(overlong_fraction=0.25, overlong_penalty=2.0)) == 2 * expected
-    paper = RewardConfig(overlong_fraction=0.2)
-    assert overlong_penalty(18432, 20480, paper) == pytest.approx(-0.5)
+    assert overlong_penalty(tokens, 16, 0.25, 1.0) == expected
+    assert overlong_penalty(tokens, 16, 0.25, 2.0) == 2 * expected
+    assert overlong_penalty(18432, 20480, 0.2, 1.0) == pytest.approx(-0.5)
 
 
 def test_overlong_responses_lose_reward_after_the_signal_was_judged_and_only_in_training():

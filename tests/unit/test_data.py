@@ -98,7 +98,7 @@ def test_a_dataset_that_does_not_load_is_told_with_its_parts(tmp_path: Path) -> 
 
 
 def test_rows_become_prompts(tmp_path: Path, tokenizer) -> None:
-    prompts = Prompts(sums(tmp_path), DataConfig(), tokenizer, seed=0)
+    prompts = Prompts([sums(tmp_path)], DataConfig(), tokenizer, seed=0)
     first = prompts.all()[0]
     assert (first.id, first.answer, first.row) == ("sums:0", "1", {"question": "0+1", "answer": 1})
     assert text_of(tokenizer, first) == "<user>0+1<assistant>"
@@ -106,7 +106,7 @@ def test_rows_become_prompts(tmp_path: Path, tokenizer) -> None:
 
 
 def test_tokens_are_those_of_the_chat_template_itself(tmp_path: Path, tokenizer) -> None:
-    prompts = Prompts(sums(tmp_path), DataConfig(system_prompt="Add."), tokenizer, seed=0)
+    prompts = Prompts([sums(tmp_path)], DataConfig(system_prompt="Add."), tokenizer, seed=0)
     messages = [{"role": "system", "content": "Add."}, {"role": "user", "content": "3+1"}]
     wanted = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     assert prompts.all()[3].tokens == wanted
@@ -117,12 +117,12 @@ def test_messages_column_and_system_prompt(tmp_path: Path, tokenizer) -> None:
     turns = [{"role": role, "content": text} for role, text in said]
     source = jsonl(tmp_path / "chat.jsonl", [{"messages": turns, "solution": "2"}])
     cfg = DataConfig(prompt_template="Q: {prompt}")
-    (prompt,) = Prompts(source, cfg, tokenizer, 0).all()
+    (prompt,) = Prompts([source], cfg, tokenizer, 0).all()
     assert text_of(tokenizer, prompt) == "<user>hi<assistant>ho<user>Q: 2?<assistant>"
     old = [{"role": "system", "content": "old"}, *turns[:1]]
     source = jsonl(tmp_path / "system.jsonl", [{"prompt": old, "answer": "x"}])
     assert "system>new<user>hi" in text_of(
-        tokenizer, Prompts(source, DataConfig(system_prompt="new"), tokenizer, 0).all()[0]
+        tokenizer, Prompts([source], DataConfig(system_prompt="new"), tokenizer, 0).all()[0]
     )
 
 
@@ -131,7 +131,7 @@ def test_messages_written_as_json_in_a_cell(tmp_path: Path, tokenizer) -> None:
     texts = [json.dumps(turns), " " + json.dumps(turns, indent=1), "[1, 2] sorted?", "[1, 2]", '[{"a": 1}]', "[[", "[]"]
     with (tmp_path / "a.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["prompt", "answer"], *([t, "x"] for t in texts)])
-    prompts = Prompts(str(tmp_path / "a.csv"), DataConfig(), tokenizer, 0).all()
+    prompts = Prompts([str(tmp_path / "a.csv")], DataConfig(), tokenizer, 0).all()
     seen = [text_of(tokenizer, p) for p in prompts]
     assert seen[0] == seen[1] == "<system>s<user>2, [3]?<assistant>"
     assert seen[2:] == [f"<user>{t}<assistant>" for t in texts[2:]]
@@ -140,31 +140,31 @@ def test_messages_written_as_json_in_a_cell(tmp_path: Path, tokenizer) -> None:
 def test_a_csv_of_broken_messages_is_told_with_its_line(tmp_path: Path, tokenizer) -> None:
     (tmp_path / "a.csv").write_text("prompt,answer\nx,1\n\"[{'role': 'user', 'content': 'a'}]\",2\n")
     with pytest.raises(DataError, match="a.csv, line 3: column prompt looks like a list of messages but is not valid"):
-        Prompts(str(tmp_path / "a.csv"), DataConfig(), tokenizer, 0)
+        Prompts([str(tmp_path / "a.csv")], DataConfig(), tokenizer, 0)
 
 
 def test_the_answer_column_is_the_first_candidate_any_row_has(tmp_path: Path, tokenizer) -> None:
     rows = [{"prompt": "a", "response": "b", "solution": "c"}, {"prompt": "d", "solution": "e"}]
-    prompts = Prompts(jsonl(tmp_path / "a.jsonl", rows), DataConfig(), tokenizer, 0).all()
+    prompts = Prompts([jsonl(tmp_path / "a.jsonl", rows)], DataConfig(), tokenizer, 0).all()
     assert [p.answer for p in prompts] == ["c", "e"]
     # Supervised examples need no gold answer.
     rows = [{"prompt": "a", "response": "b"}, {"prompt": "d", "response": "e", "answer": "f"}]
-    examples = Examples(jsonl(tmp_path / "b.jsonl", rows), DataConfig(shuffle=False), tokenizer, 0, 8).take(2)
+    examples = Examples([jsonl(tmp_path / "b.jsonl", rows)], DataConfig(shuffle=False), tokenizer, 0, 8).take(2)
     assert [r.prompt.answer for r in examples] == ["", "f"]
 
 
 def test_plain_text_prompts(tmp_path: Path, tokenizer) -> None:
-    prompts = Prompts(sums(tmp_path), DataConfig(chat_template=False), tokenizer, 0)
+    prompts = Prompts([sums(tmp_path)], DataConfig(chat_template=False), tokenizer, 0)
     assert text_of(tokenizer, prompts.all()[0]) == "0+1"
     with pytest.raises(DataError, match="need a chat template"):
-        Prompts(sums(tmp_path), DataConfig(chat_template=False, system_prompt="Add."), tokenizer, 0)
+        Prompts([sums(tmp_path)], DataConfig(chat_template=False, system_prompt="Add."), tokenizer, 0)
 
 
 def test_template_fills_columns_once_and_keeps_braces(tmp_path: Path, tokenizer) -> None:
     rows = [{"question": "{topic}?", "topic": "{answer}", "answer": "secret", "level": 3}]
     source = jsonl(tmp_path / "t.jsonl", rows)
     cfg = DataConfig(prompt_template="{topic} {level}: {prompt} in \\boxed{{}}")
-    assert text_of(tokenizer, Prompts(source, cfg, tokenizer, 0).all()[0]) == (
+    assert text_of(tokenizer, Prompts([source], cfg, tokenizer, 0).all()[0]) == (
         "<user>{answer} 3: {topic}? in \\boxed{}<assistant>"
     )
 
@@ -178,12 +178,12 @@ def test_template_fills_columns_once_and_keeps_braces(tmp_path: Path, tokenizer)
         ("{prompt} = {answer}", "give it away"),
         ("{prompt.__class__}", "not a column"),
         ("{prompt!r}", "not a column"),
-        ("{question}", "must contain {prompt}"),
+        ("Solve it.", "must contain {prompt}"),
     ],
 )
 def test_a_wrong_template_is_a_config_error(tmp_path: Path, tokenizer, template: str, complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint):
-        Prompts(sums(tmp_path), DataConfig(prompt_template=template), tokenizer, 0)
+        Prompts([sums(tmp_path)], DataConfig(prompt_template=template), tokenizer, 0)
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_a_wrong_template_is_a_config_error(tmp_path: Path, tokenizer, template:
 def test_a_wrong_row_is_named(tmp_path: Path, tokenizer, rows: list[dict], cfg: DataConfig, complaint: str) -> None:
     source = jsonl(tmp_path / "rows.jsonl", rows)
     with pytest.raises(DataError, match=complaint) as e:
-        Prompts(source, cfg, tokenizer, 0)
+        Prompts([source], cfg, tokenizer, 0)
     assert source in str(e.value)
 
 
@@ -222,28 +222,28 @@ def test_a_tokenizer_without_a_chat_template_is_told(tmp_path: Path, tokenizer) 
     base = copy.deepcopy(tokenizer)
     base.chat_template = None
     with pytest.raises(DataError, match="data.chat_template=False"):
-        Prompts(sums(tmp_path), DataConfig(), base, 0)
+        Prompts([sums(tmp_path)], DataConfig(), base, 0)
 
 
 def test_answers_are_text(tmp_path: Path, tokenizer) -> None:
     rows = [{"prompt": "a", "answer": a} for a in ("x #### 7", 7, 1.5, True, {"ground_truth": "7"}, [1, "b"])]
-    prompts = Prompts(jsonl(tmp_path / "a.jsonl", rows), DataConfig(), tokenizer, 0).all()
+    prompts = Prompts([jsonl(tmp_path / "a.jsonl", rows)], DataConfig(), tokenizer, 0).all()
     assert [p.answer for p in prompts] == ["x #### 7", "7", "1.5", "true", '{"ground_truth": "7"}', '[1, "b"]']
-    free = Prompts(jsonl(tmp_path / "free.jsonl", [{"prompt": "a"}]), DataConfig(), tokenizer, 0).all()
+    free = Prompts([jsonl(tmp_path / "free.jsonl", [{"prompt": "a"}])], DataConfig(), tokenizer, 0).all()
     assert free[0].answer == ""
 
 
 def test_overlong_prompts_are_left_out_and_counted(tmp_path: Path, tokenizer) -> None:
     rows = [{"question": "x" * n, "answer": ""} for n in (1, 9, 3)]
     source = jsonl(tmp_path / "long.jsonl", rows)
-    prompts = Prompts(source, DataConfig(max_prompt_tokens=6), tokenizer, 0)
+    prompts = Prompts([source], DataConfig(max_prompt_tokens=6), tokenizer, 0)
     assert prompts.dropped == 1 and [p.id for p in prompts.all()] == ["long:0", "long:2"]
     with pytest.raises(DataError, match="all 3 prompts are longer"):
-        Prompts(source, DataConfig(max_prompt_tokens=2), tokenizer, 0)
+        Prompts([source], DataConfig(max_prompt_tokens=2), tokenizer, 0)
 
 
 def test_an_epoch_has_every_row_once_and_batches_run_on_into_the_next(tmp_path: Path, tokenizer) -> None:
-    prompts = Prompts(sums(tmp_path), DataConfig(), tokenizer, seed=1)
+    prompts = Prompts([sums(tmp_path)], DataConfig(), tokenizer, seed=1)
     ids = [p.id for _ in range(5) for p in prompts.take(6)]
     epochs = [[i for i in ids if i.endswith(f"@{e}")] for e in (2, 3)]
     assert sorted(ids[:10]) == sorted(f"sums:{i}" for i in range(10))
@@ -255,7 +255,7 @@ def test_an_epoch_has_every_row_once_and_batches_run_on_into_the_next(tmp_path: 
 
 def test_order_is_a_function_of_the_seed(tmp_path: Path, tokenizer) -> None:
     def order(seed: int, **knobs) -> list[str]:
-        return [p.id for p in Prompts(sums(tmp_path), DataConfig(**knobs), tokenizer, seed).take(10)]
+        return [p.id for p in Prompts([sums(tmp_path)], DataConfig(**knobs), tokenizer, seed).take(10)]
 
     assert order(1) == order(1) != order(2)
     # Held to the letter: another Python or platform must give the same run.
@@ -264,33 +264,33 @@ def test_order_is_a_function_of_the_seed(tmp_path: Path, tokenizer) -> None:
 
 
 def test_take_more_than_there_is(tmp_path: Path, tokenizer) -> None:
-    ids = [p.id for p in Prompts(sums(tmp_path, 3), DataConfig(), tokenizer, 0).take(8)]
+    ids = [p.id for p in Prompts([sums(tmp_path, 3)], DataConfig(), tokenizer, 0).take(8)]
     assert len(set(ids)) == 8 and [i.partition("@")[2] for i in ids] == [""] * 3 + ["2"] * 3 + ["3"] * 2
 
 
 @pytest.mark.parametrize("before", [0, 4, 10, 13, 27])
 def test_resuming_goes_on_exactly(tmp_path: Path, tokenizer, before: int) -> None:
     source = sums(tmp_path)
-    whole = Prompts(source, DataConfig(), tokenizer, seed=3)
+    whole = Prompts([source], DataConfig(), tokenizer, seed=3)
     whole.take(before)
     state = json.loads(json.dumps(whole.state()))
-    resumed = Prompts(source, DataConfig(), tokenizer, seed=3)
+    resumed = Prompts([source], DataConfig(), tokenizer, seed=3)
     resumed.take(2)
     resumed.restore(state)
     assert [p.id for p in resumed.take(25)] == [p.id for p in whole.take(25)]
 
 
 def test_resuming_on_other_data_is_refused(tmp_path: Path, tokenizer) -> None:
-    state = Prompts(sums(tmp_path), DataConfig(), tokenizer, seed=3).state()
+    state = Prompts([sums(tmp_path)], DataConfig(), tokenizer, seed=3).state()
     with pytest.raises(DataError, match="rows is 9, was 10"):
-        Prompts(sums(tmp_path, 9), DataConfig(), tokenizer, seed=3).restore(state)
+        Prompts([sums(tmp_path, 9)], DataConfig(), tokenizer, seed=3).restore(state)
     with pytest.raises(DataError, match="seed is 4, was 3"):
-        Prompts(sums(tmp_path), DataConfig(), tokenizer, seed=4).restore(state)
+        Prompts([sums(tmp_path)], DataConfig(), tokenizer, seed=4).restore(state)
 
 
 def test_examples_have_the_response_in_the_mask(tmp_path: Path, tokenizer) -> None:
     source = jsonl(tmp_path / "sft.jsonl", [{"prompt": "1+1", "response": "2!", "answer": "2"}])
-    (rollout,) = Examples(source, DataConfig(), tokenizer, 0, max_response_tokens=8).take(1)
+    (rollout,) = Examples([source], DataConfig(), tokenizer, 0, max_response_tokens=8).take(1)
     chosen = [t for t, m in zip(rollout.tokens, rollout.mask, strict=True) if m]
     assert tokenizer.decode(rollout.tokens) == "<user>1+1<assistant>2!<eos>" and tokenizer.decode(chosen) == "2!<eos>"
     assert rollout.prompt.tokens == rollout.tokens[: -len(chosen)] and rollout.response_tokens == 3
@@ -301,17 +301,17 @@ def test_examples_have_the_response_in_the_mask(tmp_path: Path, tokenizer) -> No
 def test_examples_from_messages_learn_the_last_turn(tmp_path: Path, tokenizer) -> None:
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     source = jsonl(tmp_path / "chat.jsonl", [{"messages": turns}])
-    (rollout,) = Examples(source, DataConfig(), tokenizer, 0, 8).take(1)
+    (rollout,) = Examples([source], DataConfig(), tokenizer, 0, 8).take(1)
     assert tokenizer.decode(rollout.tokens) == "<user>a<assistant>b<eos>" and rollout.response_tokens == 2
-    assert text_of(tokenizer, Prompts(source, DataConfig(), tokenizer, 0).all()[0]) == "<user>a<assistant>"
+    assert text_of(tokenizer, Prompts([source], DataConfig(), tokenizer, 0).all()[0]) == "<user>a<assistant>"
 
 
 def test_examples_without_a_response_are_refused_and_long_ones_counted(tmp_path: Path, tokenizer) -> None:
     source = jsonl(tmp_path / "none.jsonl", [{"prompt": "a", "answer": "b"}])
     with pytest.raises(DataError, match="line 1: column response is missing"):
-        Examples(source, DataConfig(), tokenizer, 0, 8)
+        Examples([source], DataConfig(), tokenizer, 0, 8)
     source = jsonl(tmp_path / "long.jsonl", [{"prompt": "a", "response": "b" * n} for n in (7, 8)])
-    examples = Examples(source, DataConfig(), tokenizer, 0, max_response_tokens=8)
+    examples = Examples([source], DataConfig(), tokenizer, 0, max_response_tokens=8)
     assert examples.dropped == 1 and [r.prompt.id for r in examples.take(2)] == ["long:0", "long:0@2"]
 
 
@@ -323,7 +323,7 @@ def test_the_demo_tokenizer_reads_and_writes_any_text(tmp_path: Path) -> None:
         assert made.decode(made(text)["input_ids"]) == text
     # Digits are tokens of their own, known words are one token with their spaces.
     assert [made.decode([t]) for t in made("Mia has 14 apples")["input_ids"]] == ["Mia ", "has ", "1", "4", " apples"]
-    prompts = Prompts("generate:arithmetic?size=50", DataConfig(), made, 0)
+    prompts = Prompts(["generate:arithmetic?size=50"], DataConfig(), made, 0)
     assert max(len(p.tokens) for p in prompts.all()) < 40
 
 
@@ -344,3 +344,69 @@ def test_the_demo_base_is_the_same_every_time(tmp_path: Path) -> None:
     loaded = AutoTokenizer.from_pretrained(tmp_path / "one")
     assert loaded("3+4=7")["input_ids"] == AutoTokenizer.from_pretrained(tmp_path / "two")("3+4=7")["input_ids"]
     assert loaded.chat_template and one.config.eos_token_id == loaded.eos_token_id
+
+
+def test_several_sources_are_one_set_of_prompts(tmp_path: Path, tokenizer) -> None:
+    """Each with its own columns; names that are the same get a number, and `at` knows every row's file and line."""
+    (tmp_path / "b").mkdir()
+    one = jsonl(tmp_path / "a.jsonl", [{"question": "a", "answer": "1"}, {"question": "b", "answer": "2"}])
+    two = jsonl(tmp_path / "b" / "a.jsonl", [{"problem": "c", "solution": "3", "data_source": "MATH"}])
+    prompts = Prompts([one, two], DataConfig(shuffle=False), tokenizer, 0)
+    assert [(p.id, p.answer, p.source) for p in prompts.all()] == [
+        ("a:0", "1", "a"),
+        ("a:1", "2", "a"),
+        ("a-2:0", "3", "MATH"),
+    ]
+    later = prompts.take(6)[-1]
+    assert later.id == "a-2:0@2" and prompts.at(later) == f"{two}, line 1"
+    prompts.without({"a:0"})
+    assert [p.id for p in prompts.take(4)] == ["a:1", "a-2:0", "a:1@2", "a-2:0@2"]
+
+
+def test_a_prompt_keeps_its_conversation(tmp_path: Path, tokenizer) -> None:
+    source = jsonl(tmp_path / "a.jsonl", [{"question": "2+2?", "answer": "4"}])
+    cfg = DataConfig(prompt_template="Q: {prompt}", system_prompt="Add.")
+    (prompt,) = Prompts([source], cfg, tokenizer, 0).all()
+    assert prompt.messages == [{"role": "system", "content": "Add."}, {"role": "user", "content": "Q: 2+2?"}]
+
+
+def test_a_template_may_be_made_of_other_columns_than_the_prompt(tmp_path: Path, tokenizer) -> None:
+    """As for published countdown problems, which have no text at all."""
+    source = jsonl(tmp_path / "a.jsonl", [{"nums": [3, 5], "target": 8}])
+    cfg = DataConfig(prompt_template="Reach {target} from {nums}.")
+    (prompt,) = Prompts([source], cfg, tokenizer, 0).all()
+    assert prompt.messages == [{"role": "user", "content": "Reach 8 from [3, 5]."}] and prompt.answer == ""
+
+
+def test_a_curriculum_hands_out_easy_rows_first_in_every_epoch(tmp_path: Path, tokenizer) -> None:
+    people = [3, 2, 3, 2, 4, 2]
+    source = jsonl(tmp_path / "a.jsonl", [{"question": "a", "answer": "1", "people": n} for n in people])
+    prompts = Prompts([source], DataConfig(curriculum="people"), tokenizer, 3)
+    order = prompts.take(12)
+    assert [p.row["people"] for p in order] == [2, 2, 2, 3, 3, 4] * 2
+    first, second = [p.id for p in order[:3]], [p.id.partition("@")[0] for p in order[6:9]]
+    assert sorted(first) == sorted(second) and len({tuple(first), tuple(second), ("a:1", "a:3", "a:5")}) > 1
+    restored = Prompts([source], DataConfig(curriculum="people"), tokenizer, 3)
+    restored.restore(prompts.state())
+    assert [p.id for p in restored.take(5)] == [p.id for p in prompts.take(5)]
+
+
+def test_a_curriculum_of_sources_takes_them_in_order(tmp_path: Path, tokenizer) -> None:
+    sources = [jsonl(tmp_path / f"{n}.jsonl", [{"question": "a", "answer": "1"}] * 3) for n in ("hard", "easy")]
+    prompts = Prompts(sources[::-1], DataConfig(curriculum="source"), tokenizer, 0)
+    assert [p.source for p in prompts.take(6)] == ["easy"] * 3 + ["hard"] * 3
+
+
+@pytest.mark.parametrize(
+    ("row", "complaint"),
+    [
+        ({"peple": 3}, r"line 1: no column people \(did you mean peple\?\), which data.curriculum names"),
+        ({"people": "3"}, "line 1: column people is '3'; data.curriculum needs a number"),
+        ({"people": True}, "column people is True"),
+        ({"people": float("nan")}, "column people is nan"),
+    ],
+)
+def test_a_curriculum_needs_a_number_in_every_row(tmp_path: Path, tokenizer, row: dict, complaint: str) -> None:
+    source = jsonl(tmp_path / "a.jsonl", [{"question": "a", "answer": "1"} | row])
+    with pytest.raises(DataError, match=complaint):
+        Prompts([source], DataConfig(curriculum="people"), tokenizer, 0)

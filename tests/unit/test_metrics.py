@@ -12,7 +12,7 @@ from rlcore.records import Group, Prompt, Rollout
 def rollout(reward: float | None, tokens: int = 2, finish: str = "stop", **parts: float) -> Rollout:
     status = {"score": "timeout"} if reward is None else {}
     mask = [False] + [True] * tokens
-    return Rollout(Prompt("p", [1], ""), [1] * len(mask), [0.0] * len(mask), mask, finish, 0, "", reward, parts, status)
+    return Rollout(Prompt("p", [1], ""), [1] * len(mask), [0.0] * len(mask), mask, finish, 0, "", reward, parts, status, dict.fromkeys(status, "over 10 s"))
 
 
 def test_rewards_and_lengths_are_over_all_drawn_groups_and_count_is_kept_of_what_is_used() -> None:
@@ -54,12 +54,28 @@ def test_failures_of_left_out_groups_and_of_greedy_answers_count() -> None:
         Group([rollout(None), rollout(0.0)], used=False),
     ]
     metrics.demand_scores(groups, 0.4, "quarantine.jsonl")
-    with pytest.raises(RewardError, match=r"2 of 5 .*0\.39.*score.*'timeout' 2 times.*quarantine\.jsonl"):
+    with pytest.raises(RewardError, match=r"2 of 5 .*0\.39.*score.*'timeout' 2 times: over 10 s; .*quarantine\.jsonl"):
         metrics.demand_scores(groups, 0.39, "quarantine.jsonl")
 
 
 def test_accuracy_is_the_first_reward_of_what_is_scored() -> None:
     groups = [Group([rollout(5.0, exact=1.0)]), Group([rollout(4.0, exact=0.0)]), Group([rollout(None)])]
-    found = metrics.accuracy(groups, "exact")
+    found = metrics.accuracy(groups, ["exact"])
     assert found["accuracy"] == 0.5 and found["failed_fraction"] == pytest.approx(1 / 3)
-    assert math.isnan(metrics.accuracy(groups[2:], "exact")["accuracy"])
+    assert math.isnan(metrics.accuracy(groups[2:], ["exact"])["accuracy"])
+
+
+def test_accuracy_is_of_the_first_function_that_scored_the_answer_and_0_behind_a_closed_gate() -> None:
+    groups = [Group([rollout(0.5, gsm8k=1.0, extra=0.2), rollout(0.5, boxed=0.5, extra=0.0), rollout(0.0, gated=1.0)])]
+    assert metrics.accuracy(groups, ["gsm8k", "boxed", "extra"])["accuracy"] == pytest.approx(0.5)
+
+
+def test_several_sources_have_numbers_of_their_own() -> None:
+    groups = [Group([rollout(1.0), rollout(0.0)]), Group([rollout(None), rollout(3.0)])]
+    assert not any(k.startswith("source/") for k in metrics.of_rollouts(groups))
+    for group, source in zip(groups, ("gsm8k", "MATH"), strict=True):
+        for r in group.rollouts:
+            r.prompt.source = source
+    found = metrics.of_rollouts(groups)
+    assert found["source/gsm8k/reward_mean"] == 0.5 and found["source/MATH/reward_mean"] == 3.0
+    assert found["source/MATH/failed_fraction"] == 0.5 and found["source/MATH/rollouts"] == 2.0

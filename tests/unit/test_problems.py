@@ -6,6 +6,7 @@ import ast
 import operator
 import re
 from fractions import Fraction
+from typing import Any
 
 import pytest
 
@@ -69,12 +70,48 @@ def test_steps_bounds_the_operations() -> None:
     assert {r["response"].count("=") for r in arithmetic(size=300, steps=2)} == {1, 2}
 
 
-def test_countdown_solutions_use_each_number_once_and_reach_the_target() -> None:
-    for row in countdown(size=200, numbers=4):
-        expression, _, reached = row["response"].partition("\n")[0].rpartition(" = ")
-        assert int(reached) == row["target"] == int(row["answer"]) == value(expression)
-        assert sorted(map(int, re.findall(r"\d+", expression))) == sorted(row["numbers"])
-        assert str(row["target"]) in row["question"] and len(row["numbers"]) == 4
+def tries_and_answer(response: str) -> tuple[list[tuple[str, int]], str]:
+    """The tries of a countdown response, as (expression, claimed value), and its answer."""
+    found = re.fullmatch(r"<think>(.*)</think><answer>(.*)</answer>", response)
+    assert found is not None, response
+    tries = [t.split("=") for t in found[1].split(", ")]
+    return [(expression, int(claimed)) for expression, claimed in tries], found[2]
+
+
+@pytest.mark.parametrize("arguments", [{}, {"numbers": "5"}, {"numbers": "3", "largest": 9, "largest_value": 50}])
+def test_countdown_tries_are_right_and_the_last_one_reaches_the_target(arguments: dict[str, Any]) -> None:
+    for row in countdown(size=300, **arguments):
+        tries, answer = tries_and_answer(row["response"])
+        assert tries[-1] == (answer, row["target"]) and int(row["answer"]) == row["target"]
+        for expression, claimed in tries:
+            assert value(expression) == claimed >= 0
+            assert sorted(map(int, re.findall(r"\d+", expression))) == sorted(row["nums"])
+        assert len({claimed for _, claimed in tries}) == len(tries) <= 15  # none again, and a miss is not the target
+        assert row["question"] == f"Using the numbers {row['nums']}, create an equation that equals {row['target']}."
+
+
+def test_countdown_sums_and_products_need_no_parentheses() -> None:
+    answers = [tries_and_answer(row["response"])[1] for row in countdown(size=1000, largest=12)]
+    assert any("(" in a for a in answers)
+    assert not any("(" in a for a in answers if set(a) <= set("0123456789+()") or set(a) <= set("0123456789*()"))
+
+
+def test_countdown_bounds_and_the_numbers_of_numbers() -> None:
+    rows = countdown(size=500)
+    assert {len(r["nums"]) for r in rows} == {3, 4}
+    assert max(n for r in rows for n in r["nums"]) > 60 and max(r["target"] for r in rows) > 80
+    small = countdown(size=500, numbers="3", largest=9, largest_value=50)
+    assert {len(r["nums"]) for r in small} == {3} and {n for r in small for n in r["nums"]} == set(range(1, 10))
+    assert all(0 < r["target"] <= 50 and r["target"] not in r["nums"] for r in small)
+
+
+def test_a_share_of_countdown_responses_gives_up_after_its_first_try() -> None:
+    full, some, none = (countdown(size=1000, search=share) for share in (1.0, 0.3, 0.0))
+    assert [r["question"] for r in full] == [r["question"] for r in some] == [r["question"] for r in none]
+    first = [tries_and_answer(r["response"])[0][0] for r in full]
+    assert [tries_and_answer(r["response"]) for r in none] == [([t], t[0]) for t in first]
+    several = sum(r["response"].count("=") > 1 for r in full)
+    assert 0.2 * several < sum(r["response"].count("=") > 1 for r in some) < 0.4 * several
 
 
 @pytest.mark.parametrize("make", [arithmetic, countdown])
@@ -88,9 +125,11 @@ def test_held_out_problems_are_never_trained_on() -> None:
     train = {numbers_of(r["question"]) for r in arithmetic(size=20_000, seed=1)}
     held_out = {numbers_of(r["question"]) for r in arithmetic(size=500, seed=1, split="eval")}
     assert len(held_out) > 300 and not train & held_out
-    key = {(tuple(sorted(r["numbers"])), r["target"]) for r in countdown(size=5000)}
-    other = {(tuple(sorted(r["numbers"])), r["target"]) for r in countdown(size=200, split="eval")}
-    assert not key & other
+    key, other = (
+        {(tuple(sorted(r["nums"])), r["target"]) for r in countdown(size, 1, split, numbers="3", largest=9)}
+        for size, split in ((5000, "train"), (200, "eval"))
+    )
+    assert len(other) > 50 and not key & other
 
 
 def test_held_out_rows_are_distinct_and_running_out_is_an_error() -> None:
@@ -109,7 +148,12 @@ def test_held_out_rows_are_distinct_and_running_out_is_an_error() -> None:
         ("generate:arithmetic?size", "size=1000&seed=1"),
         ("generate:arithmetic?split=test", "must be one of train, eval"),
         ("generate:arithmetic?worked=2", "between 0 and 1"),
-        ("generate:countdown?numbers=9", "must be 2 to 6"),
+        ("generate:countdown?numbers=9", "countdown: numbers=9, must be 2 to 6, or a range such as 3-4"),
+        ("generate:countdown?numbers=4-3", "must be 2 to 6"),
+        ("generate:countdown?numbers=3-", "must be 2 to 6"),
+        ("generate:countdown?largest=101", "largest=101, must be 1 to largest_value=100"),
+        ("generate:countdown?numbers=2&largest=1&largest_value=1", "no target found for 2 numbers"),
+        ("generate:countdown?search=-1", "search=-1.0, must be between 0 and 1"),
     ],
 )
 def test_wrong_arguments_are_named(source: str, complaint: str) -> None:

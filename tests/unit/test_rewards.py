@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 
-from rewards import BUILTIN
-from rewards.boxed_math import boxed_math, last_box
+from rewards.boxed_math import boxed_math, boxed_math_strict, math
+from rewards.exact import exact_match
 from rewards.format import think_answer
 from rewards.gsm8k import gsm8k, gsm8k_strict
-from rewards.worker import BadValue, checked, load, score
-from rlcore.errors import ConfigError
+from rewards.math_text import last_box
+from rewards.multiple_choice import multiple_choice
+from rewards.outcomes import BadValue, checked
+from rewards.shapes import Fn, load_rule
+from rlcore.errors import ConfigError, UnparseableGold
 from rlcore.records import Prompt, Score
 
 GSM8K_GOLD = "Natalia sold 48/2 = <<48/2=24>>24 clips in May.\n48+24 = <<48+24=72>>72.\n#### 72"
@@ -39,6 +43,15 @@ def prompt(answer: str) -> Prompt:
         (GSM8K_GOLD, "it is 72 #### none", 1, 0),
         (GSM8K_GOLD, "#### 72x", 1, 0),
         (GSM8K_GOLD, "\uff17\uff12", 1, 0),
+        (GSM8K_GOLD, "\u0667\u0662", 1, 0),
+        (GSM8K_GOLD, "\uff0d\uff17\uff12", 0, 0),
+        (GSM8K_GOLD, "#### 72" + " " * 10_000, 1, 1),
+        (GSM8K_GOLD, "72" + " " * 10_000, 1, 0),
+        (GSM8K_GOLD, "-" + " " * 10_000 + "x", 0, 0),
+        ("2", "it is 10 m\u00b2", 0, 0),
+        ("10", "it is 10 m\u00b2", 1, 0),
+        ("2.5", "it is 2\u00bd", 1, 0),
+        ("2", "it is 2\u00bd", 0, 0),
         (GSM8K_GOLD, "#### 7 2", 0, 0),
         (GSM8K_GOLD, "#### -72", 0, 0),
         (GSM8K_GOLD, "100-72", 1, 0),
@@ -64,7 +77,7 @@ def test_gsm8k(gold: str, response: str, flexible: int, strict: int) -> None:
 
 
 def test_gsm8k_without_a_gold_number_is_an_error() -> None:
-    with pytest.raises(ValueError, match="test:0.*no number"):
+    with pytest.raises(UnparseableGold, match="test:0.*no number"):
         gsm8k(prompt("none"), "#### 1")
 
 
@@ -150,7 +163,7 @@ def test_boxed_math_reads_gold_answers_of_gsm8k() -> None:
 def test_boxed_math_without_a_box() -> None:
     for response in ("", "3", r"\boxed 3", r"\boxed{3", "\\boxed{" + "{" * 10_000_000):
         assert boxed_math(prompt("3"), response) == Score(0.0, {"boxed": 0.0})
-    with pytest.raises(ValueError, match="test:0"):
+    with pytest.raises(UnparseableGold, match="test:0"):
         boxed_math(prompt(""), r"\boxed{3}")
 
 
@@ -203,7 +216,7 @@ def test_no_model_text_is_compiled_or_run(tmp_path) -> None:
     responses += [f"\\boxed{{{answer}}}" for gold, answer, _ in BOXED if len(answer) < 400]
     code = """
 import json, sys
-from rewards.worker import load
+from rewards.shapes import load
 from rlcore.records import Prompt
 fns = [load(n) for n in ("gsm8k", "gsm8k_strict", "boxed_math", "format")]
 fns[2](Prompt("warm", [], "x^2+1"), r"\\boxed{1+x^2}")
@@ -228,12 +241,14 @@ print(json.dumps(seen))
     assert not file.exists()
 
 
-def test_ten_megabytes_are_judged_in_linear_time() -> None:
-    for fill in ("a", "1", "#", "####1 ", "\\boxed{", "<think>", "-"):
+@pytest.mark.parametrize(
+    "rule", [gsm8k, gsm8k_strict, boxed_math, boxed_math_strict, math, exact_match, think_answer, multiple_choice]
+)
+def test_ten_megabytes_are_judged_in_linear_time(rule: Callable[[Prompt, str], Score | float]) -> None:
+    gold = "D" if rule is multiple_choice else "3"
+    for fill in ("a", "1", "#", "####1 ", "\\boxed{", "<think>", "-", " ", "answer is "):
         response = fill * (10_000_000 // len(fill))
-        for name in BUILTIN:
-            outcome = score(name, load(name), prompt("3"), response)
-            assert outcome.get("reward") == 0.0, (fill, name, outcome)
+        assert checked("rule", rule(prompt(gold), response)).reward == 0.0, fill
 
 
 def test_checked_takes_numbers_and_scores_only() -> None:
@@ -265,13 +280,13 @@ def test_load_names_what_is_wrong(tmp_path) -> None:
         (f"{tmp_path}/one.py:score", "called as fn\\(prompt, response\\)"),
     ]:
         with pytest.raises(ConfigError, match=f"reward.fns.*{says}"):
-            load(spec)
+            load_rule(Fn("f", spec))
 
 
 def test_rewards_do_not_load_torch() -> None:
     code = (
-        "import sys, rewards.pool, rewards.worker; [rewards.worker.load(n) for n in ('gsm8k', 'format')];"
+        "import sys, rewards.pool, rewards.shapes; [rewards.shapes.load(n) for n in ('gsm8k', 'format')];"
         "heavy = {'torch', 'ray', 'sympy', 'numpy', 'transformers'} & set(sys.modules); assert not heavy, heavy;"
-        "rewards.worker.load('boxed_math'); assert 'torch' not in sys.modules"
+        "rewards.shapes.load('boxed_math'); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -17,23 +17,24 @@ FILES = sorted(p for d in ("rlcore", "rewards", "rollout", "examples") for p in 
 LAYERS = [
     {"rlcore.errors", "rlcore.janitor"},
     {"rlcore.records", "rlcore.config", "rlcore.problems"},
-    {"rlcore.protocols", "rlcore.waits", "rlcore.sources"},
+    {"rlcore.puzzles", "rlcore.mistakes"},
+    {"rlcore.protocols", "rlcore.waits", "rlcore.generators", "rlcore.gym"},
+    {"rlcore.sources", "rlcore.demo"},
     {"rlcore.algo", "rewards", "rlcore.weights", "rlcore.metrics", "rlcore.recipe"},
-    {"rlcore.placement", "rlcore.run_dir", "rlcore.names"},
+    {"rlcore.placement", "rlcore.run_dir", "rlcore.names", "rlcore.conversation"},
     {
         "rlcore.workers",
         "rollout",
         "rlcore.data",
         "rlcore.tracker",
         "rlcore.checkpoint",
-        "rlcore.demo",
         "rlcore.check",
         "rlcore.idle",
         "rlcore.merge",
     },
-    {"rlcore.parts", "rlcore.compose"},
+    {"rlcore.parts", "rlcore.compose", "rlcore.pairs"},
     {"rlcore.build"},
-    {"rlcore.sft", "rlcore.train"},
+    {"rlcore.sft", "rlcore.train", "rlcore.train_rm", "rlcore.reward_test", "rlcore.serve"},
     {"rlcore.cli"},
 ]
 ONLY_IN = {
@@ -41,6 +42,10 @@ ONLY_IN = {
     "deepspeed": ("rlcore.workers",),
     "wandb": ("rlcore.tracker",),
     "tensorboard": ("rlcore.tracker",),
+    "httpx": ("rewards.http",),
+    "starlette": ("rlcore.serve",),
+    "uvicorn": ("rlcore.serve",),
+    "reasoning_gym": ("rlcore.gym",),
     "hydra": ("rlcore.compose", "rlcore.recipe"),
 }
 
@@ -133,7 +138,7 @@ def test_no_text_is_evaluated() -> None:
 
 
 def test_recipes_are_flat_and_differ_from_what_is_below_them() -> None:
-    """Below a recipe's lines are config.py's defaults and those of its algorithm."""
+    """Below a recipe's lines are config.py's defaults, those of its parents, and those of its algorithm."""
     from omegaconf import OmegaConf
 
     from rlcore.compose import RECIPES, recipe_names
@@ -141,8 +146,10 @@ def test_recipes_are_flat_and_differ_from_what_is_below_them() -> None:
     from rlcore.recipe import layers
 
     for name in recipe_names():
-        (layer,) = layers(RECIPES / f"{name}.yaml")
+        *parents, layer = layers(RECIPES / f"{name}.yaml")
         below = Merger()
+        for key, value in (line for parent in parents for line in parent.lines.items() if line[0] != "algorithm"):
+            below.put(key, value, name, users=False)
         below.algorithm(layer.lines.get("algorithm"), name)
         assert below.errors == []
         for key, value in layer.lines.items():

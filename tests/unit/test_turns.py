@@ -38,6 +38,14 @@ def test_engines_sleep_only_between_rollout_and_publish() -> None:
     assert actor.calls == ["sleep", "wake", "sleep", "wake"]
 
 
+def test_the_reward_model_is_awake_while_samples_finish() -> None:
+    engines, actor, scorer = Group("rollout"), Group("actor"), Group("reward_model")
+    turns = Turns([engines, actor, scorer], active=True)  # type: ignore[list-item]
+    for phase in ("publish", "rollout", "credit", "update", "publish", "rollout"):
+        turns(phase)
+    assert scorer.calls == engines.calls == ["sleep", "wake"] and actor.calls == ["sleep", "wake", "sleep"]
+
+
 def test_nobody_sleeps_on_a_cpu() -> None:
     engines = Group("rollout")
     turns = Turns([engines], active=False)  # type: ignore[list-item]

@@ -1,0 +1,359 @@
+"""Code that a model writes, run on the tests of its row, in the sandbox of rewards/sandbox.py.
+
+Forms of tests, by dataset (the first that a row has; text is read as JSON where it is JSON):
+
+    entry_point and test        HumanEval (arXiv 2107.03374): `test` defines check(candidate); `prompt` goes before the
+                                program. The entry point is a name, or `Solution().name`.
+    tests or test_list          a list of assert statements, MBPP (arXiv 2108.07732), after test_setup_code and
+                                test_imports; or a text of them; or one of the forms below
+    input_output, or tests      {"inputs": [...], "outputs": [...]}: stdin and stdout, or, with "fn_name", arguments and
+                                value, APPS (arXiv 2105.09938), TACO, LiveCodeBench (arXiv 2403.07974)
+    tests                       [{"input": ..., "output": ...}, ...]: the same, `fn_name` in its own column
+    the answer column           any of these forms as JSON
+
+Who decides: stdin tests are compared here, so the program never sees what is expected. The other forms run in two
+sandboxes (see code_harness.py): tests in one, the program in the other, and only calls and plain values pass. Printing
+a marker, exiting early, replacing built-ins, overloading == or reading the interpreter's frames decides nothing.
+
+What remains possible: to know the tests by heart (arguments are seen as they come), to answer with an object of a class
+of its own where a test asks only methods of it, to define a helper that a test uses and does not define. And honest
+programs lose where a test needs one process: it hands over functions or objects of its own classes (the sample's
+status is `error`, not 0), or compares what has no plain value (a deque, a match object) with a value of its own.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import contextlib
+import json
+import os
+import re
+import sys
+import textwrap
+import time
+from collections.abc import Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rewards import sandbox
+from rlcore.errors import ConfigError, UnparseableGold
+from rlcore.records import Prompt, Score
+
+_ENTRY = re.compile(r"[A-Za-z_]\w*(\(\)\.[A-Za-z_]\w*)?")
+_ANSWER = "<answer>", "</answer>"
+_PYTHON = ("python", "python3", "py")
+
+
+class Tests(NamedTuple):
+    """The tests of one row: stdin/stdout pairs, or cases (see code_harness.judge) with their files."""
+
+    pairs: list[tuple[str, str]]
+    cases: list[dict[str, Any]]
+    files: dict[str, str]
+    header: str = ""  # goes before the program
+
+    def __len__(self) -> int:
+        return len(self.pairs) + len(self.cases)
+
+
+class Code:
+    """1.0 if the response's program passes every test of its row, else 0.0; with `partial` the share that it passes.
+
+    The program is the last ```python block (with `command`: the last block of any language), else what stands in the
+    last <answer>; a response without one gets 0. Parts: "passed" the share of tests passed, "ran" 1 if there was a
+    program and it could be started or loaded. Without `partial` the first test that fails is the last one run.
+
+    allow            must be true: nothing that a model writes is run unasked
+    command          run this instead of Python, {file} being the program: ["sh", "-c", "g++ -o a {file} && ./a"].
+                     Only for stdin tests; compiled anew for each
+    file_name        name of the program's file, its ending may matter to `command`
+    timeout_seconds  wall clock for all tests of a sample; those not done by then are failed. Below the pool's
+                     reward.timeout_seconds, or a slow program is a sample without a score instead of a wrong one
+    cpu_seconds, memory_mib, file_mib, scratch_mib, processes   see rewards.sandbox.Limits
+    tolerance        numbers may differ by this, absolutely or relatively. 0: 1.0 equals 1.00 and nothing else
+    site_packages    let the program import what is installed beside rlcore; otherwise the standard library only
+    show             folders that the program may read besides /usr and the interpreter's
+
+    Raises ConfigError without `allow` or where the machine has no sandbox; UnparseableGold for a row without tests.
+    """
+
+    def __init__(
+        self,
+        allow: bool = False,
+        command: Sequence[str] | None = None,
+        file_name: str = "solution.py",
+        timeout_seconds: float = 6.0,
+        cpu_seconds: int = 6,
+        memory_mib: int = 512,
+        file_mib: int = 16,
+        scratch_mib: int = 64,
+        processes: int = 32,
+        tolerance: float = 0.0,
+        partial: bool = False,
+        site_packages: bool = False,
+        show: Sequence[str] = (),
+    ) -> None:
+        if allow is not True:
+            raise ConfigError(
+                "reward.args.code.allow: the reward `code` runs programs that the model writes, in a sandbox on this "
+                "machine (what that protects from and what not: rewards/sandbox.py). Set reward.args.code.allow=true "
+                "to switch it on."
+            )
+        if command is not None and (isinstance(command, str) or not any("{file}" in str(word) for word in command)):
+            raise ConfigError(
+                "reward.args.code.command: a list of words, one of them with {file}, like [node, '{file}']"
+            )
+        if "/" in file_name or not file_name.strip("."):
+            raise ConfigError(f"reward.args.code.file_name={file_name!r}: a plain name without folders")
+        if missing := sandbox.missing():
+            raise ConfigError(f"reward.args.code: this machine has no sandbox to run programs in: {missing}")
+        self._limits = sandbox.Limits(timeout_seconds, cpu_seconds, memory_mib, file_mib, scratch_mib, processes)
+        self._python = [sys.executable, "-s", "-P"] if site_packages else [sandbox.python(), "-S", "-s", "-P"]
+        self._show = [*show, *([sys.prefix] if site_packages else [])]
+        self._command, self._file_name = command, file_name
+        self._tolerance, self._partial = tolerance, partial
+
+    def __call__(self, prompt: Prompt, response: str) -> Score:
+        tests = read_tests(prompt)
+        if self._command is not None and not tests.pairs:
+            raise ValueError(f"prompt {prompt.id}: reward.args.code.command runs stdin tests only, this row has others")
+        program = program_of(response, self._command is None)
+        if program is None:
+            return Score(0.0, {"passed": 0.0, "ran": 0.0})
+        passed, ran = self._run_pairs(tests, program) if tests.pairs else self._run_cases(tests, program)
+        share = passed / len(tests)
+        reward = share if self._partial else float(passed == len(tests))
+        return Score(reward, {"passed": share, "ran": float(ran)})
+
+    def _run_pairs(self, tests: Tests, program: str) -> tuple[int, bool]:
+        """How many pairs pass, each in a sandbox of its own, and whether there was time for any."""
+        deadline = time.monotonic() + self._limits.wall_seconds
+        words = [*self._python, "{file}"] if self._command is None else self._command
+        argv = [str(word).replace("{file}", self._file_name) for word in words]
+        passed = 0
+        for given, wanted in tests.pairs:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                break
+            limits = self._limits._replace(wall_seconds=left)
+            ran = sandbox.run(argv, given, {self._file_name: program}, limits, self._show)
+            good = ran.exit_code == 0 and same_output(ran.stdout, wanted, self._tolerance)
+            passed += good
+            if not good and not self._partial:
+                break
+        return passed, True
+
+    def _run_cases(self, tests: Tests, program: str) -> tuple[int, bool]:
+        """How many cases pass, and whether the program could be loaded: judge and candidate, joined by two pipes."""
+        harness = Path(__file__).with_name("code_harness.py").read_text()
+        cases = {"cases": tests.cases, "all": self._partial, "tolerance": self._tolerance}
+        its_files = {"harness.py": harness, "solution.py": f"{tests.header}\n{program}"}
+        judge_files = {"harness.py": harness, "cases.json": json.dumps(cases), **tests.files}
+        with contextlib.ExitStack() as stack:
+            asked, ask = os.pipe()
+            answered, answer = os.pipe()
+            try:
+                candidate = self._start("candidate", its_files, asked, answer)
+                stack.callback(candidate.stop)
+                judge = self._start("judge", judge_files, answered, ask)
+                stack.callback(judge.stop)
+            finally:
+                for fd in (asked, ask, answered, answer):
+                    os.close(fd)
+            lines = judge.wait().stdout.splitlines()
+            if "R" not in lines:
+                raise sandbox.SandboxError(
+                    "the tests could not be read in the sandbox: memory_mib or scratch_mib too small"
+                )
+            if "L" not in lines:
+                candidate.wait()  # raises if it is the sandbox that failed, not the program
+        if unsupported := next((line for line in lines if line.startswith("? ")), ""):
+            raise ValueError(unsupported[2:])
+        return lines.count("1"), "L" in lines
+
+    def _start(self, role: str, files: dict[str, str], incoming: int, outgoing: int) -> sandbox.Program:
+        argv = [*self._python, "harness.py", role, str(incoming), str(outgoing)]
+        return sandbox.start(argv, "", files, self._limits, self._show, (incoming, outgoing))
+
+
+def program_of(response: str, python: bool) -> str | None:
+    """The program in a response: the last fenced block (of Python, if `python` and there is one), else <answer>."""
+    blocks = _blocks(response)
+    marked = [body for language, body in blocks if language in _PYTHON]
+    if python and marked:
+        return marked[-1]
+    if blocks:
+        return blocks[-1][1]
+    before, opened, after = response.rpartition(_ANSWER[0])
+    text, closed, _ = after.partition(_ANSWER[1])
+    return text.strip("\n") if opened and closed and text.strip() else None
+
+
+def _blocks(response: str) -> list[tuple[str, str]]:
+    """(language, text) of each closed fenced block. By lines: a regular expression can be made to take for ever."""
+    blocks: list[tuple[str, str]] = []
+    language: str | None = None
+    body: list[str] = []
+    for line in response.split("\n"):
+        mark = line.strip()
+        if mark == "```" and language is not None:
+            blocks.append((language, textwrap.dedent("\n".join(body))))
+            language = None
+        elif mark.startswith("```"):
+            language, body = mark[3:].partition(" ")[0].strip().lower(), []
+        elif language is not None:
+            body.append(line)
+    return blocks
+
+
+def same_output(got: str, want: str, tolerance: float = 0.0) -> bool:
+    """Whether two outputs agree: line by line but for blanks at the ends, else word by word with numbers as numbers."""
+    if [line.rstrip() for line in got.rstrip().split("\n")] == [line.rstrip() for line in want.rstrip().split("\n")]:
+        return True
+    its, ours = got.split(), want.split()
+    return len(its) == len(ours) and all(_same_word(a, b, tolerance) for a, b in zip(its, ours, strict=True))
+
+
+def _same_word(got: str, want: str, tolerance: float) -> bool:
+    if got == want:
+        return True
+    if max(len(got), len(want)) > 100:
+        return False
+    try:
+        a, b = Decimal(got), Decimal(want)
+        return a == b or abs(a - b) <= Decimal(tolerance) * max(Decimal(1), abs(b))
+    except ArithmeticError:  # not numbers, NaN, or too large to subtract
+        return False
+
+
+def code_gold(prompt: Prompt) -> None:
+    """UnparseableGold unless the row has tests of a known form."""
+    read_tests(prompt)
+
+
+def read_tests(prompt: Prompt) -> Tests:
+    """The tests of a row; UnparseableGold names the column and what is wrong with it."""
+    row = prompt.row
+    if isinstance(row.get("test"), str) and isinstance(row.get("entry_point"), str):
+        return _check_function(row)
+    for column in ("tests", "test_list", "input_output"):
+        if row.get(column) is not None:
+            return _by_form(column, _json(row[column]), row)
+    value = _json(prompt.answer)
+    if isinstance(value, str):
+        raise UnparseableGold(
+            "no tests: the row has none of the columns tests, test_list, input_output, or test with entry_point, and "
+            "the answer is not one of these forms as JSON"
+        )
+    return _by_form("answer", value, row)
+
+
+def _json(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+
+
+def _by_form(column: str, value: Any, row: dict[str, Any]) -> Tests:
+    if isinstance(value, dict) and "inputs" in value and "outputs" in value:
+        return _in_out(column, value["inputs"], value["outputs"], value.get("fn_name") or row.get("fn_name"))
+    if isinstance(value, str) and value.strip():
+        return _statements(column, [value], row)
+    if isinstance(value, list) and value and all(isinstance(v, str) for v in value):
+        return _statements(column, value, row)
+    if (
+        isinstance(value, list)
+        and value
+        and all(isinstance(v, dict) and {"input", "output"} <= v.keys() for v in value)
+    ):
+        return _in_out(column, [v["input"] for v in value], [v["output"] for v in value], row.get("fn_name"))
+    raise UnparseableGold(
+        f"column {column}: {_shape(value)} is no known form of tests: a list of assert statements, or "
+        '{"inputs": [...], "outputs": [...]}, or a list of {"input": ..., "output": ...}'
+    )
+
+
+def _shape(value: Any) -> str:
+    return f"an empty {type(value).__name__}" if not value else f"{type(value).__name__} {repr(value)[:80]}"
+
+
+def _check_function(row: dict[str, Any]) -> Tests:
+    if not _ENTRY.fullmatch(row["entry_point"]):
+        raise UnparseableGold(f"column entry_point: {row['entry_point'][:80]!r} is neither a name nor Class().name")
+    tree = _parsed("test", row["test"])
+    if not any(isinstance(node, ast.FunctionDef) and node.name == "check" for node in tree.body):
+        raise UnparseableGold("column test: it defines no function check(candidate)")
+    header = row.get("prompt") if isinstance(row.get("prompt"), str) else ""
+    try:
+        _parsed("prompt", header or "")
+    except UnparseableGold:  # a chat prompt is not a program's beginning
+        header = ""
+    case = {"file": "test_0.py", "check": row["entry_point"], "tested": []}
+    return Tests([], [case], {"test_0.py": f"{header}\n{row['test']}"}, header or "")
+
+
+def _statements(column: str, statements: Sequence[str], row: dict[str, Any]) -> Tests:
+    imports = row.get("test_imports") or []
+    setup = "\n".join([*([imports] if isinstance(imports, str) else imports), row.get("test_setup_code") or ""])
+    _parsed("test_setup_code", setup)
+    cases, files = [], {}
+    for i, statement in enumerate(statements):
+        tree = _parsed(column, statement)
+        if not tree.body:
+            raise UnparseableGold(f"column {column}: test {i} is empty")
+        name = f"test_{i}.py"
+        cases.append({"file": name, "tested": _tested_builtins(tree)})
+        files[name] = f"{setup}\n{statement}"
+    return Tests([], cases, files)
+
+
+def _parsed(column: str, text: str) -> ast.Module:
+    """The syntax of a test, which is read here and run only in the sandbox."""
+    try:
+        return ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as e:
+        raise UnparseableGold(f"column {column}: {text[:80]!r} is not Python: {e}") from e
+
+
+def _tested_builtins(tree: ast.Module) -> list[str]:
+    """The names called, if all are built-in: MBPP has functions to write that are called `sum`. Else none."""
+    called = {node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+    return sorted(called) if all(hasattr(builtins, name) for name in called) else []
+
+
+def _in_out(column: str, inputs: Any, outputs: Any, fn_name: Any) -> Tests:
+    if not isinstance(inputs, list) or not isinstance(outputs, list) or len(inputs) != len(outputs) or not inputs:
+        raise UnparseableGold(f"column {column}: inputs and outputs must be two lists of one length, not empty")
+    if fn_name:
+        if not isinstance(fn_name, str) or not _ENTRY.fullmatch(fn_name):
+            raise UnparseableGold(f"column {column}: fn_name {fn_name!r} is neither a name nor Class().name")
+        return Tests([], [_call(column, fn_name, *pair) for pair in zip(inputs, outputs, strict=True)], {})
+    return Tests([(_lines(column, i), _lines(column, o)) for i, o in zip(inputs, outputs, strict=True)], [], {})
+
+
+def _lines(column: str, value: Any) -> str:
+    if isinstance(value, list) and all(isinstance(v, str) for v in value):
+        return "\n".join(value)
+    if not isinstance(value, str):
+        raise UnparseableGold(f"column {column}: {_shape(value)} is neither a text nor a list of lines")
+    return value
+
+
+def _call(column: str, fn_name: str, given: Any, wanted: Any) -> dict[str, Any]:
+    """Arguments as a list and the value (APPS: or a list of it), or both as text, one JSON a line (LiveCodeBench)."""
+    if isinstance(given, str):
+        try:
+            given = [json.loads(line) for line in given.split("\n") if line.strip()]
+            wanted = json.loads(wanted) if isinstance(wanted, str) else wanted
+        except (ValueError, RecursionError) as e:
+            raise UnparseableGold(f"column {column}: the input and output of fn_name are not JSON: {e}") from e
+        return {"call": fn_name, "args": given, "wants": [wanted]}
+    if not isinstance(given, list):
+        raise UnparseableGold(f"column {column}: {_shape(given)} is not a list of arguments for {fn_name}")
+    wrapped = isinstance(wanted, list) and len(wanted) == 1
+    return {"call": fn_name, "args": given, "wants": [wanted, wanted[0]] if wrapped else [wanted]}

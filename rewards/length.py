@@ -1,0 +1,81 @@
+"""Rewards of how long a response is: linear, cosine (arXiv 2502.03373), overlong (DAPO, arXiv 2503.14476).
+
+The worker fills in `response_tokens` and `max_response_tokens`; the end-of-sequence token counts where it was sampled.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+from rewards import BUILTIN
+from rlcore.errors import ConfigError
+from rlcore.protocols import plugin
+from rlcore.records import Prompt, Score
+
+
+def length_linear(
+    prompt: Prompt, response: str, *, response_tokens: int, max_response_tokens: int, short: float = 0.0,
+    long: float = -1.0,
+) -> float:  # fmt: skip
+    """On the line from `short` for no tokens to `long` at the limit, right or wrong."""
+    return short + (long - short) * response_tokens / max_response_tokens
+
+
+def length_cosine(
+    prompt: Prompt, response: str, *, of: str, response_tokens: int, max_response_tokens: int,
+    correct_short: float = 2.0, correct_long: float = 1.0, wrong_short: float = -10.0, wrong_long: float = 0.0,
+    at_limit: float = -10.0,
+) -> Score:  # fmt: skip
+    """The cosine reward of arXiv 2502.03373: short is good when right, long is less bad when wrong.
+
+    It takes the place of the rule `of` (a name, dotted path or file.py:function, called as `(prompt, response)`), which
+    says what is right: a reward of at least 1; its value is the part `correct`. A right response goes along half a
+    cosine from `correct_short` at no tokens to `correct_long` at the limit, a wrong one from `wrong_short` to
+    `wrong_long`; one that reaches the limit gets `at_limit`. The defaults are the paper's in section 4.2. An error or
+    UnparseableGold of `of` is this rule's.
+    """
+    correct = _reward(_rule(of)(prompt, response)) >= 1.0
+    parts = {"correct": float(correct)}
+    if response_tokens >= max_response_tokens:
+        return Score(at_limit, parts)
+    short, long = (correct_short, correct_long) if correct else (wrong_short, wrong_long)
+    return Score(cosine(response_tokens / max_response_tokens, short, long), parts)
+
+
+def cosine(progress: float, start: float, end: float) -> float:
+    """Half a cosine wave from `start` at progress 0 to `end` at 1, flat at both."""
+    return end + 0.5 * (start - end) * (1.0 + math.cos(math.pi * progress))
+
+
+def overlong(
+    prompt: Prompt, response: str, *, response_tokens: int, max_response_tokens: int, fraction: float = 0.2,
+    penalty: float = 1.0,
+) -> float:  # fmt: skip
+    """`overlong_penalty` as a rule. With `reward.overlong_fraction` the collector takes the same: use one of the two.
+
+    DAPO's limit is 20480 tokens, of which the last 4096 are punished: a fraction of 0.2.
+    """
+    if not 0.0 < fraction <= 1.0:
+        raise ConfigError(f"reward.args: overlong.fraction is {fraction}, must be above 0 and at most 1")
+    return overlong_penalty(response_tokens, max_response_tokens, fraction, penalty)
+
+
+def overlong_penalty(tokens: int, limit: int, fraction: float, penalty: float) -> float:
+    """What a response of `tokens` of at most `limit` tokens loses, 0 or below (arXiv 2503.14476, eq. 13).
+
+    With C = fraction * limit: 0 up to limit - C, from there along a line to -penalty at the limit.
+    """
+    last = fraction * limit
+    return penalty * max(-1.0, min(0.0, (limit - last - tokens) / last))
+
+
+@lru_cache(maxsize=8)
+def _rule(of: str) -> Callable[..., Any]:
+    return plugin(BUILTIN.get(of, of), "reward.args: length_cosine.of")
+
+
+def _reward(value: Any) -> float:
+    return value.reward if isinstance(value, Score) else float(value)

@@ -1,0 +1,308 @@
+"""One reward for each sample: which functions it is asked of, in what order, and what their values add up to.
+
+    manager = RewardManager(cfg.reward, max_response_tokens=256, quarantine=run_dir / "quarantine.jsonl")
+    manager.ready(deadline_seconds=60.0)
+    manager.submit(key, prompt, Response("The answer is 72.", tokens=6))
+    for key, result in manager.poll(wait_seconds=0.1): ...
+    manager.close()
+
+The functions run in lanes: the built-in rules share a pool of processes, each other function has one of its own, and a
+reward model is a group of Ray actors. One thread at a time may use a manager.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import select
+import time
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from rewards import BUILTIN, GOLD, REWARD_MODEL, names
+from rewards.pool import Pool
+from rewards.outcomes import Outcome
+from rewards.process import plain
+from rewards.shapes import Fn
+from rlcore.config import RewardConfig
+from rlcore.errors import DataError
+from rlcore.records import Prompt, Response
+
+_LOOK_SECONDS = 0.2  # how often the lanes are looked after while nothing arrives
+_ASK_SECONDS = 0.02  # the same where a lane cannot wake us
+
+
+class Lane(Protocol):
+    """Where some functions run. `submit` asks those called `names` about a sample; `poll` has what came back.
+
+    A lane with `fileno()`, a descriptor that is readable when `poll` has something to do, is waited for; any other is
+    asked every 20 ms.
+    """
+
+    @property
+    def names(self) -> Sequence[str]: ...
+    @property
+    def pending(self) -> int: ...
+    def ready(self, deadline_seconds: float) -> None: ...
+    def submit(self, key: Hashable, prompt: Prompt, response: Response, names: Sequence[str] | None = None) -> None: ...
+    def poll(self, wait_seconds: float) -> list[tuple[Any, dict[str, Outcome]]]: ...
+    def close(self) -> None: ...
+
+
+class Result(NamedTuple):
+    """One scored sample.
+
+    reward   the weighted sum, clipped; None if a function failed
+    parts    each function's unweighted value under its name, and the parts of its Score; with a gate also `gated`
+    status   {function name: "error" | "timeout" | "crashed" | "bad_value" | "unparseable_gold"}; empty if none failed
+    why      {function name: message}, of the same functions
+    seconds  that the functions worked on it
+    """
+
+    reward: float | None
+    parts: dict[str, float]
+    status: dict[str, str]
+    why: dict[str, str]
+    seconds: float
+
+
+@dataclass
+class _Sample:
+    key: Any
+    prompt: Prompt
+    response: Response
+    waiting: set[str]  # functions that were asked and have not answered
+    later: list[str]  # functions behind the gate
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    gated: bool | None = None  # None: no gate
+
+
+class RewardManager:
+    """Scores samples by `cfg.fns`, as `cfg.weights`, `.gate`, `.sources` and `.clip` say; see rlcore/config.py.
+
+    quarantine  a JSON-lines file that gets every failed sample: traceback, prompt id, row, response
+
+    A reward model's lane is added by `add` before the first sample. `errors` counts the failures so far by
+    "function: status: message". `ready` raises ConfigError for functions that cannot be loaded; `poll` raises
+    RewardError when workers cannot be kept alive.
+    """
+
+    def __init__(self, cfg: RewardConfig, max_response_tokens: int, quarantine: Path | None = None) -> None:
+        self.names = names(cfg.fns)
+        self.errors: Counter[str] = Counter()
+        self._cfg = cfg
+        self._weights = dict(zip(self.names, cfg.weights or [1.0] * len(self.names), strict=True))
+        self._quarantine = quarantine
+        self._samples: dict[int, _Sample] = {}
+        self._done: list[tuple[Any, Result]] = []
+        self._number = 0
+        self._lanes: list[Lane] = []
+        context = {"max_response_tokens": max_response_tokens}
+        try:
+            for together in self._together():
+                pool = Pool(together, cfg.workers, cfg.timeout_seconds, cfg.memory_mib, context)
+                self._lanes.append(pool)
+        except BaseException:
+            self.close()
+            raise
+
+    def _together(self) -> list[list[Fn]]:
+        """The functions by the processes they share."""
+        fns = [
+            Fn(name, spec, dict(self._cfg.args.get(name) or {}))
+            for name, spec in zip(self.names, self._cfg.fns, strict=True)
+            if spec != REWARD_MODEL
+        ]
+        rules = [f for f in fns if _is_rule(f.spec)]
+        return [rules] * bool(rules) + [[f] for f in fns if f not in rules]
+
+    def add(self, lane: Lane) -> None:
+        """One more lane, which `close` ends too."""
+        self._lanes.append(lane)
+
+    @property
+    def pending(self) -> int:
+        """Samples submitted whose result `poll` has not returned."""
+        return len(self._samples) + len(self._done)
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the workers now."""
+        return [pid for lane in self._lanes if isinstance(lane, Pool) for pid in lane.pids]
+
+    def ready(self, deadline_seconds: float) -> None:
+        """Wait until every lane has loaded its functions. ConfigError says why one cannot."""
+        until = time.monotonic() + deadline_seconds
+        for lane in self._lanes:
+            lane.ready(max(0.0, until - time.monotonic()))
+
+    def of_source(self, source: str) -> list[str]:
+        """Which functions score the rows of a source."""
+        sources = self._cfg.sources
+        elsewhere = {name for s, listed in sources.items() for name in listed if s != source}
+        mine = set(sources.get(source, ()))
+        return [n for n in self.names if n in mine or n not in elsewhere]
+
+    def submit(self, key: Hashable, prompt: Prompt, response: Response) -> None:
+        """Queue one sample; `key` comes back with its result."""
+        asked = self.of_source(prompt.source)
+        first = [n for n in asked if n in self._cfg.gate]
+        later = [n for n in asked if n not in first] if first else []
+        self._number += 1
+        self._samples[self._number] = _Sample(key, prompt, response, set(), later)
+        self._ask(self._number, first or asked)
+
+    def poll(self, wait_seconds: float) -> list[tuple[Any, Result]]:
+        """Results as soon as there are any, first finished first; [] after `wait_seconds` or if none is pending."""
+        until = time.monotonic() + wait_seconds
+        while True:
+            for lane in self._lanes:
+                for number, outcomes in lane.poll(0.0):
+                    self._take(number, outcomes)
+            left = until - time.monotonic()
+            if self._done or not self.pending or left <= 0:
+                break
+            self._wait(left)
+        done, self._done = self._done, []
+        return done
+
+    def close(self) -> None:
+        """End every worker and all they started. Samples still pending are dropped."""
+        for lane in self._lanes:
+            lane.close()
+        self._lanes.clear()
+        self._samples.clear()
+
+    def unscorable(self, prompts: Sequence[Prompt], deadline_seconds: float) -> list[tuple[Prompt, str]]:
+        """The prompts whose gold answer a function that scores them cannot read, and why.
+
+        Raises DataError for a source that no function scores, and when the deadline passes.
+        """
+        for source in dict.fromkeys(p.source for p in prompts):
+            if not self.of_source(source):
+                raise DataError(
+                    f"no reward function scores rows of {source}: reward.sources has each for others"
+                )
+        until = time.monotonic() + deadline_seconds
+        readers = {n for n, spec in zip(self.names, self._cfg.fns, strict=True) if spec in GOLD}
+        bad: dict[int, str] = {}
+        for lane in self._lanes:
+            if not isinstance(lane, Pool) or not readers.intersection(lane.names):
+                continue
+            for i, prompt in enumerate(prompts):
+                lane.check_gold(i, prompt)
+            while lane.pending:
+                if time.monotonic() > until:
+                    raise DataError(
+                        f"the gold answers took over {deadline_seconds:g} s (deadline.start_seconds)"
+                    )
+                for i, outcomes in lane.poll(_LOOK_SECONDS):
+                    mine = self.of_source(prompts[i].source)
+                    failed = [f"{n}: {o.message}" for n, o in outcomes.items() if o.status and n in mine]
+                    if failed:
+                        bad[i] = failed[0]
+        return [(prompts[i], bad[i]) for i in sorted(bad)]
+
+    def _ask(self, number: int, asked: Sequence[str]) -> None:
+        sample = self._samples[number]
+        sample.waiting = set(asked)
+        for lane in self._lanes:
+            mine = [n for n in lane.names if n in sample.waiting]
+            if mine:
+                lane.submit(number, sample.prompt, sample.response, mine)
+        if not asked:
+            self._finish(number)
+
+    def _take(self, number: int, outcomes: Mapping[str, Outcome]) -> None:
+        sample = self._samples[number]
+        sample.outcomes |= outcomes
+        sample.waiting -= outcomes.keys()
+        if sample.waiting:
+            return
+        later, sample.later = sample.later, []
+        if later:
+            passed = all(_passes(o) for o in sample.outcomes.values())
+            sample.gated = not passed
+            if passed:
+                self._ask(number, later)
+                return
+        self._finish(number)
+
+    def _finish(self, number: int) -> None:
+        sample = self._samples.pop(number)
+        outcomes = {n: sample.outcomes[n] for n in self.names if n in sample.outcomes}
+        values = {n: o.reward for n, o in outcomes.items() if o.reward is not None}
+        failed = {n: o for n, o in outcomes.items() if o.status}
+        if not values and not failed:
+            failed = {
+                "reward": Outcome(
+                    None, {}, "bad_value", f"no function gave a score to a row of {sample.prompt.source}", "", 0.0
+                )
+            }
+        for name, outcome in failed.items():
+            self._report(sample, name, outcome)
+        reward = None if failed else self._sum(values)
+        result = Result(
+            reward,
+            self._parts(outcomes, sample.gated),
+            {n: o.status for n, o in failed.items()},
+            {n: o.message for n, o in failed.items()},
+            math.fsum(o.seconds for o in outcomes.values()),
+        )
+        self._done.append((sample.key, result))
+
+    def _sum(self, values: Mapping[str, float]) -> float:
+        total = math.fsum(self._weights[n] * v for n, v in values.items())
+        if self._cfg.clip:
+            low, high = self._cfg.clip
+            total = max(low, min(high, total))
+        return total
+
+    def _parts(self, outcomes: Mapping[str, Outcome], gated: bool | None) -> dict[str, float]:
+        parts = {n: o.reward for n, o in outcomes.items() if o.reward is not None}
+        for name, outcome in outcomes.items():
+            for part, value in outcome.parts.items():
+                parts[f"{name}/{part}" if part in parts or part in self.names else part] = value
+        return parts if gated is None else parts | {"gated": float(gated)}
+
+    def _report(self, sample: _Sample, name: str, outcome: Outcome) -> None:
+        self.errors[f"{name}: {outcome.status}: {outcome.message}"] += 1
+        if self._quarantine is None:
+            return
+        line = {
+            "function": name,
+            "status": outcome.status,
+            "message": outcome.message,
+            "traceback": outcome.traceback,
+            "seconds": outcome.seconds,
+            "prompt": sample.prompt.id,
+            "answer": sample.prompt.answer,
+            "row": sample.prompt.row,
+            "response": sample.response.text,
+        }
+        self._quarantine.parent.mkdir(parents=True, exist_ok=True)
+        with self._quarantine.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, default=plain) + "\n")
+
+    def _wait(self, seconds: float) -> None:
+        """Until a lane may have something, or `seconds` are over."""
+        poll, seconds = select.poll(), min(seconds, _LOOK_SECONDS)
+        for lane in self._lanes:
+            if isinstance(lane, Pool):
+                poll.register(lane.fileno(), select.POLLIN)
+            elif lane.pending:
+                seconds = min(seconds, _ASK_SECONDS)
+        poll.poll(seconds * 1000)
+
+
+def _is_rule(spec: str) -> bool:
+    """A built-in plain function; the built-in classes hold connections or run code, and have processes of their own."""
+    return spec in BUILTIN and BUILTIN[spec].rpartition(".")[2][0].islower()
+
+
+def _passes(outcome: Outcome) -> bool:
+    """Whether the gate is open: a function that failed closes it, one that does not apply to the sample opens it."""
+    return not outcome.status and (outcome.reward is None or outcome.reward > 0)

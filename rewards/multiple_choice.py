@@ -1,0 +1,128 @@
+r"""Multiple choice with up to ten choices, A to J (MMLU, arXiv 2009.03300; ARC, 1803.05457; MMLU-Pro, 2406.01574)."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from rewards.format import last_answer
+from rewards.math_text import last_box
+from rlcore.errors import UnparseableGold
+from rlcore.records import Prompt
+
+_LETTERS = "ABCDEFGHIJ"
+_TAIL = 10_000  # characters at the end of a response in which the answer is looked for
+_SAID = re.compile(
+    r"\b(?:answer|choice|option)[\s*]{0,6}(?:is[\s*]{0,6}:?|:)[\s*]{0,6}(?:(?:option|choice)\s)?", re.IGNORECASE
+)
+_WRAPPED = re.compile(r"\\(?:text(?:bf|it|rm)?|math(?:rm|bf))\s*\{([^{}]*)\}")
+_ALONE = re.compile(r"\(?\s?([A-Ja-j])\s?\)?\s?[.:)]?")
+_BRACKETED = re.compile(r"\(([A-Ja-j])\)|([A-J])[).:](?=\s|$)")
+_NAMED = re.compile(r"([A-J])(?=$|[.,;!?\s])")  # a bare letter at the beginning of a sentence
+_ARTICLES = "AI"  # bare letters that begin a sentence as words
+_REASON = re.compile(r"(?:$|[.,;!?]|\s+(?:because|since|as|is)\b)")
+_ANOTHER = re.compile(r"\W{0,4}(?:\s|,|/|\bor\b|\band\b|&|\|){1,8}\(?[A-J]\)?(?=$|[\W_])")
+_BOLD = re.compile(r"\*\*\s?\(?([A-J])\)?[.:)]?\s?\*\*|\(([A-J])\)")
+
+
+def multiple_choice(prompt: Prompt, response: str) -> float:
+    r"""1.0 if the response chooses the gold choice, else 0.0.
+
+    The choice is read from the first of these that there is: the last `\boxed{B}`; the last `<answer>B</answer>`; what
+    follows the last "answer is" or "answer:" (also "option is", "choice:"); the last line, if it is only `B`, `(B)`,
+    `**B**` or `B. text`; the one letter that stands in bold or in brackets in it. There a letter may be followed by
+    its text, or the text may stand alone if the row has the choices. Two choices ("A or B") are none, and an "A" that
+    could be the article is no choice.
+
+    `prompt.answer` is a letter ("B", "(B)", "B. Paris"), the text of a choice, or its index from 0; for the last two
+    the row needs a column `choices`: a list of texts, or the lists `text` and `label` of ARC. Raises UnparseableGold
+    for any other gold answer.
+    """
+    choices = _choices(prompt)
+    gold = _gold(prompt, choices)
+    return float(_chosen(response, choices) == gold)
+
+
+def multiple_choice_gold(prompt: Prompt) -> None:
+    """UnparseableGold if the gold answer is no letter, no choice of the row and no index of one."""
+    _gold(prompt, _choices(prompt))
+
+
+def _choices(prompt: Prompt) -> list[str]:
+    """The texts of the choices, [] if the row has none."""
+    given = prompt.row.get("choices")
+    texts = given.get("text") if isinstance(given, dict) else given
+    if texts is None:
+        return []
+    if not isinstance(texts, list) or not 2 <= len(texts) <= len(_LETTERS):
+        raise UnparseableGold(f"prompt {prompt.id}: column choices is {str(given)[:80]}, not a list of 2 to 10 texts")
+    return [_plain(str(text)) for text in texts]
+
+
+def _gold(prompt: Prompt, choices: list[str]) -> str:
+    answer = prompt.answer.strip()
+    letters = _LETTERS[: len(choices) or len(_LETTERS)]
+    labels = _labels(prompt)
+    if answer in labels and labels.index(answer) < len(letters):
+        return letters[labels.index(answer)]
+    found = _ALONE.fullmatch(answer) or re.match(r"\(?([A-J])[).:]\s", answer)
+    if found and found[1].upper() in letters:
+        return found[1].upper()
+    # A number that the row holds as a number is an index; as text it may be what a choice says.
+    is_index = any(type(value) is int and str(value) == answer for value in prompt.row.values())
+    if choices.count(_plain(answer)) == 1 and not is_index:
+        return letters[choices.index(_plain(answer))]
+    if choices and answer in [str(i) for i in range(len(choices))]:
+        return letters[int(answer)]
+    what = f"one of {len(choices)} choices" if choices else "a letter from A to J, and the row has no column choices"
+    raise UnparseableGold(f"prompt {prompt.id}: the gold answer {answer[:80]!r} is not {what}")
+
+
+def _labels(prompt: Prompt) -> list[Any]:
+    given = prompt.row.get("choices")
+    labels = given.get("label") if isinstance(given, dict) else None
+    return [str(label) for label in labels] if isinstance(labels, list) else []
+
+
+def _chosen(response: str, choices: list[str]) -> str | None:
+    box = last_box(response)
+    if box is not None:
+        return _letter(box, choices)
+    text = response[-_TAIL:]
+    tagged = last_answer(text)
+    if tagged is not None:
+        return _letter(tagged, choices)
+    said = [found.end() for found in _SAID.finditer(text)]
+    if said:
+        return _letter(text[said[-1] :].partition("\n")[0], choices, sentence=True)
+    line = text.rstrip().rpartition("\n")[2]
+    letter = _letter(line, choices)
+    if letter is None:
+        marked = {a or b for a, b in _BOLD.findall(line)}
+        letter = marked.pop() if len(marked) == 1 else None
+    return letter
+
+
+def _letter(text: str, choices: list[str], sentence: bool = False) -> str | None:
+    """The one choice that the beginning of the text names; `sentence`: words may follow the letter."""
+    plain = _WRAPPED.sub(r"\1", text[:400]).replace("**", "").strip(" \t\r\n$*`'\"")
+    letters = _LETTERS[: len(choices) or len(_LETTERS)]
+    said = _plain(re.split(r"[.!?](?=\s|$)", plain)[0] if sentence else plain)
+    if choices.count(said) == 1:
+        return letters[choices.index(said)]
+    alone = _ALONE.fullmatch(plain)
+    found = alone or _BRACKETED.match(plain)
+    if found is None and sentence:
+        found = _NAMED.match(plain)
+        if found and found[1] in _ARTICLES and not _REASON.match(plain, found.end()):
+            return None
+    if found is None or _ANOTHER.match(plain, found.end()):
+        return None
+    if not sentence and re.search(r"\([A-J]\)", plain[found.end() :]):
+        return None
+    letter = (found[1] or found[found.lastindex or 1]).upper()
+    return letter if letter in letters else None
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split()).strip(" .").casefold()

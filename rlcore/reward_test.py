@@ -1,0 +1,101 @@
+"""`rlcore rewards test FUNCTION --data FILE`: what a reward function says of a few rows, before any run.
+
+Of every row it scores the row's own response, where it has one, the gold answer as if a model had said it, and an empty
+response: what is right should score, what is empty should not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from collections.abc import Sequence
+
+from rewards.manager import Result, RewardManager
+from rlcore.compose import compose_rewards
+from rlcore.data import untokenized
+from rlcore.errors import ConfigError, RewardError
+from rlcore.records import Prompt, Response
+from rlcore.sources import load_rows
+
+_START_SECONDS = 120.0
+_SHOWN = 400  # characters of a text
+_EPILOG = """
+FUNCTION is a built-in name, FILE.py:function or a dotted path; several are combined as in a run. key=value sets any key
+of reward.* and data.* as in `rlcore train`: reward.weights=[1,0.2] reward.args.NAME.option=1 data.answer_column=solution
+"""
+
+
+def reward_test(args: Sequence[str]) -> int:
+    """Runs the command. Raises ConfigError, DataError, or RewardError (exit 3) when a call ended without a score."""
+    asked = _arguments(args)
+    cfg = compose_rewards({"reward.fns": asked.functions, "data.train": [asked.data]}, asked.settings)
+    loaded = load_rows(asked.data)
+    column = asked.responses or ("response" if "response" in loaded.rows[0] else None)
+    if column is not None and column not in loaded.rows[0]:
+        raise ConfigError(f"--responses: {asked.data} has no column {column}; there are {', '.join(loaded.rows[0])}")
+    prompts = untokenized(loaded, cfg.data, loaded.name)[: asked.rows]
+    manager = RewardManager(cfg.reward, cfg.rollout.max_response_tokens)
+    try:
+        manager.ready(_START_SECONDS)
+        unread = {p.id: why for p, why in manager.unscorable(prompts, _START_SECONDS)}
+        failed = calls = 0
+        for i, prompt in enumerate(prompts):
+            print(f"\n== {loaded.at(i)}")
+            _show("prompt", prompt.messages[-1]["content"])
+            _show("gold", prompt.answer + (f"   (cannot be read: {unread[prompt.id]})" if prompt.id in unread else ""))
+            for what, text in _responses(prompt, column):
+                result = _score(manager, prompt, text)
+                calls += 1
+                failed += result.reward is None
+                _show_result(what, text, result)
+    finally:
+        manager.close()
+    if failed:
+        common, n = manager.errors.most_common(1)[0]
+        raise RewardError(f"{failed} of {calls} calls ended without a score; commonest, {n} times: {common}")
+    print(f"\n{calls} calls on {len(prompts)} rows, each ended with a score")
+    return 0
+
+
+def _arguments(args: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="rlcore rewards", description=__doc__, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("test", choices=["test"])
+    parser.add_argument("functions", nargs="+", metavar="FUNCTION|key=value")
+    parser.add_argument("--data", required=True, help="as data.train: a .jsonl, .parquet or .csv file, hub name, ...")
+    parser.add_argument("--rows", type=int, default=3, help="how many rows, from the first on (default 3)")
+    parser.add_argument("--responses", metavar="COLUMN", help="column with responses (default: response, if there)")
+    found = parser.parse_args(list(args))
+    if found.rows < 1:
+        raise ConfigError(f"--rows is {found.rows}; it must be at least 1")
+    found.settings = [f for f in found.functions if "=" in f]
+    found.functions = [f for f in found.functions if "=" not in f]
+    return found
+
+
+def _responses(prompt: Prompt, column: str | None) -> list[tuple[str, str]]:
+    own = [(f"column {column}", str(prompt.row.get(column) or ""))] if column is not None else []
+    return [*own, ("the gold answer", prompt.answer), ("nothing", "")]
+
+
+def _score(manager: RewardManager, prompt: Prompt, text: str) -> Result:
+    manager.submit(0, prompt, Response(text))
+    while True:
+        for _, result in manager.poll(1.0):
+            return result
+
+
+def _show(what: str, text: str) -> None:
+    short = text if len(text) <= _SHOWN else f"{text[:_SHOWN]} ... ({len(text)} characters)"
+    print(textwrap.indent(short or "(empty)", " " * 12).replace(" " * 12, f"{what:>10}: ", 1))
+
+
+def _show_result(what: str, text: str, result: Result) -> None:
+    print(f"  -- response: {what}")
+    _show("response", text)
+    reward = "none" if result.reward is None else f"{result.reward:g}"
+    parts = ", ".join(f"{name} {value:g}" for name, value in result.parts.items())
+    print(f"    reward: {reward}   parts: {parts or 'none'}   time: {1000 * result.seconds:.1f} ms")
+    for name, status in result.status.items():
+        print(f"    status: {name} {status}: {result.why[name]}")

@@ -1,0 +1,85 @@
+"""`rlcore rewards test`: the first thing a user runs; what it prints, and how it ends."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rlcore.errors import ConfigError, DataError, RewardError
+from rlcore.reward_test import reward_test
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> str:
+    rows = [
+        {"question": "3 + 4?", "answer": "#### 7", "response": "It is 8.", "wrong": "#### 9"},
+        {"question": "2 + 2?", "answer": "#### 4", "response": "It is 4.", "wrong": "#### 5"},
+        {"question": "1 + 1?", "answer": "many", "response": "It is 2.", "wrong": ""},
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_it_shows_prompt_response_gold_parts_and_time_of_every_call(data: str, capsys: pytest.CaptureFixture) -> None:
+    assert reward_test(["test", "gsm8k", "--data", data, "--rows", "2"]) == 0
+    out = capsys.readouterr().out
+    assert f"== {data}, line 2" in out and "prompt: 3 + 4?" in out and "gold: #### 7" in out
+    assert "-- response: column response" in out and "response: It is 8." in out
+    assert out.count("reward: 0   parts: gsm8k 0   time: ") == 3 and out.count("reward: 1   parts: gsm8k 1") == 3
+    assert "6 calls on 2 rows, each ended with a score" in out
+
+
+def test_a_gold_answer_that_cannot_be_read_is_said(data: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(RewardError, match=r"3 of 9 calls ended without a score; .*gsm8k: unparseable_gold"):
+        reward_test(["test", "gsm8k", "--data", data])
+    out = capsys.readouterr().out
+    assert "gold: many   (cannot be read: gsm8k: " in out and "status: gsm8k unparseable_gold: " in out
+
+
+def test_a_users_function_with_options_and_another_built_in(
+    data: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "mine.py").write_text(
+        "def brief(prompt, response, *, most=100):\n"
+        "    return {'score': float(len(response) <= most), 'length': len(response)}\n"
+    )
+    fn = f"{tmp_path}/mine.py:brief"
+    settings = ["reward.args.brief.most=4", "reward.weights=[1,0.5]"]
+    assert reward_test(["test", "gsm8k", fn, *settings, "--data", data, "--rows", "1", "--responses", "wrong"]) == 0
+    out = capsys.readouterr().out
+    assert "reward: 0   parts: gsm8k 0, brief 0, length 6" in out
+    assert "reward: 0.5   parts: gsm8k 0, brief 1, length 0" in out
+
+
+def test_a_function_that_fails_ends_with_its_error_and_its_line(
+    data: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "mine.py").write_text("def bad(prompt, response):\n    return [1.0]\n")
+    with pytest.raises(RewardError, match=r"3 of 3 calls .* 3 times: bad: bad_value: bad returned list \[1\.0\]"):
+        reward_test(["test", f"{tmp_path}/mine.py:bad", "--data", data, "--rows", "1"])
+    assert "status: bad bad_value" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        (["gsm8kk"], ConfigError, "no built-in 'gsm8kk'; did you mean gsm8k"),
+        (["gsm8k", "reward.args.gsm8k.x=1"], ConfigError, "reward.args.gsm8k.x: gsm8k has no such option"),
+        (["gsm8k", "steps=3"], ConfigError, r"only keys of reward.\* and data.\* count here"),
+        (["gsm8k", "reward.wieghts=[1]"], ConfigError, "did you mean reward.weights"),
+        (["gsm8k", "--rows", "0"], ConfigError, "--rows is 0"),
+        (["gsm8k", "--responses", "gone"], ConfigError, "--responses: .* has no column gone"),
+        (["gsm8k", "data.answer_column=anwser"], DataError, "did you mean answer"),
+    ],
+)
+def test_what_is_wrong_is_named(data: str, arguments: list[str], error: type, words: str) -> None:
+    with pytest.raises(error, match=words):
+        reward_test(["test", "--data", data, *arguments])
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises((ConfigError, DataError), match=r"gone\.jsonl"):
+        reward_test(["test", "gsm8k", "--data", str(tmp_path / "gone.jsonl")])

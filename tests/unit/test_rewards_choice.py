@@ -1,0 +1,187 @@
+"""Exact match and multiple choice: golden verdicts, and gold answers that cannot be read."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from rewards.exact import exact_match, exact_match_gold
+from rewards.multiple_choice import multiple_choice, multiple_choice_gold
+from rlcore.errors import UnparseableGold
+from rlcore.records import Prompt
+
+
+def prompt(answer: str, row: dict[str, object] | None = None) -> Prompt:
+    return Prompt(id="test:0", tokens=[1], answer=answer, row=row or {})
+
+
+@pytest.mark.parametrize(
+    ("response", "options", "verdict"),
+    [
+        ("Paris", {}, 1),
+        (" paris\n", {}, 1),
+        ("New  York", {}, 0),
+        ("It is Paris", {}, 0),
+        ("It is <answer> Paris </answer>.", {}, 1),
+        ("<answer>London</answer> <answer>Paris</answer>", {}, 1),
+        ("<answer>Paris</answer> <answer>London</answer>", {}, 0),
+        ("Paris", {"case_sensitive": True}, 1),
+        ("paris", {"case_sensitive": True}, 0),
+        ("I think\nParis\n", {}, 0),
+        ("I think\nParis\n", {"last_line": True}, 1),
+        ("Paris\nor not", {"last_line": True}, 0),
+        ("", {}, 0),
+    ],
+)
+def test_exact_match(response: str, options: dict[str, bool], verdict: int) -> None:
+    assert exact_match(prompt("Paris"), response, **options) == verdict
+
+
+def test_exact_match_of_characters_written_in_two_ways() -> None:
+    assert exact_match(prompt("caf\u00e9"), "cafe\u0301") == 1.0
+    assert exact_match(prompt("New York"), "new\n  york") == 1.0
+
+
+CITIES = ["Lyon", "Paris", "Nice", "Brest"]
+CITIES_ROW: dict[str, object] = {"choices": CITIES}
+B = [
+    r"\boxed{B}",
+    r"\boxed{\text{(B)}}",
+    r"\boxed{A} no \boxed{b}",
+    r"\boxed{B. Paris}",
+    r"\boxed{Paris}",
+    "<answer>B</answer>",
+    "<answer> (b) </answer>",
+    "<answer>Paris</answer> but A is near",
+    "The answer is (B).",
+    "The answer is B",
+    "The answer is **B**, as everyone knows",
+    "the correct answer is: B",
+    "the correct answer is option B.",
+    "The answer is B because A and C are wrong",
+    "The answer is Paris.",
+    "The answer is A. Wait, the answer is B.",
+    "**Answer: B**",
+    "Answer: B) Paris",
+    "I think\nB",
+    "I think\n**B**",
+    "I think\n(B).",
+    "I think\nB. Paris",
+    "I think it is (B).",
+    "So it is **B**",
+]
+NOT_B = [
+    "",
+    r"\boxed{A}",
+    r"\boxed{A, B}",
+    r"\boxed{B, A}",
+    r"\boxed{B/C}",
+    r"\boxed{B or C}",
+    r"\boxed{not B}",
+    r"\boxed{B} \boxed{C}",
+    "<answer>A B C D</answer>",
+    "<answer>B D</answer>",
+    "<answer>B</answer><answer>C</answer>",
+    "The answer is A or B",
+    "The answer is B or A",
+    "The answer is (B) and (C)",
+    "Answer: B, C",
+    "Answer: BC",
+    "The answer is not B",
+    "The answer is B. No, the answer is C.",
+    "(A) is wrong, (B) is right",
+    "It's B",
+    "B is what I thought first\nbut no",
+    "BBBB",
+]
+A = ["The answer is A.", "The answer is A because of it", r"\boxed{A}", "A", "a)", "A.", "The answer is a", "(A)"]
+NOT_A = ["The answer is A city in France", "The answer is a city", "A city in France", "\\boxed{A city}", "a b"]
+
+
+@pytest.mark.parametrize(
+    ("gold", "response", "verdict"),
+    [
+        *[("B", r, 1) for r in B],
+        *[("B", r, 0) for r in NOT_B],
+        *[("A", r, 1) for r in A],
+        *[("A", r, 0) for r in NOT_A],
+    ],
+)
+def test_multiple_choice(gold: str, response: str, verdict: int) -> None:
+    assert multiple_choice(prompt(gold, CITIES_ROW), response) == verdict
+
+
+@pytest.mark.parametrize(
+    ("gold", "row", "letter"),
+    [
+        ("B", {}, "B"),
+        ("b", {}, "B"),
+        ("(B)", {}, "B"),
+        ("B.", {}, "B"),
+        ("B. Paris", {}, "B"),
+        ("J", {}, "J"),
+        ("Paris", {"choices": CITIES}, "B"),
+        ("paris.", {"choices": CITIES}, "B"),
+        ("1", {"choices": CITIES, "answer": 1}, "B"),
+        ("1", {"choices": CITIES}, "B"),
+        ("1", {"choices": ["1", "2", "3"]}, "A"),  # text: what a choice says
+        ("1", {"choices": ["1", "2", "3"], "answer": 1}, "B"),  # a number: an index
+        ("3", {"choices": {"text": CITIES, "label": ["1", "2", "3", "4"]}}, "C"),  # ARC
+        ("C", {"choices": {"text": CITIES, "label": ["A", "B", "C", "D"]}}, "C"),
+        ("E", {"choices": CITIES}, None),
+        ("4", {"choices": CITIES}, None),
+        ("Rome", {"choices": CITIES}, None),
+        ("A", {"choices": "Paris, London"}, None),
+        ("A", {"choices": CITIES * 3}, None),
+    ],
+)
+def test_gold_answers_of_multiple_choice(gold: str, row: dict[str, object], letter: str | None) -> None:
+    if letter is None:
+        with pytest.raises(UnparseableGold, match="test:0"):
+            multiple_choice(prompt(gold, row), r"\boxed{A}")
+        return
+    for other in "ABCJ":
+        assert multiple_choice(prompt(gold, row), f"\\boxed{{{other}}}") == (other == letter)
+
+
+def test_a_letter_beyond_the_choices_is_none() -> None:
+    assert multiple_choice(prompt("D", CITIES_ROW), r"\boxed{D}") == 1.0
+    assert multiple_choice(prompt("A", CITIES_ROW), r"\boxed{E}") == 0.0
+
+
+def test_text_rules_do_not_load_sympy() -> None:
+    code = (
+        "import sys, rewards.exact, rewards.multiple_choice;"
+        "heavy = {'torch', 'sympy', 'numpy'} & set(sys.modules); assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("check", "gold", "says"),
+    [
+        (exact_match_gold, " \n", "empty"),
+        (multiple_choice_gold, "", "not a letter"),
+        (multiple_choice_gold, "K", "not a letter"),
+        (multiple_choice_gold, "Paris", "no column choices"),
+        (multiple_choice_gold, "3", "no column choices"),
+    ],
+)
+def test_gold_answers_that_cannot_be_read(check: Callable[[Prompt], None], gold: str, says: str) -> None:
+    with pytest.raises(UnparseableGold, match=f"prompt test:0: .*{says}"):
+        check(prompt(gold))
+
+
+@pytest.mark.parametrize("rule", [exact_match, multiple_choice])
+def test_a_rule_says_the_same_of_its_gold_answer_as_the_check(rule: Callable[[Prompt, str], float]) -> None:
+    with pytest.raises(UnparseableGold):
+        rule(prompt(""), "")
+
+
+def test_gold_answers_that_can_be_read() -> None:
+    exact_match_gold(prompt("x"))
+    multiple_choice_gold(prompt("B"))
+    multiple_choice_gold(prompt("Paris", CITIES_ROW))

@@ -1,0 +1,224 @@
+"""The mathematical rules: golden verdicts, the same in every thread, and gold answers that cannot be read."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+import sympy
+from sympy.core.sympify import SympifyError
+
+from rewards import GOLD, math_equal
+from rewards.boxed_math import boxed_math, boxed_math_gold, boxed_math_strict, math
+from rewards.gsm8k import gsm8k, gsm8k_gold
+from rewards.pool import Pool
+from rewards.shapes import Fn
+from rlcore.errors import ConfigError, UnparseableGold
+from rlcore.records import Prompt, Response
+from tests.unit.math_verdicts import VERDICTS
+from tests.unit.pools import collect
+
+
+def prompt(answer: str) -> Prompt:
+    return Prompt(id="test:0", tokens=[1], answer=answer)
+
+
+@pytest.mark.parametrize(("gold", "answer", "verdict"), VERDICTS)
+def test_boxed_math(gold: str, answer: str, verdict: int) -> None:
+    assert boxed_math(prompt(gold), f"First \\boxed{{998}}, no: \\boxed{{{answer}}}.").reward == verdict
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "{}",  # DeepMath (arXiv 2504.11456)
+        "${}$",
+        "We add up. Hence the answer is $\\boxed{{{}}}$.",  # MATH: a worked solution
+        "48/2 = <<48/2=24>>24 clips.\n#### {}",  # GSM8K
+    ],
+)
+def test_gold_answers_of_each_data_set(form: str) -> None:
+    for gold, answer, verdict in [
+        ("72", "72", 1),
+        ("72", "24", 0),
+        ("1,234", "1234", 1),
+        ("-7", "-7", 1),
+        (r"\dfrac{1}{2}", "0.5", 1),
+        (r"\infty", r"\infty", 1),
+        ("Yes", "yes", 1),
+        ("(1, 2)", "(2, 1)", 0),
+    ]:
+        assert boxed_math(prompt(form.format(gold)), f"\\boxed{{{answer}}}").reward == verdict, (gold, answer)
+
+
+@pytest.mark.parametrize(
+    ("gold", "response", "verdict"),
+    [
+        # The last box, right or wrong.
+        ("4", r"\boxed{4} so the answer is 5", 1),
+        ("5", r"\boxed{4} so the answer is 5", 0),
+        # Tags.
+        ("5", "<answer>5</answer>", 1),
+        ("5", "<answer> $5$ </answer> or 6", 1),
+        ("5", "<answer>x = 5</answer>", 1),
+        ("1/2", r"<answer>\frac{1}{2}</answer>", 1),
+        ("2", r"<answer>\frac{1}{2}</answer>", 0),
+        ("5", "<answer>4</answer> the answer is 5", 0),
+        # "answer is".
+        ("72", "The answer is 72.", 1),
+        ("72", "The answer is $72$.", 1),
+        ("72", "The answer is: **72**", 1),
+        ("72", "**Answer:** 72 clips", 1),
+        ("72", "The answer is 36 + 36 = 72.", 1),
+        ("72", "The answer is $36 + 36 = 72$", 1),
+        ("72", "The answer is 71. I checked it 72 times", 0),
+        ("5", "the answer is 4. Wait, the answer is 5.", 1),
+        ("4", "the answer is 4. Wait, the answer is 5.", 0),
+        ("12", "The answer is 12 cm because x = 4.", 1),
+        ("12", "The answer is 12, because 4", 1),
+        ("1.5", "The answer is 1.5.", 1),
+        ("10", r"The answer is \$10.", 1),
+        ("10", "The answer is $10.", 1),
+        ("10", "The answer is $10 per day, or $70 a week", 0),
+        ("3/4", r"the answer is \frac{3}{4}", 1),
+        ("east", "the answer is east.", 1),
+        (r"\text{Evelyn}", "Answer: Evelyn", 1),
+        # The last line's "=".
+        ("72", "So 48+24 = 72.", 1),
+        ("3", "x = 3", 1),
+        ("7", "x = 3\nso 7", 1),
+        ("72", "36 + 36 = 72 as I said", 1),
+        # The last mathematics.
+        ("x+1", "Thus $y = x+1$.", 1),
+        ("1/2", r"Thus $x = \frac{1}{2}$", 1),
+        (r"\pi", r"the area is \(\pi\)", 1),
+        (r"2\pi", r"the area is \[2\pi\]", 1),
+        ("5", "so $x$ is 5.", 1),
+        # The last number.
+        ("72", "so it is 72", 1),
+        ("1234", "It costs $5 and $1,234 in all", 1),
+        ("50%", "that is 50%", 1),
+        ("0.5", "that is 50%", 1),
+        ("-7", "so it is -7", 1),
+        ("7", "so it is 9-7", 1),
+        ("3/4", r"so we get \frac{3}{4}.", 1),
+        ("4", r"so we get \frac{3}{4}.", 0),
+        ("3/4", "It is 3/4 of it", 1),
+        ("5", r"\boxed{5", 1),
+        ("5", "none", 0),
+        ("5", "", 0),
+        ("5", "5" + " and so on" * 2000, 0),
+    ],
+)
+def test_math(gold: str, response: str, verdict: int) -> None:
+    assert math(prompt(gold), response) == (verdict, {"boxed": float("\\boxed{4}" in response)})
+
+
+def test_boxed_math_strict_wants_the_box_at_the_end() -> None:
+    late = "a" * 1000 + r" \boxed{5}."
+    assert boxed_math_strict(prompt("5"), late).reward == 1.0
+    assert boxed_math_strict(prompt("5"), late + "a" * 290).reward == 1.0
+    assert boxed_math_strict(prompt("5"), late + "a" * 291).reward == 0.0  # the backslash is the 301st from the end
+    assert boxed_math_strict(prompt("5"), late + "a" * 291, last_characters=301).reward == 1.0
+    assert boxed_math_strict(prompt("5"), late + r" no, \boxed{6}").reward == 0.0
+    assert boxed_math_strict(prompt("5"), "the answer is 5") == (0.0, {"boxed": 0.0})
+    with pytest.raises(ConfigError, match=r"reward.args.boxed_math_strict.last_characters: 0"):
+        boxed_math_strict(prompt("5"), late, last_characters=0)
+
+
+@pytest.mark.parametrize(
+    ("check", "gold", "says"),
+    [
+        (boxed_math_gold, "", "empty"),
+        (boxed_math_gold, r"so \boxed{}", "empty"),
+        (boxed_math_gold, "work ####  ", "empty"),
+        (boxed_math_gold, "1" * 401, "over 400 characters"),
+        (boxed_math_gold, "9^{9^{9^9}}", "too big"),
+        (boxed_math_gold, "(" * 20 + "1" + ")" * 20, "nested too deep"),
+        (boxed_math_gold, r"\frac{5055}{2^{15}", "neither mathematics"),
+        (boxed_math_gold, r"f(x) = ax \text{ for all } x \equiv 1 \pmod 3", "neither mathematics"),
+        (boxed_math_gold, "It can be shown that no such number exists, " * 4, "neither mathematics"),
+        (gsm8k_gold, "", "no number"),
+        (gsm8k_gold, "4 + 4 is\n#### unknown", "no number"),
+    ],
+)
+def test_gold_answers_that_cannot_be_read(check: Callable[[Prompt], None], gold: str, says: str) -> None:
+    with pytest.raises(UnparseableGold, match=f"prompt test:0: .*{says}"):
+        check(prompt(gold))
+
+
+@pytest.mark.parametrize("rule", [boxed_math, math, boxed_math_strict, gsm8k])
+def test_a_rule_says_the_same_of_its_gold_answer_as_the_check(rule: Callable[[Prompt, str], object]) -> None:
+    with pytest.raises(UnparseableGold):
+        rule(prompt(""), "no box, no number")
+
+
+@pytest.mark.parametrize("gold", [gold for gold, answer, verdict in VERDICTS])
+def test_gold_answers_that_can_be_read(gold: str) -> None:
+    boxed_math_gold(prompt(gold))
+
+
+def test_gold_answers_of_gsm8k_that_can_be_read() -> None:
+    gsm8k_gold(prompt("so\n#### 1,234"))
+
+
+# Verdicts that come from math-verify, not from a comparison of text or fractions.
+_HARD = [row for row in VERDICTS if "sqrt" in row[0] or "pmatrix" in row[0] or row[0].startswith(("x", "(x"))]
+
+
+def verdicts() -> list[float]:
+    return [boxed_math(prompt(gold), f"\\boxed{{{answer}}}").reward for gold, answer, _ in _HARD]
+
+
+def test_the_same_verdict_in_any_thread() -> None:
+    """math-verify's own timeouts are alarm signals: it fails off the main thread, and a right answer is scored 0."""
+    want = [float(verdict) for _, _, verdict in _HARD]
+    assert verdicts() == want and 0.0 in want and 1.0 in want
+    math_equal._parse.cache_clear()
+    found: list[list[float]] = []
+    threads = [threading.Thread(target=lambda: found.append(verdicts())) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [want] * 3
+
+
+def test_the_same_verdict_in_a_worker() -> None:
+    pool = Pool([Fn("boxed_math", "boxed_math")], workers=1, timeout_seconds=60.0, memory_mib=4096)
+    try:
+        pool.ready(120)
+        for i, (gold, answer, _) in enumerate(_HARD):
+            pool.submit(i, prompt(gold), Response(f"\\boxed{{{answer}}}"))
+        results = collect(pool)
+    finally:
+        pool.close()
+    assert [results[i]["boxed_math"].reward for i in range(len(_HARD))] == [float(v) for _, _, v in _HARD]
+
+
+def test_strings_are_refused_in_the_thread_that_reads_an_answer_only() -> None:
+    elsewhere: list[object] = []
+    with math_equal._numbers_only():
+        thread = threading.Thread(target=lambda: elsewhere.append(sympy.sympify("1 + 2")))
+        thread.start()
+        thread.join()
+        with pytest.raises(SympifyError):
+            sympy.sympify("1 + 2")
+        assert sympy.sympify("12") == 12
+    assert elsewhere == [3]
+    assert sympy.sympify("1 + 2") == 3
+
+
+def test_memory_that_runs_out_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(*args: object, **kwargs: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(math_equal.math_verify, "verify", exhausted)
+    with pytest.raises(MemoryError):
+        boxed_math(prompt("x^2 - 1"), r"\boxed{(x-1)(x+1)}")
+
+
+def test_rules_with_a_gold_answer_have_a_check() -> None:
+    rules = {"gsm8k", "gsm8k_strict", "boxed_math", "boxed_math_strict", "math", "exact_match", "multiple_choice"}
+    assert rules <= set(GOLD)
