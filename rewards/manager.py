@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from rewards import BUILTIN, GOLD, REWARD_MODEL, names
-from rewards.pool import Pool
 from rewards.outcomes import Outcome
+from rewards.pool import Pool
 from rewards.process import plain
 from rewards.shapes import Fn
 from rlcore.config import RewardConfig
@@ -183,9 +183,7 @@ class RewardManager:
         """
         for source in dict.fromkeys(p.source for p in prompts):
             if not self.of_source(source):
-                raise DataError(
-                    f"no reward function scores rows of {source}: reward.sources has each for others"
-                )
+                raise DataError(f"no reward function scores rows of {source}: reward.sources has each for others")
         until = time.monotonic() + deadline_seconds
         readers = {n for n, spec in zip(self.names, self._cfg.fns, strict=True) if spec in GOLD}
         bad: dict[int, str] = {}
@@ -196,9 +194,7 @@ class RewardManager:
                 lane.check_gold(i, prompt)
             while lane.pending:
                 if time.monotonic() > until:
-                    raise DataError(
-                        f"the gold answers took over {deadline_seconds:g} s (deadline.start_seconds)"
-                    )
+                    raise DataError(f"the gold answers took over {deadline_seconds:g} s (deadline.start_seconds)")
                 for i, outcomes in lane.poll(_LOOK_SECONDS):
                     mine = self.of_source(prompts[i].source)
                     failed = [f"{n}: {o.message}" for n, o in outcomes.items() if o.status and n in mine]

@@ -5,14 +5,16 @@ plain-expression reader evaluates text as Python, and so does sympy wherever it 
 does for every number: only the LaTeX reader is used, and while it works sympy, in this thread, reads numbers and
 refuses every other string.
 
-The verdict is the same in any thread. math-verify's timeouts are alarm signals, which only the main thread gets; in
-another thread there is none, and whoever started it must be able to end it (the reward pool kills the process).
+The verdict is the same in any thread and on a busy machine. math-verify's own timeouts are off: they count the time on
+the wall, by alarm signals that only the main thread gets. Ours counts processor time; other threads have none, and
+whoever started them must be able to end them (the reward pool kills the process).
 """
 
 from __future__ import annotations
 
 import logging
 import re
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +26,6 @@ import math_verify
 import sympy
 import sympy.physics.units  # reads strings of its own while it is imported
 from latex2sympy2_extended.latex2sympy2 import NormalizationConfig
-from math_verify.errors import TimeoutException
 from sympy.core import random as sympy_random
 from sympy.core.sympify import SympifyError
 from sympy.parsing import sympy_parser
@@ -41,7 +42,7 @@ from rewards.math_text import (
 )
 from rlcore.errors import UnparseableGold
 
-_READ_SECONDS = 5  # math-verify's own timeout, an integer: it is an alarm signal
+_CPU_SECONDS = 5.0  # for one answer
 _LATEX = [
     math_verify.LatexExtractionConfig(
         boxed_match_priority=-1,
@@ -66,7 +67,7 @@ _EQUALS = re.compile(r"(?<![\\<>!:])=")
 def readable(gold: str) -> str:
     """The gold answer, cleaned. UnparseableGold if it is empty, too long, too big, or neither mathematics nor words.
 
-    Raises TimeoutError when math-verify takes longer than 5 seconds to read it.
+    Raises TimeoutError when reading it takes over 5 seconds of processor time.
     """
     text = clean(gold)
     if not text:
@@ -78,10 +79,8 @@ def readable(gold: str) -> str:
         raise UnparseableGold(f"the gold answer {gold[:80]!r} is nested too deep or too big to be worked out")
     if words(text) and len(text) <= _WORDS_OF_A_GOLD:
         return text
-    try:
+    with _limited(gold):
         parsed = [] if is_prose(text) else _parse(value)
-    except TimeoutException as e:  # says nothing of the gold answer: the machine may be busy
-        raise TimeoutError(f"math-verify took over {_READ_SECONDS} s to read the gold answer {gold[:80]!r}") from e
     if not parsed or isinstance(parsed[0], str):
         raise UnparseableGold(f"the gold answer {gold[:80]!r} is neither mathematics that math-verify reads nor words")
     return text
@@ -90,7 +89,7 @@ def readable(gold: str) -> str:
 def equal(gold: str, answer: str) -> bool:
     """Whether the cleaned `answer` equals a gold answer that readable() returned. A unit must agree if both have one.
 
-    Raises TimeoutError when math-verify takes longer than 5 seconds (on the main thread; elsewhere nobody watches it).
+    Raises TimeoutError when that takes over 5 seconds of processor time (on the main thread; elsewhere nobody watches).
     """
     if not answer:
         return False
@@ -115,13 +114,10 @@ def _same(gold: str, answer: str) -> bool:
     p, q = rational(gold), rational(answer)
     if p is not None and q is not None and (p == q or ("." in gold) == ("." in answer)):
         return p == q
-    with _one_at_a_time:
+    with _one_at_a_time, _limited(answer):
         sympy_random.seed(0)  # sympy tests equality at random points: the same verdict from every worker
-        try:
-            a, b = _parse(gold), _parse(answer)
-            return not _plainly_differ(a, b) and not _contradicts_itself(answer) and _verify(a, b)
-        except TimeoutException as e:
-            raise TimeoutError(f"math-verify took over {_READ_SECONDS} s for {answer[:80]!r}") from e
+        a, b = _parse(gold), _parse(answer)
+        return not _plainly_differ(a, b) and not _contradicts_itself(answer) and _verify(a, b)
 
 
 def _plainly_differ(gold: list[Any], answer: list[Any]) -> bool:
@@ -173,7 +169,7 @@ def _parse(text: str) -> list[Any]:
         return []
     try:
         with _numbers_only():
-            return math_verify.parse(f"${text}$", _LATEX, parsing_timeout=_seconds(), raise_on_error=True)
+            return math_verify.parse(f"${text}$", _LATEX, parsing_timeout=0, raise_on_error=True)
     except MemoryError:
         raise
     except Exception:  # no mathematics
@@ -184,7 +180,7 @@ def _verify(gold: list[Any], answer: list[Any]) -> bool:
     try:
         with _numbers_only():
             return math_verify.verify(
-                gold, answer, allow_set_relation_comp=True, timeout_seconds=_seconds(), raise_on_error=True
+                gold, answer, allow_set_relation_comp=True, timeout_seconds=0, raise_on_error=True
             )
     except MemoryError:
         raise
@@ -192,9 +188,28 @@ def _verify(gold: list[Any], answer: list[Any]) -> bool:
         return False
 
 
-def _seconds() -> int:
-    """0, no timeout, where there are no alarm signals. (math-verify takes None too, but says it takes integers.)"""
-    return _READ_SECONDS if threading.current_thread() is threading.main_thread() else 0
+class _Overrun(BaseException):
+    """No Exception: sympy and math-verify catch those."""
+
+
+@contextmanager
+def _limited(text: str) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise _Overrun
+
+    before = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, _CPU_SECONDS)
+    try:
+        yield
+    except _Overrun:
+        raise TimeoutError(f"math-verify took over {_CPU_SECONDS:g} s for {text[:80]!r}") from None
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 @contextmanager

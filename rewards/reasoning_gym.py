@@ -47,7 +47,7 @@ def reasoning_gym_gold(prompt: Prompt) -> None:
 def _entry(prompt: Prompt) -> gym.Entry:
     try:
         return gym.entry(prompt.row)
-    except (KeyError, TypeError, ValueError) as e:
+    except (KeyError, TypeError, ValueError, RecursionError) as e:
         raise UnparseableGold(
             f"prompt {prompt.id}: not a row of a reasoning_gym: source (columns question, task and entry): "
             f"{type(e).__name__}: {e}"

@@ -25,8 +25,8 @@ _WORDS_AND_DIGITS = r" ?[A-Za-z]+ ?|[0-9]|[.,?=] ?|#### |[^A-Za-z0-9]"
 _WORDS_TAGS_AND_NUMBERS = r" ?[A-Za-z]+ ?|</?[a-z]+>|[0-9]+|[.,?=] ?|[^A-Za-z0-9]"
 # Here a name and its role are one token, "Owen is a knave" or "Owen knave, ": a case of three people is three tokens.
 _PEOPLE_AND_ROLES = (
-    r", says [A-Z][a-z]+\. ?|[A-Z][a-z]+ is(?: not)? a kn(?:ight|ave)|[A-Z][a-z]+ kn(?:ight|ave)[,:] |"
-    r"[A-Z][a-z]+(?: says )?|</?[a-z]+>|\n?\(\d\) |[^A-Z<\n(,]+(?:, |\n)?|.|\n"
+    r"[A-Z][a-z]+ is(?: not)? a kn(?:ight|ave)|[A-Z][a-z]+ kn(?:ight|ave)[,:] |[A-Z][a-z]+(?: says )?|</?[a-z]+>|"
+    r"\n?\(\d\) | \([a-z]+\)|,?[^A-Z<\n(,]+\n?|.|\n"
 )
 _CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] }}"

@@ -61,7 +61,7 @@ def knights_knaves(
     """Who is a knight and who is a knave, told by one statement of each: "Owen is a knave or Mia is a knight".
 
     `people` is a number from 2 to 8 or a range of them, all as likely: "2-5". `wording` published asks as the published
-    puzzles do; short is one line, of eight names: "Owen is a knave, says Zoey. ...".
+    puzzles do; short is one line, of eight names: "Zoey says Owen is a knave. ...".
     Columns: question, names (list of str), solution (list of bool, True: knight), people (int), answer ("(1) Zoey is a
     knight\\n(2) ..."), response. A share `worked` of the responses tries one case after the other in <think>, up to
     2^people of them; the others answer at once. All are right.
@@ -177,12 +177,15 @@ def _claim(statement: Statement, names: list[str]) -> str:
         return f"{names[parts[0]]} is a {kind}"
     if kind == "not":
         return f"{names[parts[0][1]]} is not a {parts[0][0]}"
-    left, right = (_claim(p, names) for p in parts)
+    return _join(kind, *(_claim(p, names) for p in parts))
+
+
+def _join(kind: str, left: str, right: str) -> str:
     return f"if {left} then {right}" if kind == "if" else f"{left}{_JOINED[kind]}{right}"
 
 
 def _short(names: list[str], claims: list[str]) -> str:
-    return " ".join(f"{claim}, says {name}." for name, claim in zip(names, claims, strict=True))
+    return " ".join(f"{name} says {claim}." for name, claim in zip(names, claims, strict=True))
 
 
 def _published(rng: random.Random, names: list[str], claims: list[str]) -> str:
@@ -196,8 +199,8 @@ def _published(rng: random.Random, names: list[str], claims: list[str]) -> str:
 
 
 def _worked(statements: list[Statement], names: list[str]) -> str:
-    """Case after case until one fits: what each says, with true or false for who is what, until it does not suit who
-    says it."""
+    """Case after case until one fits: what each says, its parts called true or false, until it does not suit who says
+    it."""
     cases, knights = _all_cases(len(names))
     truths = [holds(s, knights) for s in statements]
     lines = []
@@ -205,19 +208,17 @@ def _worked(statements: list[Statement], names: list[str]) -> str:
         assumed = ", ".join(f"{name} {_role(knight)}" for name, knight in zip(names, case, strict=True))
         wrong = [p for p, knight in enumerate(case) if (truths[p] >> i & 1) != knight]
         told = range(wrong[0] + 1 if wrong else len(names))
-        checks = ", ".join(f"{names[p]} says {_valued(statements[p], case)}" for p in told)
-        lines.append(f"{assumed}: {checks}, {'no' if wrong else 'yes'}.")
+        checks = ", ".join(f"{names[p]} says {_valued(statements[p], names, i)}" for p in told)
+        lines.append(f"{assumed}: {checks}, so {'no' if wrong else 'yes'}.")
         if not wrong:
             break
     return "\n".join(lines)
 
 
-def _valued(statement: Statement, case: Solution) -> str:
-    """ "Owen is a knave or Mia is a knight" as "true or false"."""
+def _valued(statement: Statement, names: list[str], case: int) -> str:
+    """ "Owen is a knave (true) or Mia is a knight (false)", in the case of that number."""
     kind, *parts = statement
-    if kind in ("knight", "knave"):
-        return "true" if case[parts[0]] == (kind == "knight") else "false"
-    values = [_valued(p, case) for p in parts]
-    if kind == "not":
-        return f"not {values[0]}"
-    return f"if {values[0]} then {values[1]}" if kind == "if" else _JOINED[kind].join(values)
+    if kind in _JOINED or kind == "if":
+        return _join(kind, *(_valued(p, names, case) for p in parts))
+    true = holds(statement, _all_cases(len(names))[1]) >> case & 1
+    return f"{_claim(statement, names)} ({'true' if true else 'false'})"

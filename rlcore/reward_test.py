@@ -21,7 +21,7 @@ _START_SECONDS = 120.0
 _SHOWN = 400  # characters of a text
 _EPILOG = """
 FUNCTION is a built-in name, FILE.py:function or a dotted path; several are combined as in a run. key=value sets any key
-of reward.* and data.* as in `rlcore train`: reward.weights=[1,0.2] reward.args.NAME.option=1 data.answer_column=solution
+of reward.* and data.* as in `rlcore train`: reward.weights=[1,0.2] reward.args.NAME.option=1 data.answer_column=answer
 """
 
 

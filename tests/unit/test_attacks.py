@@ -132,7 +132,7 @@ class Watched:
         self.rules = sorted(set(BUILTIN) - ELSEWHERE)
         fns = [Fn(name, BUILTIN[name], OPTIONS.get(name, {})) for name in self.rules]
         watch = Fn("watch", f"{tmp_path / 'watch.py'}:arm")
-        self.pool = Pool([*fns, watch], 1, timeout_seconds=30.0, memory_mib=4096, context={"max_response_tokens": 256})
+        self.pool = Pool([*fns, watch], 1, timeout_seconds=60.0, memory_mib=4096, context={"max_response_tokens": 256})
         self._prompts: dict[int, tuple[Prompt, str]] = {}
 
     def submit(self, prompt: Prompt, response: str, names: list[str] | None = None) -> None:

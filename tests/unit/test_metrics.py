@@ -12,7 +12,8 @@ from rlcore.records import Group, Prompt, Rollout
 def rollout(reward: float | None, tokens: int = 2, finish: str = "stop", **parts: float) -> Rollout:
     status = {"score": "timeout"} if reward is None else {}
     mask = [False] + [True] * tokens
-    return Rollout(Prompt("p", [1], ""), [1] * len(mask), [0.0] * len(mask), mask, finish, 0, "", reward, parts, status, dict.fromkeys(status, "over 10 s"))
+    zeros, why = [0.0] * len(mask), dict.fromkeys(status, "over 10 s")
+    return Rollout(Prompt("p", [1], ""), [1] * len(mask), zeros, mask, finish, 0, "", reward, parts, status, why)
 
 
 def test_rewards_and_lengths_are_over_all_drawn_groups_and_count_is_kept_of_what_is_used() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Callable
 
@@ -208,6 +209,24 @@ def test_strings_are_refused_in_the_thread_that_reads_an_answer_only() -> None:
         assert sympy.sympify("12") == 12
     assert elsewhere == [3]
     assert sympy.sympify("1 + 2") == 3
+
+
+def test_work_without_end_is_a_timeout_and_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    def endless(*args: object, **kwargs: object) -> None:
+        while True:
+            try:
+                sum(range(1000))
+            except Exception:  # as sympy does
+                pass
+
+    before = signal.getsignal(signal.SIGVTALRM)
+    with monkeypatch.context() as patched:
+        patched.setattr(math_equal.math_verify, "verify", endless)
+        patched.setattr(math_equal, "_CPU_SECONDS", 0.2)
+        with pytest.raises(TimeoutError, match="math-verify took over 0.2 s"):
+            boxed_math(prompt("x^2 - 1"), r"\boxed{(x-1)(x+1)}")
+    assert signal.getsignal(signal.SIGVTALRM) == before and signal.getitimer(signal.ITIMER_VIRTUAL) == (0.0, 0.0)
+    assert boxed_math(prompt("x^2 - 1"), r"\boxed{(x-1)(x+1)}").reward == 1.0
 
 
 def test_memory_that_runs_out_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
