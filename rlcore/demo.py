@@ -23,9 +23,9 @@ _SPECIAL = ("<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
 _WORDS_AND_DIGITS = r" ?[A-Za-z]+ ?|[0-9]|[.,?=] ?|#### |[^A-Za-z0-9]"
 # Here a tag is one token, and so is a number, whole.
 _WORDS_TAGS_AND_NUMBERS = r" ?[A-Za-z]+ ?|</?[a-z]+>|[0-9]+|[.,?=] ?|[^A-Za-z0-9]"
-# Here a name and its role are one token, "Owen is a knave" or "Owen knave, ": a case of three people is three tokens.
+# Here a name and its role are one token, "Owen is a knave" or "Owen knave; ": a case of three people is three tokens.
 _PEOPLE_AND_ROLES = (
-    r"[A-Z][a-z]+ is(?: not)? a kn(?:ight|ave)|[A-Z][a-z]+ kn(?:ight|ave)[,:] |[A-Z][a-z]+(?: says )?|</?[a-z]+>|"
+    r"[A-Z][a-z]+ is(?: not)? a kn(?:ight|ave)|[A-Z][a-z]+ kn(?:ight|ave); |[A-Z][a-z]+(?: says )?|</?[a-z]+>|"
     r"\n?\(\d\) | \([a-z]+\)|,?[^A-Z<\n(,]+\n?|.|\n"
 )
 _CHAT_TEMPLATE = (

@@ -9,8 +9,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from rlcore.errors import DataError
-from rlcore.problems import arithmetic
+from rlcore.problems import arithmetic, check_shares
 
 
 def arithmetic_pairs(
@@ -24,8 +23,7 @@ def arithmetic_pairs(
     """The problems of generate:arithmetic. One operation's result of the rejected response is wrong by 1 to 9, and what
     follows goes on from there: `14+7=21, 21-5=16\\n#### 16` against `14+7=23, 23-5=18\\n#### 18`. A share `bare` of the
     rejected responses have the wrong answer only."""
-    if not 0.0 <= bare <= 1.0:
-        raise DataError(f"generate:arithmetic_pairs: bare={bare}, must be between 0 and 1")
+    check_shares("arithmetic_pairs", bare=bare)
     rng = random.Random(f"arithmetic_pairs {seed}")
     return [_pair(rng, row, bare) for row in arithmetic(size, seed, split, steps, stories, worked=1.0)]
 

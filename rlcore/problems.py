@@ -50,12 +50,12 @@ def arithmetic(
     "What is 14-5?". A sum's response writes down each operation before the answer, as in "14+7=21, 21-5=16\\n#### 16".
     So do a share `worked` of the stories'; the others answer at once: "#### 16". All are right.
     """
-    _check("arithmetic", size, split)
+    check_size("arithmetic", size, split)
     if not 1 <= steps <= 6:
         raise DataError(f"generate:arithmetic: steps={steps}, must be 1 to 6")
-    _check_shares("arithmetic", stories=stories, worked=worked)
+    check_shares("arithmetic", stories=stories, worked=worked)
     rng = random.Random(f"arithmetic {seed}")
-    return _rows("arithmetic", size, split, lambda: _arithmetic_row(rng, steps, stories, worked))
+    return split_rows("arithmetic", size, split, lambda: _arithmetic_row(rng, steps, stories, worked))
 
 
 def _arithmetic_row(rng: random.Random, steps: int, stories: float, worked: float) -> tuple[str, dict[str, Any]]:
@@ -123,17 +123,17 @@ def countdown(
     target is made (that takes at most 15 tries: what 14 have missed is found at once). The others answer with their
     first try, mostly the sum of all the numbers, and mostly wrong.
     """
-    _check("countdown", size, split)
+    check_size("countdown", size, split)
     fewest, most = _range("countdown: numbers", numbers, 2, 6)
     if not 1 <= largest <= largest_value:
         raise DataError(f"generate:countdown: largest={largest}, must be 1 to largest_value={largest_value}")
-    _check_shares("countdown", search=search)
+    check_shares("countdown", search=search)
     rng = random.Random(f"countdown {seed}")
 
     def make() -> tuple[str, dict[str, Any]]:
         return _countdown_row(rng, rng.randint(fewest, most), largest, largest_value, search)
 
-    return _rows("countdown", size, split, make)
+    return split_rows("countdown", size, split, make)
 
 
 def _countdown_row(
@@ -215,14 +215,14 @@ def _binds(op: str, inner: str) -> bool:
     return op == "/" or (op == "*" and inner != "*") or (op == "-" and inner in "+-")
 
 
-def _check(name: str, size: int, split: str) -> None:
+def check_size(name: str, size: int, split: str) -> None:
     if size < 1:
         raise DataError(f"generate:{name}: size={size}, must be at least 1")
     if split not in SPLITS:
         raise DataError(f"generate:{name}: split={split}, must be one of {', '.join(SPLITS)}")
 
 
-def _check_shares(name: str, **shares: float) -> None:
+def check_shares(name: str, **shares: float) -> None:
     for share, value in shares.items():
         if not 0.0 <= value <= 1.0:
             raise DataError(f"generate:{name}: {share}={value}, must be between 0 and 1")
@@ -242,7 +242,9 @@ def held_out(key: str) -> bool:
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % _HELD_OUT_ONE_IN == 0
 
 
-def _rows(name: str, size: int, split: str, make: Callable[[], tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:
+def split_rows(
+    name: str, size: int, split: str, make: Callable[[], tuple[str, dict[str, Any]]]
+) -> list[dict[str, Any]]:
     """`size` rows of the split. Held-out questions are all different; small ones come again in training, as they do."""
     rows: list[dict[str, Any]] = []
     seen: set[str] = set()

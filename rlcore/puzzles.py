@@ -13,10 +13,11 @@ import hashlib
 import itertools
 import random
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from rlcore.errors import DataError
-from rlcore.problems import _check, _rows
+from rlcore.problems import check_shares, check_size, split_rows
 
 # ("knight", 2), ("knave", 0), ("not", S), or two of them: ("and", S, S), ("or", S, S), ("if", S, S), ("iff", S, S).
 Statement = tuple[Any, ...]
@@ -24,10 +25,11 @@ Solution = tuple[bool, ...]  # of each person: is a knight
 
 WORDINGS = ("published", "short")
 _MOST_PEOPLE = 8
+_FEW = 4  # names of the short wording, where there are no more people
 _JOINED = {"and": " and ", "or": " or ", "iff": " if and only if "}
 _KINDS = ("knight", "knave", "not", "and", "or", "if", "iff")
 
-_NAMES = (
+_NAMES: Sequence[str] = (
     "Zoey Owen Mia Liam Ava Noah Emma Jack Ella Luke Lily Ethan Aria Logan Chloe Mason Grace Henry Olivia Samuel "
     "Sofia Daniel Harper David Amelia Jacob"
 ).split()
@@ -61,19 +63,18 @@ def knights_knaves(
     """Who is a knight and who is a knave, told by one statement of each: "Owen is a knave or Mia is a knight".
 
     `people` is a number from 2 to 8 or a range of them, all as likely: "2-5". `wording` published asks as the published
-    puzzles do; short is one line, of eight names: "Zoey says Owen is a knave. ...".
+    puzzles do; short is one line, of four names: "Zoey says Owen is a knave. ...".
     Columns: question, names (list of str), solution (list of bool, True: knight), people (int), answer ("(1) Zoey is a
     knight\\n(2) ..."), response. A share `worked` of the responses tries one case after the other in <think>, up to
     2^people of them; the others answer at once. All are right.
     """
-    _check("knights_knaves", size, split)
+    check_size("knights_knaves", size, split)
     least, most = _range(people)
     if wording not in WORDINGS:
         raise DataError(f"generate:knights_knaves: wording={wording}, must be one of {', '.join(WORDINGS)}")
-    if not 0.0 <= worked <= 1.0:
-        raise DataError(f"generate:knights_knaves: worked={worked}, must be between 0 and 1")
+    check_shares("knights_knaves", worked=worked)
     rng = random.Random(f"knights_knaves {seed}")
-    return _rows("knights_knaves", size, split, lambda: _row(rng, rng.randint(least, most), wording, worked))
+    return split_rows("knights_knaves", size, split, lambda: _row(rng, rng.randint(least, most), wording, worked))
 
 
 def _range(people: str) -> tuple[int, int]:
@@ -92,7 +93,7 @@ def _row(rng: random.Random, count: int, wording: str, worked: float) -> tuple[s
     while len(solutions) != 1:
         statements = [_statement(rng, speaker, count) for speaker in range(count)]
         solutions = solve(statements)
-    names = rng.sample(_NAMES[:_MOST_PEOPLE] if wording == "short" else _NAMES, count)
+    names: list[str] = rng.sample(_NAMES[: max(count, _FEW)] if wording == "short" else _NAMES, count)
     claims = [_claim(s, names) for s in statements]
     roles = [f"{name} is a {_role(knight)}" for name, knight in zip(names, solutions[0], strict=True)]
     listed = "\n".join(f"({i}) {role}" for i, role in enumerate(roles, start=1))
@@ -199,20 +200,29 @@ def _published(rng: random.Random, names: list[str], claims: list[str]) -> str:
 
 
 def _worked(statements: list[Statement], names: list[str]) -> str:
-    """Case after case until one fits: what each says, its parts called true or false, until it does not suit who says
-    it."""
+    """Case after case until one fits: who is what, then what each says with its parts called true or false, whether all
+    of it is true, and whether that suits who says it."""
     cases, knights = _all_cases(len(names))
     truths = [holds(s, knights) for s in statements]
     lines = []
     for i, case in enumerate(cases):
-        assumed = ", ".join(f"{name} {_role(knight)}" for name, knight in zip(names, case, strict=True))
-        wrong = [p for p, knight in enumerate(case) if (truths[p] >> i & 1) != knight]
-        told = range(wrong[0] + 1 if wrong else len(names))
-        checks = ", ".join(f"{names[p]} says {_valued(statements[p], names, i)}" for p in told)
-        lines.append(f"{assumed}: {checks}, so {'no' if wrong else 'yes'}.")
-        if not wrong:
+        people = [f"{name} {_role(knight)}; " for name, knight in zip(names, case, strict=True)]
+        checks = ""
+        for p, knight in enumerate(case):
+            true = bool(truths[p] >> i & 1)
+            checks += (
+                f"{people[p]}{_valued(statements[p], names, i)}: {_truth(true)}, {'ok. ' if true == knight else 'no.'}"
+            )
+            if true != knight:
+                break
+        lines.append("".join(people) + checks)
+        if checks.endswith("ok. "):
             break
     return "\n".join(lines)
+
+
+def _truth(true: bool) -> str:
+    return "true" if true else "false"
 
 
 def _valued(statement: Statement, names: list[str], case: int) -> str:
@@ -220,5 +230,5 @@ def _valued(statement: Statement, names: list[str], case: int) -> str:
     kind, *parts = statement
     if kind in _JOINED or kind == "if":
         return _join(kind, *(_valued(p, names, case) for p in parts))
-    true = holds(statement, _all_cases(len(names))[1]) >> case & 1
-    return f"{_claim(statement, names)} ({'true' if true else 'false'})"
+    true = bool(holds(statement, _all_cases(len(names))[1]) >> case & 1)
+    return f"{_claim(statement, names)} ({_truth(true)})"

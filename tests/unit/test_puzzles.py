@@ -106,17 +106,20 @@ def test_every_line_of_the_working_is_right_and_the_last_fits() -> None:
         thought = row["response"].removeprefix("<think>").partition("</think>")[0].split("\n")
         tried = []
         for line in thought:
-            assumed, _, checks = line.partition(": ")
-            roles = {part.split()[0]: part.split()[1] == "knight" for part in assumed.split(", ")}
-            *told, verdict = checks.split(", ")
-            checked = [check.split(" says ") for check in told]
-            assert all(valued(said[name], roles) == text for name, text in checked)
-            fits = [says(said[name], roles) is roles[name] for name, _ in checked]
-            assert [name for name, _ in checked] == row["names"][: len(fits)]
-            assert all(fits[:-1]) and fits[-1] == (verdict == "so yes.")
-            tried.append(roles)
-        assert verdict == "so yes." and list(tried[-1].values()) == row["solution"]
-        assert len({str(roles) for roles in tried}) == len(tried)
+            parts = line.split("; ")
+            people, rest = [part.split() for part in parts[: row["people"]]], "; ".join(parts[row["people"] :])
+            roles = {name: role == "knight" for name, role in people}
+            checks = re.findall(r"(\w+) (knight|knave); (.*?): (true|false), (ok|no)\.", rest)
+            for name, role, text, truth, fits in checks:
+                assert roles[name] is (role == "knight") and text == valued(said[name], roles)
+                assert (truth == "true") is says(said[name], roles)
+                assert (fits == "ok") is ((truth == "true") is roles[name])
+            assert [name for name, *_ in checks] == row["names"][: len(checks)]
+            assert all(fits == "ok" for *_, fits in checks[:-1])
+            tried.append((roles, len(checks), checks[-1][-1]))
+        assert [fits for *_, fits in tried] == ["no"] * (len(tried) - 1) + ["ok"]
+        assert list(tried[-1][0].values()) == row["solution"] and tried[-1][1] == row["people"]
+        assert len({str(roles) for roles, *_ in tried}) == len(tried)
 
 
 @pytest.mark.parametrize("worked", [0.0, 1.0])
