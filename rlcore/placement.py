@@ -8,6 +8,7 @@ CPU core: the same code places both.
 from __future__ import annotations
 
 import os
+import random
 import secrets
 import signal
 import socket
@@ -29,6 +30,8 @@ from rlcore import janitor
 from rlcore.config import DeadlineConfig, Device, Placement, PlacementConfig, RayConfig
 from rlcore.errors import ConfigError, WorkerError
 from rlcore.waits import Watch
+
+_PORTS = range(20_000, 32_768)  # above Ray's for its workers, below those the kernel hands out
 
 
 class Cluster:
@@ -213,9 +216,20 @@ def _deadline(seconds: float, what: str) -> Iterator[None]:
 
 @ray.remote
 def _free_address() -> tuple[str, int]:
-    with socket.socket() as s:
-        s.bind(("", 0))
-        return ray.util.get_node_ip_address(), s.getsockname()[1]
+    return ray.util.get_node_ip_address(), free_port()
+
+
+def free_port() -> int:
+    """A port nobody listens on, of those the kernel gives to nobody by itself: until the ranks bind it, no connection
+    of another process takes it."""
+    for port in random.SystemRandom().sample(_PORTS, 100):
+        with socket.socket() as s:
+            try:
+                s.bind(("", port))
+            except OSError:
+                continue
+            return port
+    raise WorkerError(f"100 ports of {_PORTS.start} to {_PORTS.stop - 1} are all taken; end what holds them")
 
 
 class Phases:

@@ -262,3 +262,47 @@ def test_a_key_nothing_read_fails_the_run_at_its_end(recipe: str, tmp_path: Path
     code, out = run.finish()
     assert code == 2 and "nothing read" in out and "data.response_column (command line)" in out, out
     assert (tmp_path / "export/config.json").is_file()
+
+
+OF_EVERY_KIND = """
+import asyncio
+async def slow(prompt, response):
+    await asyncio.sleep(0.01)
+    return {"score": 0.5, "words": len(prompt.messages[-1]["content"].split())}
+def even(prompts, completions, answer, **columns):
+    assert len(prompts) == len(completions) == len(answer)
+    return [None if len(c) % 2 else 1.0 for c in completions]
+def compute_score(data_source, solution_str, ground_truth, extra_info=None):
+    return float(data_source == "arithmetic" and int(ground_truth) >= 0)
+class Held:
+    def __init__(self, bonus):
+        self.bonus = bonus
+    def __call__(self, prompt, response):
+        return self.bonus
+"""
+
+
+def test_rewards_of_every_kind_score_one_run(recipe: str, tmp_path: Path) -> None:
+    """User functions of every shape and a reward model on Ray: each part is logged, and a reward is their sum."""
+    from transformers import AutoModelForSequenceClassification
+
+    model = make_tiny_model(tmp_path / "scorer", seed=1)
+    AutoModelForSequenceClassification.from_pretrained(model, num_labels=1).save_pretrained(model)
+    (tmp_path / "kinds.py").write_text(OF_EVERY_KIND)
+    fns = [*(f"{tmp_path}/kinds.py:{n}" for n in ("slow", "even", "compute_score", "Held")), "reward_model"]
+    run = Run(
+        "train", recipe, "steps=1", f"run_dir={tmp_path}/run", f"reward.fns=[{','.join(fns)}]",
+        f"reward_model.path={model}", "reward.args.Held.bonus=0.25", "reward.weights=[1,1,1,1,2]", "reward.gate=[slow]",
+    )  # fmt: skip
+    code, out = run.finish()
+    assert code == 0, out
+    rollouts = [json.loads(line) for line in next((tmp_path / "run" / "rollouts").glob("step_*1.jsonl")).open()]
+    assert len(rollouts) == 16
+    for r in rollouts:
+        parts = r["parts"]
+        assert parts["slow"] == 0.5 and parts["compute_score"] == 1.0 and parts["Held"] == 0.25 and parts["words"] > 0
+        expected = 0.5 + parts.get("even", 0.0) + 1.0 + 0.25 + 2 * parts["reward_model"]
+        assert r["reward"] == pytest.approx(expected) and r["status"] == {} and parts["gated"] == 0.0
+    assert len({r["parts"]["reward_model"] for r in rollouts}) > 1
+    assert {"reward/part/reward_model", "reward/part/slow", "reward/part/words"} <= metrics(tmp_path / "run")[-1].keys()
+    assert run.nothing_left() == []

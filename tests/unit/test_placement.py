@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import random
+import socket
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ray
 
+from rlcore import placement
 from rlcore.config import Config
 from rlcore.errors import WorkerError
 from rlcore.placement import Cluster
@@ -23,3 +28,15 @@ def test_a_ray_that_does_not_start_is_named_and_not_a_traceback(monkeypatch: pyt
     with pytest.raises(WorkerError, match=r"Ray does not start .*load average \d+.*timed out during startup"):
         Cluster(cfg.ray, cfg.placement, cfg.deadline, {"actor": 1}, Watch())
     time.sleep(1)
+
+
+def test_a_port_is_none_the_kernel_hands_out_and_none_that_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of those was gone again before torch bound it, taken by another run."""
+    first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    port = placement.free_port()
+    assert not first <= port <= last
+    with socket.socket() as taken:
+        taken.bind(("", port))
+        monkeypatch.setattr(placement, "_PORTS", range(port, port + 2))
+        monkeypatch.setattr(random, "SystemRandom", lambda: SimpleNamespace(sample=lambda ports, n: list(ports)))
+        assert placement.free_port() == port + 1
