@@ -61,7 +61,8 @@ def test_files_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     good, bad = lines(here / "rollouts/step_000001.jsonl")
     assert good == {
         "prompt_id": "train:1", "sample": 0, "prompt": "text of [5, 6]", "answer": "72", "response": "seven\n",
-        "reward": 1.0, "parts": {"gsm8k": 1.0}, "status": {}, "finish": "stop", "tokens": 1, "version": 3,
+        "reward": 1.0, "parts": {"gsm8k": 1.0}, "status": {},
+        "why": {}, "finish": "stop", "tokens": 1, "version": 3,
         "use": "loss",
     }  # fmt: skip
     assert bad["reward"] is None and bad["status"] == {"gsm8k": "timeout"} and bad["tokens"] == 2
