@@ -64,5 +64,5 @@ def names(fns: Sequence[str]) -> list[str]:
 
 
 def _home(spec: str) -> str:
-    file, colon, _ = spec.rpartition(":")
-    return Path(file).stem if colon else spec.rpartition(".")[0]
+    file, colon, _ = BUILTIN.get(spec, spec).rpartition(":")
+    return Path(file).stem if colon else BUILTIN.get(spec, spec).rpartition(".")[0]

@@ -62,7 +62,8 @@ class Code:
     """1.0 if the response's program passes every test of its row, else 0.0; with `partial` the share that it passes.
 
     The program is the last ```python block (with `command`: the last block of any language), else what stands in the
-    last <answer>; a response without one gets 0. Parts: "passed" the share of tests passed, "ran" 1 if there was a
+    last <answer>; a response without one gets 0. After a `prompt` an indented program is the rest of the function that
+    the prompt begins, and needs no block. Parts: "passed" the share of tests passed, "ran" 1 if there was a
     program and it could be started or loaded. Without `partial` the first test that fails is the last one run.
 
     allow            must be true: nothing that a model writes is run unasked
@@ -119,7 +120,8 @@ class Code:
         tests = read_tests(prompt)
         if self._command is not None and not tests.pairs:
             raise ValueError(f"prompt {prompt.id}: reward.args.code.command runs stdin tests only, this row has others")
-        program = program_of(response, self._command is None)
+        begun = tests.cases[0]["check"] if tests.header.strip() else ""
+        program = program_of(response, self._command is None, begun)
         if program is None:
             return Score(0.0, {"passed": 0.0, "ran": 0.0})
         passed, ran = self._run_pairs(tests, program) if tests.pairs else self._run_cases(tests, program)
@@ -178,17 +180,29 @@ class Code:
         return sandbox.start(argv, "", files, self._limits, self._show, (incoming, outgoing))
 
 
-def program_of(response: str, python: bool) -> str | None:
-    """The program in a response: the last fenced block (of Python, if `python` and there is one), else <answer>."""
-    blocks = _blocks(response)
+def program_of(response: str, python: bool, begun: str = "") -> str | None:
+    """The program in a response: the last fenced block (of Python, if `python` and there is one), else <answer>.
+
+    `begun`: the entry point that the text before the program begins. An indented program is then its body and stays
+    indented, unless it defines the entry point anew; without a block and <answer> a response may be such a body.
+    """
+    _, opened, after = response.rpartition(_ANSWER[0])
+    answer, closed, _ = after.partition(_ANSWER[1])
+    answer = answer.strip("\n") if opened and closed and answer.strip() else None
+    blocks = _blocks(response) or _blocks(answer or "")
     marked = [body for language, body in blocks if language in _PYTHON]
-    if python and marked:
-        return marked[-1]
     if blocks:
-        return blocks[-1][1]
-    before, opened, after = response.rpartition(_ANSWER[0])
-    text, closed, _ = after.partition(_ANSWER[1])
-    return text.strip("\n") if opened and closed and text.strip() else None
+        text = marked[-1] if python and marked else blocks[-1][1]
+        return text if begun and _is_body(text, begun) else textwrap.dedent(text)
+    return response if answer is None and begun and _is_body(response, begun) else answer
+
+
+def _is_body(text: str, entry: str) -> bool:
+    """Whether a text is indented and is not, but for that, a program with a function or class of the entry's name."""
+    if not text.lstrip("\r\n").startswith((" ", "\t")):
+        return False
+    name = entry.partition("(")[0]
+    return not re.search(rf"^(async +def|def|class) +{name}\b", textwrap.dedent(text), re.MULTILINE)
 
 
 def _blocks(response: str) -> list[tuple[str, str]]:
@@ -196,16 +210,24 @@ def _blocks(response: str) -> list[tuple[str, str]]:
     blocks: list[tuple[str, str]] = []
     language: str | None = None
     body: list[str] = []
+    margin = ""
     for line in response.split("\n"):
-        mark = line.strip()
+        mark = line.strip().removeprefix(_ANSWER[0]).removesuffix(_ANSWER[1]).strip()
         if mark == "```" and language is not None:
-            blocks.append((language, textwrap.dedent("\n".join(body))))
+            blocks.append((language, _without(margin, body)))
             language = None
         elif mark.startswith("```"):
             language, body = mark[3:].partition(" ")[0].strip().lower(), []
+            margin = line[: len(line) - len(line.lstrip())]
         elif language is not None:
             body.append(line)
     return blocks
+
+
+def _without(margin: str, lines: list[str]) -> str:
+    """The lines of a block whose fence stands behind `margin`, as in a list; they need not stand behind it too."""
+    behind = all(line.startswith(margin) for line in lines if line.strip())
+    return "\n".join(line.removeprefix(margin) if behind else line for line in lines)
 
 
 def same_output(got: str, want: str, tolerance: float = 0.0) -> bool:

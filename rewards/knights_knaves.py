@@ -12,7 +12,9 @@ from rlcore.errors import UnparseableGold
 from rlcore.records import Prompt, Score
 
 _ROLE = re.compile(r"knight|knave", re.IGNORECASE)
-_SOLUTION_LINE = re.compile(r"(?:\(\d+\)\s*)?(?P<name>\S.*?)\s{1,9}is\s{1,9}a\s{1,9}(?P<role>knight|knave)\.?", re.IGNORECASE)
+_SOLUTION_LINE = re.compile(
+    r"(?:\(\d+\)\s*)?(?P<name>\S.*?)\s{1,9}is\s{1,9}a\s{1,9}(?P<role>knight|knave)\.?", re.IGNORECASE
+)
 
 
 def knights_knaves(prompt: Prompt, response: str, *, prefilled: bool = False) -> Score:

@@ -202,6 +202,11 @@ class RewardManager:
                         bad[i] = failed[0]
         return [(prompts[i], bad[i]) for i in sorted(bad)]
 
+    def unknown_sources(self, prompts: Sequence[Prompt]) -> list[str]:
+        """The keys of reward.sources that no prompt is of: a function named there alone would never be asked."""
+        present = {p.source for p in prompts}
+        return [s for s in self._cfg.sources if s not in present]
+
     def _ask(self, number: int, asked: Sequence[str]) -> None:
         sample = self._samples[number]
         sample.waiting = set(asked)

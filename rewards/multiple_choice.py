@@ -19,6 +19,13 @@ _WRAPPED = re.compile(r"\\(?:text(?:bf|it|rm)?|math(?:rm|bf))\s*\{([^{}]*)\}")
 _ALONE = re.compile(r"\(?\s?([A-Ja-j])\s?\)?\s?[.:)]?")
 _BRACKETED = re.compile(r"\(([A-Ja-j])\)|([A-J])[).:](?=\s|$)")
 _NAMED = re.compile(r"([A-J])(?=$|[.,;!?\s])")  # a bare letter at the beginning of a sentence
+_CORRECT = re.compile(
+    r"(?:(?:so|thus|hence|therefore),?\s)?(?:(?:the\s)?(?:option|choice|answer)\s)?\(?([A-J])\)?\s"
+    r"is\s(?:the\s)?(?:correct|right)(?:\s(?:answer|choice|option))?[.!\s]{0,4}",
+    re.IGNORECASE,
+)
+_BEFORE = re.compile(r"\W*(?:(?:so|the|my|final|correct|right|best)\W+)*", re.IGNORECASE)
+_DELIMITERS = re.compile(r"\\?\$|\\[()\[\]]")
 _ARTICLES = "AI"  # bare letters that begin a sentence as words
 _REASON = re.compile(r"(?:$|[.,;!?]|\s+(?:because|since|as|is)\b)")
 _ANOTHER = re.compile(r"\W{0,4}(?:\s|,|/|\bor\b|\band\b|&|\|){1,8}\(?[A-J]\)?(?=$|[\W_])")
@@ -29,10 +36,10 @@ def multiple_choice(prompt: Prompt, response: str) -> float:
     r"""1.0 if the response chooses the gold choice, else 0.0.
 
     The choice is read from the first of these that there is: the last `\boxed{B}`; the last `<answer>B</answer>`; what
-    follows the last "answer is" or "answer:" (also "option is", "choice:"); the last line, if it is only `B`, `(B)`,
-    `**B**` or `B. text`; the one letter that stands in bold or in brackets in it. There a letter may be followed by
-    its text, or the text may stand alone if the row has the choices. Two choices ("A or B") are none, and an "A" that
-    could be the article is no choice.
+    follows the last "answer is" or "answer:" (also "option is", "choice:"), which may stand in the tags too; the last
+    line, if it is only `B`, `(B)`, `**B**`, `B. text` or "so B is correct"; the one letter that stands in bold or in
+    brackets in it. There a letter may be followed by its text, or the text may stand alone if the row has the choices.
+    Two choices ("A or B") are none, and an "A" that could be the article is no choice.
 
     `prompt.answer` is a letter ("B", "(B)", "B. Paris"), the text of a choice, or its index from 0; for the last two
     the row needs a column `choices`: a list of texts, or the lists `text` and `label` of ARC. Raises UnparseableGold
@@ -91,12 +98,16 @@ def _chosen(response: str, choices: list[str]) -> str | None:
     text = response[-_TAIL:]
     tagged = last_answer(text)
     if tagged is not None:
+        inside = list(_SAID.finditer(tagged))
+        if len(inside) == 1 and _BEFORE.fullmatch(tagged, 0, inside[0].start()):
+            tagged = tagged[inside[0].end() :]
         return _letter(tagged, choices)
     said = [found.end() for found in _SAID.finditer(text)]
     if said:
         return _letter(text[said[-1] :].partition("\n")[0], choices, sentence=True)
     line = text.rstrip().rpartition("\n")[2]
-    letter = _letter(line, choices)
+    correct = _CORRECT.fullmatch(_unmarked(line))
+    letter = _letter(correct[1] if correct else line, choices)
     if letter is None:
         marked = {a or b for a, b in _BOLD.findall(line)}
         letter = marked.pop() if len(marked) == 1 else None
@@ -105,7 +116,7 @@ def _chosen(response: str, choices: list[str]) -> str | None:
 
 def _letter(text: str, choices: list[str], sentence: bool = False) -> str | None:
     """The one choice that the beginning of the text names; `sentence`: words may follow the letter."""
-    plain = _WRAPPED.sub(r"\1", text[:400]).replace("**", "").strip(" \t\r\n$*`'\"")
+    plain = _unmarked(text)
     letters = _LETTERS[: len(choices) or len(_LETTERS)]
     said = _plain(re.split(r"[.!?](?=\s|$)", plain)[0] if sentence else plain)
     if choices.count(said) == 1:
@@ -124,5 +135,10 @@ def _letter(text: str, choices: list[str], sentence: bool = False) -> str | None
     return letter if letter in letters else None
 
 
+def _unmarked(text: str) -> str:
+    """The beginning of the text without LaTeX's delimiters, bold and quotes."""
+    return _DELIMITERS.sub("", _WRAPPED.sub(r"\1", text[:400])).replace("**", "").strip(" \t\r\n*`'\"")
+
+
 def _plain(text: str) -> str:
-    return " ".join(text.split()).strip(" .").casefold()
+    return " ".join(_DELIMITERS.sub("", text).split()).strip(" .").casefold()

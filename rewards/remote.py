@@ -1,7 +1,7 @@
 """Rewards from another machine, over a batch JSON protocol that any language can serve. `rlcore serve-reward` does.
 
     reward.fns=[remote]
-    reward.args.remote={url: "http://HOST:8010/score", token_env: RLCORE_REWARD_TOKEN}
+    reward.args.remote={url: "http://HOST:8010/score", token_env: RLCORE_REWARD_TOKEN} reward.timeout_seconds=120
 
 The protocol, version 1. POST to the url, `Content-Type: application/json`, with a token `Authorization: Bearer TOKEN`:
 

@@ -223,7 +223,13 @@ def _takes_any(parameters: Mapping[str, inspect.Parameter]) -> bool:
 def _detect(name: str, parameters: Mapping[str, inspect.Parameter] | None) -> str:
     """The shape that these parameters' names say."""
     names = set(parameters or {})
-    if "completions" in names:
+    if "solution_strs" in names:
+        raise ConfigError(
+            f"reward.fns: {name} has veRL's batch form (data_sources, solution_strs, ground_truths, extra_infos), "
+            "which is not supported; write it for one sample a call, like veRL's "
+            "compute_score(data_source, solution_str, ground_truth, extra_info), or as fn(prompts, responses)"
+        )
+    if names & {"completions", "completion_ids"}:
         return "trl"
     if "solution_str" in names:
         return "verl"
@@ -231,7 +237,7 @@ def _detect(name: str, parameters: Mapping[str, inspect.Parameter] | None) -> st
         return "batch"
     if len(_positional(parameters or {})) >= 2:
         return "plain"
-    seen = "has no readable parameters" if parameters is None else f"has the parameters ({', '.join(names)})"
+    seen = "has no readable parameters" if parameters is None else f"has the parameters ({', '.join(parameters)})"
     raise ConfigError(
         f"reward.fns: {name} {seen}; it is called as fn(prompt, response), the first of: {_FORMS}. "
         f"reward.args.{name}.signature names one: {', '.join(SHAPES)}"

@@ -29,9 +29,9 @@ from collections.abc import Callable, Coroutine
 from contextvars import Context
 from typing import Any, NamedTuple
 
-from rewards import GOLD
+from rewards import BUILTIN, GOLD
 from rewards.guard import guarded
-from rewards.outcomes import Outcome, failure
+from rewards.outcomes import BadValue, Outcome, failure
 from rewards.page import Page
 from rewards.shapes import Call, Fn, Rule, Sample, load, load_rule
 from rlcore.errors import ConfigError
@@ -148,6 +148,9 @@ class Worker:
         fns = [Fn(*fn) for fn in hello["fns"]]
         try:
             self._rules = [load_rule(fn, hello["context"]) for fn in fns]
+            for fn, rule in zip(fns, self._rules, strict=True):
+                if fn.spec in BUILTIN and fn.args and not (rule.many or rule.asynchronous):
+                    _try_options(fn, rule)
             self._rules += [Rule(fn.name, load(GOLD[fn.spec]), "gold") for fn in fns if fn.spec in GOLD]
         except ConfigError as e:
             self._answer(0, {"failed": str(e)})
@@ -196,7 +199,10 @@ class Worker:
             return self._failed(request, e)
 
     def _failed(self, request: Request, error: BaseException) -> list[Outcome] | str:
-        """The outcome of a call that raised; of several samples nobody knows whose fault it was."""
+        """The outcome of a call that raised; of several samples nobody knows whose fault it was. But a list of
+        the wrong length or type is the function's fault: of one sample alone, any list of one would fit."""
+        if isinstance(error, BadValue):
+            return [failure(error)] * len(request.samples)
         if _is_memory(error):
             self._page.retired = True  # what it holds on to would cost the next samples
             if self._served or len(request.samples) > 1 or request.concurrent:
@@ -304,6 +310,20 @@ class Worker:
         if len(self._left) > _LEFT_COROUTINES:
             self._page.retired = True
         return TimeoutError(f"took longer than {self._timeout:g} s (reward.timeout_seconds)")
+
+
+def _try_options(fn: Fn, rule: Rule) -> None:
+    """Call a built-in rule once: what it says of its options' values is known before the run."""
+    sample = Sample(Prompt("", [], ""), Response("one two", 2))
+    try:
+        for call in rule.calls([sample]):
+            rule.fn(*call.args, **call.kwargs)
+    except ConfigError:
+        raise
+    except TypeError as e:
+        raise ConfigError(f"reward.args.{fn.name}: {e}") from e
+    except Exception:  # about the sample, which is none
+        return
 
 
 def _called(request: Request) -> list[tuple[Call, Any]]:

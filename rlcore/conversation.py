@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 from rlcore.config import DataConfig
 from rlcore.errors import ConfigError, DataError
-from rlcore.sources import Rows, nearest
+from rlcore.sources import Row, Rows, nearest
 
 Message = Mapping[str, Any]
 Template = list[tuple[str, str | None]]  # literal text, then the column after it
 
 _PROMPT_COLUMNS = ("prompt", "question", "problem", "messages")
-_ANSWER_COLUMNS = ("answer", "solution", "ground_truth", "response")
+_ANSWER_COLUMNS = ("answer", "solution", "ground_truth", "reward_model.ground_truth", "response")
 
 
 class Read(NamedTuple):
@@ -29,7 +29,7 @@ class Read(NamedTuple):
 
 def read_rows(loaded: Rows, cfg: DataConfig, answers_needed: bool = True) -> Read:
     """Every row of a source as a conversation. A template that does not name {prompt} needs no prompt column."""
-    columns = list(dict.fromkeys(column for row in loaded.rows for column in row))
+    columns = list(dict.fromkeys(column for row in loaded.rows for column in _columns(row)))
     first = list(loaded.rows[0])
     prompt_column = _choose(loaded, "data.prompt_column", cfg.prompt_column, _PROMPT_COLUMNS, first)
     answer_column = _choose(loaded, "data.answer_column", cfg.answer_column, _ANSWER_COLUMNS, columns)
@@ -53,7 +53,7 @@ def read_rows(loaded: Rows, cfg: DataConfig, answers_needed: bool = True) -> Rea
         if template is not None:
             conversation[-1] = _fill(conversation[-1], template, loaded, i)
         messages.append(conversation)
-        if answer_column is None or not (answers_needed or loaded.rows[i].get(answer_column) is not None):
+        if answer_column is None or not (answers_needed or _value(loaded.rows[i], answer_column) is not None):
             answers.append("")
         else:
             answers.append(as_text(cell(loaded, i, answer_column)))
@@ -74,10 +74,25 @@ def _choose(loaded: Rows, key: str, column: str, candidates: Sequence[str], colu
 
 def cell(loaded: Rows, i: int, column: str) -> Any:
     row = loaded.rows[i]
-    if row.get(column) is None:
+    value = _value(row, column)
+    if value is None:
         what = "is empty" if column in row else f"is missing{nearest(column, row)}"
         raise DataError(f"{loaded.at(i)}: column {column} {what}")
-    return row[column]
+    return value
+
+
+def _columns(row: Row) -> list[str]:
+    """The columns, and the fields of those that hold records: `reward_model.ground_truth`, as veRL's data has it."""
+    inner = [f"{column}.{name}" for column, value in row.items() if isinstance(value, Mapping) for name in value]
+    return [*row, *inner]
+
+
+def _value(row: Row, column: str) -> Any:
+    outer, dot, name = column.partition(".")
+    if column in row or not dot:
+        return row.get(column)
+    record = row.get(outer)
+    return record.get(name) if isinstance(record, Mapping) else None
 
 
 def conversation_of(value: Any, where: str, column: str) -> list[Message]:

@@ -143,6 +143,8 @@ def _load(path: Path) -> ModuleType:
     found = importlib.util.spec_from_file_location(f"rlcore_plugin_{path.stem}", path)
     assert found is not None and found.loader is not None
     module = importlib.util.module_from_spec(found)
+    if (folder := str(path.resolve().parent)) not in sys.path:
+        sys.path.append(folder)  # for what lies beside it; last: a file there never shadows a module
     sys.modules[found.name] = module  # where dataclasses look a class's module up
     found.loader.exec_module(module)
     return module

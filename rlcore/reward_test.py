@@ -53,6 +53,7 @@ def reward_test(args: Sequence[str]) -> int:
     if failed:
         common, n = manager.errors.most_common(1)[0]
         raise RewardError(f"{failed} of {calls} calls ended without a score; commonest, {n} times: {common}")
+    print("\nThe gold answer alone may lack the form a rule asks for: a box, tags, an equation.", end="")
     print(f"\n{calls} calls on {len(prompts)} rows, each ended with a score")
     return 0
 
@@ -66,7 +67,7 @@ def _arguments(args: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--data", required=True, help="as data.train: a .jsonl, .parquet or .csv file, hub name, ...")
     parser.add_argument("--rows", type=int, default=3, help="how many rows, from the first on (default 3)")
     parser.add_argument("--responses", metavar="COLUMN", help="column with responses (default: response, if there)")
-    found = parser.parse_args(list(args))
+    found = parser.parse_intermixed_args(list(args))
     if found.rows < 1:
         raise ConfigError(f"--rows is {found.rows}; it must be at least 1")
     found.settings = [f for f in found.functions if "=" in f]
@@ -87,6 +88,7 @@ def _score(manager: RewardManager, prompt: Prompt, text: str) -> Result:
 
 
 def _show(what: str, text: str) -> None:
+    text = text.encode(errors="backslashreplace").decode()  # half a surrogate pair cannot be printed
     short = text if len(text) <= _SHOWN else f"{text[:_SHOWN]} ... ({len(text)} characters)"
     print(textwrap.indent(short or "(empty)", " " * 12).replace(" " * 12, f"{what:>10}: ", 1))
 
@@ -98,4 +100,4 @@ def _show_result(what: str, text: str, result: Result) -> None:
     parts = ", ".join(f"{name} {value:g}" for name, value in result.parts.items())
     print(f"    reward: {reward}   parts: {parts or 'none'}   time: {1000 * result.seconds:.1f} ms")
     for name, status in result.status.items():
-        print(f"    status: {name} {status}: {result.why[name]}")
+        _show("status", f"{name} {status}: {result.why[name]}")

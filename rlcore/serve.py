@@ -29,7 +29,7 @@ from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response as HttpResponse
 from starlette.routing import Route
 
@@ -264,10 +264,13 @@ async def _body(request: Request) -> Any:
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise Refusal(415, "Content-Type must be application/json")
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > _BODY_BYTES:
-            raise Refusal(413, f"the body is over {_BODY_BYTES >> 20} MiB; send fewer samples at a time")
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > _BODY_BYTES:
+                raise Refusal(413, f"the body is over {_BODY_BYTES >> 20} MiB; send fewer samples at a time")
+    except ClientDisconnect:  # nobody reads the answer, but unanswered it would be a traceback on the terminal
+        raise Refusal(400, "the client left before the end of the body") from None
     try:
         return json.loads(body)
     except (ValueError, RecursionError) as e:

@@ -281,6 +281,12 @@ PROGRAMS = {
     "<answer>a = 1\nb</answer>": "a = 1\nb",
     "<answer>a</answer> or <answer>\nb\n</answer>": "b",
     "<answer>\n```python\na\n```\n</answer>": "a",
+    "<answer>```python\na\n    b\n```</answer>": "a\n    b",
+    "So: <answer>```python\na\n```</answer> Done.": "a",
+    "```python\na\n```\n<answer>```python\nb\n```</answer>": "b",
+    "```python\n    if a:\n        b\n```": "if a:\n    b",
+    "   ```python\nif a:\n  b\n   ```": "if a:\n  b",
+    "    return a": None,
     "<answer>a": None,
     "<answer> </answer>": None,
     "a": None,
@@ -291,6 +297,40 @@ PROGRAMS = {
 @pytest.mark.parametrize("response", PROGRAMS, ids=lambda r: r[:30])
 def test_the_program_of_a_response(response: str) -> None:
     assert program_of(response, python=True) == PROGRAMS[response]
+
+
+BODIES = {  # the prompt begins half
+    "```python\n    return x\n```": "    return x",
+    "```python\n\n    y = x\n    return y\n```": "\n    y = x\n    return y",
+    "- so\n  ```python\n      return x\n  ```": "    return x",
+    "- so\n  ```python\n  def half(x):\n      return x\n  ```": "def half(x):\n    return x",
+    "```python\n    import math\n    def half(x):\n        return x\n```": "import math\ndef half(x):\n    return x",
+    "```python\n    def halfway(x):\n        return x\n```": "    def halfway(x):\n        return x",
+    "```python\ndef half(x):\n    return x\n```": "def half(x):\n    return x",
+    "<answer>\n    return x\n</answer>": "    return x",
+    "<answer>```python\n    return x\n```</answer>": "    return x",
+    "    return x\n": "    return x\n",
+    "\n\treturn x": "\n\treturn x",
+    "    def half(x):\n        return x": None,
+    "return x": None,
+    "": None,
+}
+
+
+@pytest.mark.parametrize("response", BODIES)
+def test_the_rest_of_a_function_that_the_prompt_begins(response: str) -> None:
+    assert program_of(response, python=True, begun="half") == BODIES[response]
+
+
+@needs_sandbox
+@pytest.mark.parametrize("response", [fenced("    return x / 2"), "    return x / 2\n"])
+def test_humaneval_bodies_run(code: Code, response: str) -> None:
+    assert code(prompt(HUMANEVAL), response) == Score(1.0, {"passed": 1.0, "ran": 1.0})
+
+
+@needs_sandbox
+def test_a_body_that_is_wrong_is_run_and_gets_nothing(code: Code) -> None:
+    assert code(prompt(HUMANEVAL), fenced("    return x")) == Score(0.0, {"passed": 0.0, "ran": 1.0})
 
 
 def test_the_program_in_another_language_is_the_last_block() -> None:

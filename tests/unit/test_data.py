@@ -410,3 +410,13 @@ def test_a_curriculum_needs_a_number_in_every_row(tmp_path: Path, tokenizer, row
     source = jsonl(tmp_path / "a.jsonl", [{"question": "a", "answer": "1"} | row])
     with pytest.raises(DataError, match=complaint):
         Prompts([source], DataConfig(curriculum="people"), tokenizer, 0)
+
+
+def test_the_gold_answer_may_be_a_field_of_a_record_as_in_verls_data(tmp_path: Path, tokenizer) -> None:
+    rows = [{"prompt": [USER], "data_source": "gsm8k", "reward_model": {"style": "rule", "ground_truth": "72"}}]
+    (found,) = Prompts([jsonl(tmp_path / "a.jsonl", rows)], DataConfig(), tokenizer, 0).all()
+    assert found.answer == "72" and found.source == "gsm8k"
+    named = DataConfig(answer_column="reward_model.style")
+    assert Prompts([jsonl(tmp_path / "b.jsonl", rows)], named, tokenizer, 0).all()[0].answer == "rule"
+    with pytest.raises(DataError, match="no column reward_model.truth .*did you mean reward_model.ground_truth"):
+        Prompts([jsonl(tmp_path / "c.jsonl", rows)], DataConfig(answer_column="reward_model.truth"), tokenizer, 0)

@@ -13,6 +13,7 @@ import pytest
 import rewards.manager
 from rewards.manager import Result, RewardManager
 from rewards.outcomes import Outcome
+from rlcore.build import _demand_sources
 from rlcore.config import RewardConfig
 from rlcore.errors import DataError
 from rlcore.records import Prompt, Response
@@ -197,6 +198,18 @@ def test_a_source_that_nothing_scores_is_found_before_the_run() -> None:
     with pytest.raises(DataError, match=r"no reward function scores rows of y: reward\.sources"):
         manager.unscorable([Prompt("t:0", [1], "1", source="x"), Prompt("t:1", [1], "1", source="y")], 5.0)
     manager.close()
+
+
+def test_a_source_that_no_row_is_of_is_named() -> None:
+    """A misspelt one would switch its function off for the rows it was meant for."""
+    manager = RewardManager(of("a", "b", sources={"gsm": ["a"], "MATH": ["a"]}), 256)
+    rows = [Prompt("t:0", [1], "1", source="gsm8k"), Prompt("t:1", [1], "1", source="MATH")]
+    assert manager.unknown_sources(rows) == ["gsm"]
+    manager.close()
+    with pytest.raises(
+        DataError, match=r"reward\.sources\.gsm: no row .* \(did you mean gsm8k\?\); there are MATH, gsm8k"
+    ):
+        _demand_sources(manager, rows)
 
 
 def test_gold_answers_are_read_by_the_rules_that_will_score_their_rows() -> None:

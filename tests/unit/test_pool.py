@@ -91,6 +91,19 @@ def test_every_failure_costs_its_own_sample_only(function: str, pools: list[Pool
     tagged.assert_gone()
 
 
+@pytest.mark.parametrize("returned", ["[1.0]", "[1.0] * (n - 1) if n > 1 else [1.0]", "float(n)"])
+def test_a_list_of_another_length_is_no_reward_of_any_sample(tmp_path: Path, pools: list[Pool], returned: str) -> None:
+    """Scored one by one a list of one would fit every sample: a value of one spread over all."""
+    (tmp_path / "short.py").write_text(
+        "import time\ndef short(prompts, responses):\n    time.sleep(0.2)\n    n = len(prompts)\n"
+        f"    return {returned}\n"
+    )
+    pools.append(pool := Pool([fn("short", str(tmp_path / "short.py"))], 1, 10.0, 2048))
+    outcomes = run(pool, ["a"] * 40)
+    bad = [o for o in outcomes if o.status == "bad_value"]
+    assert len(bad) >= 38 and all("short returned" in o.message for o in bad)
+
+
 def test_memory_of_children_and_shared_memory_count(pools: list[Pool]) -> None:
     pools.append(pool := Pool([fn("act")], 1, 60.0, MIB))
     pool.ready(60)
@@ -232,6 +245,24 @@ def test_functions_that_cannot_be_loaded(tmp_path: Path, pools: list[Pool], tagg
             pool.ready(seconds)
         pool.close()
         tagged.assert_gone()
+
+
+@pytest.mark.parametrize(
+    ("rule", "options", "words"),
+    [
+        ("repetition", {"ngram": 0}, "ngram"),
+        ("repetition", {"ngram": "abc"}, "reward.args"),
+        ("language", {"language": "xx"}, "xx"),
+        ("length_cosine", {"of": "nosuch"}, "nosuch"),
+        ("overlong", {"fraction": 2.0}, "overlong.fraction is 2.0"),
+    ],
+)
+def test_values_of_options_are_refused_before_the_first_sample(
+    rule: str, options: dict, words: str, pools: list[Pool]
+) -> None:
+    pools.append(pool := Pool([Fn(rule, rule, options)], 1, 10.0, 2048, {"max_response_tokens": 99}))
+    with pytest.raises(ConfigError, match=words):
+        pool.ready(60.0)
 
 
 def test_workers_that_cannot_be_kept_alive_end_the_run(tmp_path: Path, pools: list[Pool]) -> None:

@@ -80,6 +80,19 @@ def test_what_is_wrong_is_named(data: str, arguments: list[str], error: type, wo
         reward_test(["test", "--data", data, *arguments])
 
 
+def test_settings_may_stand_after_the_options(data: str, capsys: pytest.CaptureFixture) -> None:
+    assert reward_test(["test", "gsm8k", "--data", data, "--rows", "1", "reward.weights=[2]"]) == 0
+    assert "reward: 2   parts: gsm8k 1" in capsys.readouterr().out
+
+
+def test_half_a_surrogate_pair_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    path = tmp_path / "odd.jsonl"
+    path.write_text('{"question": "a \\ud800", "answer": "#### 1", "response": "b \\udc00"}\n')
+    assert reward_test(["test", "gsm8k", "--data", str(path)]) == 0
+    out = capsys.readouterr().out.encode()  # raises where it could not be printed
+    assert b"prompt: a \\ud800" in out
+
+
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises((ConfigError, DataError), match=r"gone\.jsonl"):
         reward_test(["test", "gsm8k", "--data", str(tmp_path / "gone.jsonl")])

@@ -72,6 +72,14 @@ B = [
     "I think\nB. Paris",
     "I think it is (B).",
     "So it is **B**",
+    "The answer is $B$.",
+    r"The answer is \(B\)",
+    r"The answer is \(B\).",
+    "Option B is correct.",
+    "So B is correct.",
+    "**Option (B) is the right choice.**",
+    "<answer>Answer: B</answer>",
+    "<answer>The correct answer is B.</answer>",
 ]
 NOT_B = [
     "",
@@ -96,6 +104,22 @@ NOT_B = [
     "It's B",
     "B is what I thought first\nbut no",
     "BBBB",
+    "The answer is $A$ or $B$",
+    "The answer is $B$ or $C$",
+    r"The answer is \(B\) or \(C\)",
+    r"\boxed{$B$, $C$}",
+    "Option B is not correct.",
+    "Option C is correct.",
+    "B is incorrect.",
+    "So B is correct?",
+    "Neither A nor B is correct.",
+    "A or B is correct.",
+    "<answer>Answer: A or B</answer>",
+    "<answer>Answer: B or C</answer>",
+    "<answer>Answer: B, but C</answer>",
+    "<answer>Not the answer: B</answer>",
+    "<answer>A. Answer: B</answer>",
+    "<answer>Answer: A. Answer: B</answer>",
 ]
 A = ["The answer is A.", "The answer is A because of it", r"\boxed{A}", "A", "a)", "A.", "The answer is a", "(A)"]
 NOT_A = ["The answer is A city in France", "The answer is a city", "A city in France", "\\boxed{A city}", "a b"]
@@ -145,6 +169,13 @@ def test_gold_answers_of_multiple_choice(gold: str, row: dict[str, object], lett
         return
     for other in "ABCJ":
         assert multiple_choice(prompt(gold, row), f"\\boxed{{{other}}}") == (other == letter)
+
+
+def test_choices_that_are_amounts_of_money() -> None:
+    row: dict[str, object] = {"choices": ["$4", "$5", r"\$6"]}
+    for said in ("$5", r"\$5", "$5$"):
+        assert multiple_choice(prompt("B", row), f"The answer is {said}.") == 1.0
+    assert multiple_choice(prompt("B", row), "The answer is $6.") == 0.0
 
 
 def test_a_letter_beyond_the_choices_is_none() -> None:

@@ -176,6 +176,22 @@ def test_a_client_that_hangs_up_harms_nobody(program: Program) -> None:
     assert post(program.url, sample("4")).json()["results"][0]["reward"] == 1.0
 
 
+def test_a_client_that_leaves_within_its_body_is_no_traceback() -> None:
+    messages: list[Any] = [{"type": "http.request", "body": b'{"ver', "more_body": True}, {"type": "http.disconnect"}]
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return messages.pop(0)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/score", "headers": [(b"content-type", b"application/json")]}
+    scorer = Scorer(FakePool(), on_failure=lambda: None)  # type: ignore[arg-type]
+    asyncio.run(Server(scorer, "f", None).app()(scope, receive, send))
+    assert not messages and sent[0]["status"] == 400
+
+
 @pytest.mark.parametrize("body", [b"", b"{", b"[" * 100_000, b"1" * 5000, b"\xff", b'{"version": 1, "samples": [NaN'])
 def test_what_is_not_json(program: Program, body: bytes) -> None:
     reply = httpx.post(program.url, content=body, headers={"Content-Type": "application/json"})

@@ -58,6 +58,15 @@ def trl_optional(completions, level=None, trainer_state=None):
 def trl_trainer(completions, trainer_state):
     return [0.0 for _ in completions]
 
+def trl_tokens(completion_ids, **kwargs):
+    return [float(len(ids)) for ids in completion_ids]
+
+def trl_tokens_answer(completion_ids, answer):
+    return [float(len(ids)) for ids in completion_ids]
+
+def verl_batch(data_sources, solution_strs, ground_truths, extra_infos):
+    return [0.0 for _ in solution_strs]
+
 async def compute_score(data_source, solution_str, ground_truth, extra_info=None, weight=1.0):
     return {"score": weight * (solution_str == ground_truth), "source": data_source == "gsm8k", "info": len(extra_info)}
 
@@ -159,6 +168,13 @@ def test_recognised(file: str, name: str, shape: str, asynchronous: bool) -> Non
         ("first_and_rest", {}, r"first_and_rest has the parameters"),
         ("plain", {"signature": "verls"}, "args.plain.signature: 'verls' is none of auto, plain, batch, trl, verl"),
         ("trl_trainer", {}, "trl_trainer needs trainer_state, which only TRL's trainer has"),
+        ("trl_tokens", {}, "trl_tokens needs completion_ids, which only TRL's trainer has"),
+        ("trl_tokens_answer", {}, "trl_tokens_answer needs completion_ids, which only TRL's trainer has"),
+        (
+            "verl_batch",
+            {},
+            r"verl_batch has veRL's batch form .*not supported.*compute_score.*fn\(prompts, responses\)",
+        ),
         ("Count", {"begin": 1}, "args.Count.begin: Count has no such option.*its options: start"),
         ("Later", {"begin": 1}, "args.Later.begin: Later has no such option.*it has none"),
         ("Refuses", {}, "Refuses: making a .* raised FileNotFoundError.*nowhere"),
