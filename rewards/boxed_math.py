@@ -33,15 +33,11 @@ _FILLER = re.compile(
 # Asides that leave the number what it is; `(cm)`, `(base 8)`, `(mod 7)` and `(or 19)` do not.
 _ASIDE = re.compile(r"\s{1,4}\((?:see|as|by|from|using|because|since)\s(?:(?!\b(?:or|not)\b)[^()\d]){1,80}\)$")
 _SPELLED = re.compile(r"(\d{1,2})\s{1,4}\(([a-z]{1,10})\)", re.ASCII | re.IGNORECASE)
-_NUMERALS: dict[str, int] = {
-    word: value
-    for value, word in enumerate(
-        (
-            "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-            "eighteen nineteen twenty"
-        ).split()
-    )
-}
+_SPELLED_OUT = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen twenty"
+)
+_NUMERALS: dict[str, int] = {word: value for value, word in enumerate(_SPELLED_OUT.split())}
 _PER = re.compile(r"(?<=\d)\s{1,4}(?:per [a-z]{1,20}|an? [a-z]{1,20}|each|in total|in all|altogether)$")
 _NAME = re.compile(r"\s*[A-Za-z]\s*")
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
