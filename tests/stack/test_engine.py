@@ -187,8 +187,10 @@ class Length:
     def __init__(self):
         self.done = []
 
-    def submit(self, key, prompt, text):
-        self.done.append((key, type("Result", (), {"reward": float(len(text)), "parts": {}, "status": {}})))
+    def submit(self, key, prompt, response):
+        self.done.append(
+            (key, type("Result", (), {"reward": float(len(response.text)), "parts": {}, "status": {}, "why": {}}))
+        )
 
     def poll(self, wait_seconds):
         done, self.done = self.done, []
