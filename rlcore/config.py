@@ -157,7 +157,7 @@ class RewardConfig(Section):
         default_factory=dict
     )  # {source: [names]}: who scores its rows; fns in no list: all rows
     clip: list[float] = field(default_factory=list)  # [low, high]: limits of the sum; empty: none
-    workers: int = 1  # processes that score side by side, of each function that is not built in
+    workers: int = 1  # processes that score side by side; built-in rules share them, others have as many of their own
     timeout_seconds: float = 10.0  # a function that takes longer for a sample has status "timeout"
     memory_mib: int = 4096  # that one such process and all it starts may hold
     overlong_fraction: float = 0.0  # last share of max_response_tokens in which a penalty grows from 0 (DAPO)
