@@ -147,16 +147,20 @@ def test_health_and_wrong_doors(program: Program) -> None:
     assert httpx.post(f"{base}/", json={}).status_code == 404
 
 
-def test_a_slow_request_holds_up_nobody(program: Program, tmp_path: Path) -> None:
+def test_a_slow_request_holds_up_nobody(tmp_path: Path) -> None:
+    patient = Program(tmp_path, "--workers", "2", "--timeout", "300")  # a busy machine must not make it a timeout
     go = tmp_path / "go"
     slow: list[Any] = []
-    thread = threading.Thread(target=lambda: slow.append(post(program.url, sample(f"wait:{go}", f"wait:{go}")).json()))
-    thread.start()
-    for _ in range(3):
-        assert post(program.url, sample("4")).json()["results"][0]["reward"] == 1.0
-    assert not slow
-    go.touch()
-    thread.join()
+    thread = threading.Thread(target=lambda: slow.append(post(patient.url, sample(f"wait:{go}", f"wait:{go}")).json()))
+    try:
+        thread.start()
+        for _ in range(3):
+            assert post(patient.url, sample("4")).json()["results"][0]["reward"] == 1.0
+        assert not slow
+    finally:
+        go.touch()
+        thread.join()
+        patient.stop(signal.SIGKILL)
     assert slow[0]["results"] == [{"reward": 1.0, "parts": {}}]
 
 
