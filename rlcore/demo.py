@@ -39,13 +39,11 @@ class Embedded(NamedTuple):
     """One embedded model. Dimensions are those of Hugging Face's LlamaConfig; a head's must suit vLLM's CPU attention.
 
     warm_up  the recipe of `rlcore sft` that teaches it
-    source   the file that generates its problems: part of the cache's key
     rows     generated rows with question and response, whose pieces its tokenizer knows
     piece    a regular expression that cuts any text into pieces
     """
 
     warm_up: str
-    source: str
     rows: Callable[[], list[dict[str, Any]]]
     piece: str = _WORDS_AND_DIGITS
     hidden: int = 192
@@ -56,10 +54,9 @@ class Embedded(NamedTuple):
 
 
 EMBEDDED: dict[str, Embedded] = {
-    "demo": Embedded("demo_sft", problems.__file__, lambda: problems.arithmetic(size=4000)),
+    "demo": Embedded("demo_sft", lambda: problems.arithmetic(size=4000)),
     "demo_countdown": Embedded(
         "tinyzero_countdown_cpu_sft",
-        problems.__file__,
         lambda: problems.countdown(size=4000, numbers="3", largest=12, largest_value=30),
         piece=_WORDS_TAGS_AND_NUMBERS,
         hidden=128,
@@ -68,7 +65,6 @@ EMBEDDED: dict[str, Embedded] = {
     ),
     "demo_knights": Embedded(
         "logic_rl_cpu_sft",
-        puzzles.__file__,
         lambda: puzzles.knights_knaves(size=4000, people="2-3", wording="short", worked=0.5),
         piece=_PEOPLE_AND_ROLES,
         hidden=128,

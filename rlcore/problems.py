@@ -124,7 +124,9 @@ def countdown(
     first try, mostly the sum of all the numbers, and mostly wrong.
     """
     check_size("countdown", size, split)
-    fewest, most = _range("countdown: numbers", numbers, 2, 6)
+    if (allowed := number_range(numbers, 2, 6)) is None:
+        raise DataError(f"generate:countdown: numbers={numbers}, must be 2 to 6, or a range such as 3-4")
+    fewest, most = allowed
     if not 1 <= largest <= largest_value:
         raise DataError(f"generate:countdown: largest={largest}, must be 1 to largest_value={largest_value}")
     check_shares("countdown", search=search)
@@ -228,13 +230,11 @@ def check_shares(name: str, **shares: float) -> None:
             raise DataError(f"generate:{name}: {share}={value}, must be between 0 and 1")
 
 
-def _range(name: str, text: str, least: int, most: int) -> tuple[int, int]:
-    """ "3" as (3, 3), "3-4" as (3, 4)."""
+def number_range(text: str, least: int, most: int) -> tuple[int, int] | None:
+    """ "3" as (3, 3), "3-4" as (3, 4); None for any other text, and for what is not from `least` to `most`."""
     found = re.fullmatch(r"(\d)(?:-(\d))?", text, re.ASCII)
     low, high = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
-    if not least <= low <= high <= most:
-        raise DataError(f"generate:{name}={text}, must be {least} to {most}, or a range such as 3-4")
-    return low, high
+    return (low, high) if least <= low <= high <= most else None
 
 
 def held_out(key: str) -> bool:

@@ -12,12 +12,11 @@ import functools
 import hashlib
 import itertools
 import random
-import re
 from collections.abc import Sequence
 from typing import Any
 
 from rlcore.errors import DataError
-from rlcore.problems import check_shares, check_size, split_rows
+from rlcore.problems import check_shares, check_size, number_range, split_rows
 
 # ("knight", 2), ("knave", 0), ("not", S), or two of them: ("and", S, S), ("or", S, S), ("if", S, S), ("iff", S, S).
 Statement = tuple[Any, ...]
@@ -69,22 +68,16 @@ def knights_knaves(
     2^people of them; the others answer at once. All are right.
     """
     check_size("knights_knaves", size, split)
-    least, most = _range(people)
+    if (allowed := number_range(people, 2, _MOST_PEOPLE)) is None:
+        raise DataError(
+            f"generate:knights_knaves: people={people}, must be a number from 2 to {_MOST_PEOPLE} or a range, as 2-5"
+        )
+    least, most = allowed
     if wording not in WORDINGS:
         raise DataError(f"generate:knights_knaves: wording={wording}, must be one of {', '.join(WORDINGS)}")
     check_shares("knights_knaves", worked=worked)
     rng = random.Random(f"knights_knaves {seed}")
     return split_rows("knights_knaves", size, split, lambda: _row(rng, rng.randint(least, most), wording, worked))
-
-
-def _range(people: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d)(?:-(\d))?", people)
-    least, most = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
-    if not 2 <= least <= most <= _MOST_PEOPLE:
-        raise DataError(
-            f"generate:knights_knaves: people={people}, must be a number from 2 to {_MOST_PEOPLE} or a range, as 2-5"
-        )
-    return least, most
 
 
 def _row(rng: random.Random, count: int, wording: str, worked: float) -> tuple[str, dict[str, Any]]:

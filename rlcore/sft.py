@@ -80,18 +80,22 @@ def embedded_model(name: str, say: Callable[[str], None]) -> Path:
     import torch
     import transformers
 
-    from rlcore import demo
-    from rlcore.compose import RECIPES
-
-    embedded = demo.EMBEDDED[name]
-    sources = [Path(demo.__file__), Path(embedded.source), RECIPES / f"{embedded.warm_up}.yaml"]
-    digest = hashlib.sha256(b"\0".join(p.read_bytes() for p in sources))
+    digest = hashlib.sha256(b"\0".join(p.read_bytes() for p in made_of(name)))
     digest.update(f"{torch.__version__} {transformers.__version__}".encode())
     ready = cache_dir() / f"{name}-{digest.hexdigest()[:16]}"
     if (ready / "config.json").is_file():
         return ready
     with locked(cache_dir() / f".lock-{name}", wait_seconds=_ANOTHER_MAKES_IT_SECONDS):
         return ready if (ready / "config.json").is_file() else _make(name, ready, say)
+
+
+def made_of(name: str) -> list[Path]:
+    """The files that decide what the embedded model `name` is: a generator builds on another one's file, so all do."""
+    from rlcore import demo, problems, puzzles
+    from rlcore.compose import RECIPES
+
+    code = [Path(str(module.__file__)) for module in (demo, problems, puzzles)]
+    return [*code, RECIPES / f"{demo.EMBEDDED[name].warm_up}.yaml"]
 
 
 def _make(name: str, ready: Path, say: Callable[[str], None]) -> Path:

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from rlcore.demo import EMBEDDED
 from rlcore.errors import DataError
 from rlcore.problems import arithmetic, countdown
+from rlcore.sft import made_of
 from rlcore.sources import load_rows
 
 _OPS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
@@ -164,3 +166,10 @@ def test_wrong_arguments_are_named(source: str, complaint: str) -> None:
 def test_arguments_reach_the_generator() -> None:
     rows = load_rows("generate:arithmetic?size=7&seed=5&split=eval&worked=0&steps=1").rows
     assert rows == arithmetic(size=7, seed=5, split="eval", worked=0.0, steps=1)
+
+
+@pytest.mark.parametrize("name", sorted(EMBEDDED))
+def test_an_embedded_model_is_made_anew_when_a_file_that_decides_it_changes(name: str) -> None:
+    """Of the generators too that its own builds on: the puzzles' rows come out of a function of the problems'."""
+    files = {path.name for path in made_of(name)}
+    assert {"demo.py", "problems.py", "puzzles.py", f"{EMBEDDED[name].warm_up}.yaml"} == files
