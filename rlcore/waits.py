@@ -22,6 +22,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutErro
 from rlcore.errors import RlcoreError, WorkerError
 
 _LOOK_EVERY_SECONDS = 1.0
+_NEWS_OF_A_DEATH_SECONDS = 2.0
 
 
 class Worker(NamedTuple):
@@ -55,16 +56,32 @@ class Watch:
         if time.monotonic() - self._looked < _LOOK_EVERY_SECONDS:
             return
         self._looked = time.monotonic()
+        if (death := self._death()) is not None:
+            raise WorkerError(death)
+
+    def _death(self) -> str | None:
+        """What of the run has died, in words."""
         for alive in self.also_alive:
-            died = alive()
-            if died is not None:
-                raise WorkerError(f"{died} died during phase {self.phase}; the run cannot go on without it")
+            if (died := alive()) is not None:
+                return f"{died} died during phase {self.phase}; the run cannot go on without it"
         if not self.workers:
-            return
+            return None
         dead = state.actors(job_id=ray_worker.global_worker.current_job_id, actor_state_name="DEAD")
         for each in self.workers:
             if info := dead.get(each.handle._actor_id.hex()):
-                raise WorkerError(f"{each} died during phase {self.phase}: {_death(info)}")
+                return f"{each} died during phase {self.phase}: {_cause(info)}"
+        return None
+
+    def _blame_the_dead(self, worker: Worker, error: BaseException) -> None:
+        """Raise WorkerError if `worker` raised because another has died: who died is the news, who noticed is not.
+
+        A broken connection may reach `worker` before Ray knows of the death, so this looks for up to 2 s.
+        """
+        until = time.monotonic() + _NEWS_OF_A_DEATH_SECONDS
+        while (death := self._death()) is None and time.monotonic() < until:
+            time.sleep(0.1)
+        if death is not None:
+            raise WorkerError(f"{death}; {worker} then raised {type(error).__name__}") from error
 
     def guard(self) -> None:
         """Watch `also_alive` from a thread too: when Ray's own processes die, a call into Ray may never return.
@@ -105,6 +122,7 @@ class Watch:
             return ray.get(ref, timeout=60)
         except RayTaskError as e:
             cause = e.cause if isinstance(e.cause, Exception) else e
+            self._blame_the_dead(worker, cause)
             if isinstance(cause, RlcoreError):
                 raise type(cause)(f"{worker}, phase {self.phase}: {cause}") from e
             error = WorkerError(f"{worker} raised in phase {self.phase}: {type(cause).__name__}: {cause}")
@@ -132,7 +150,7 @@ class Watch:
         return [results[r] for r in refs]
 
 
-def _death(info: Mapping[str, Any]) -> str:
+def _cause(info: Mapping[str, Any]) -> str:
     return _short(str(info.get("DeathCause") or "cause unknown").replace("\\n", "\n"))
 
 

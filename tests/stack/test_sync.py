@@ -1,6 +1,7 @@
 """publish(version) into real engines: they then hold what was sent, or say which parameter is wrong."""
 
 import os
+import signal
 from contextlib import contextmanager
 
 import pytest
@@ -9,8 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from rlcore.config import RolloutConfig
-from rlcore.errors import SyncError
+from rlcore.errors import SyncError, WorkerError
 from rlcore.protocols import SampleRequest
+from rlcore.waits import Watch, Worker
 from rlcore.weights import Sender, WeightInfo, manifest
 from rollout.engine import Engine
 from tests.tiny import make_tiny_model
@@ -234,3 +236,30 @@ def test_a_hundred_publishes_leak_neither_engine_memory_nor_shared_memory(stack)
     assert memory() - before < 10 * size
     free = ray.available_resources()["object_store_memory"]
     assert free > 150 << 20, "the buckets stay in the object store"
+
+
+@ray.remote(num_cpus=0)
+class Peer:
+    """Calls another as an actor rank calls an engine; `die` leaves as a SIGKILL does."""
+
+    def die(self):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def ask(self, other):
+        return Sender("shm", [other], 0, 60.0)._all("die")
+
+    def fail(self):
+        raise SyncError("model.norm.weight")
+
+
+def test_who_died_is_named_and_not_who_noticed(stack):
+    """The killed engine's caller may raise before the driver has looked: the race that a SIGKILL in publish is."""
+    watch = Watch()
+    watch.phase = "publish"
+    actor, engine = Worker("actor", 0, Peer.remote()), Worker("rollout", 0, Peer.remote())
+    watch.workers += [actor, engine]
+    with pytest.raises(SyncError, match="actor rank 0, phase publish: model.norm.weight"):
+        watch.get(actor.handle.fail.remote(), actor)
+    with pytest.raises(WorkerError, match="^rollout rank 0 died during phase publish: .*; actor rank 0 then raised"):
+        watch.get(actor.handle.ask.remote(engine.handle), actor)
+    ray.kill(actor.handle)
