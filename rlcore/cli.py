@@ -231,7 +231,7 @@ def _with_embedded(cfg: Config) -> Config:
     if cfg.model.path not in EMBEDDED:
         return cfg
     from rlcore.build import with_model
-    from rlcore.sft import embedded_model
+    from rlcore.embedded import embedded_model
 
     return with_model(cfg, str(embedded_model(cfg.model.path, say)))
 
@@ -294,11 +294,15 @@ def _last_words(run_dir: Path, exported: Path, again: str, seconds: float) -> No
 def _demand_all_read(by_workers: set[str], composed: Composed) -> None:
     """Raise ConfigError when the user set a key that nothing in the whole run read: it had no effect."""
     from rlcore.config import all_keys, fields_read
+    from rlcore.idle import OF_ONE_DEVICE
 
     read = fields_read() | by_workers
-    idle = [f"{k} ({origin})" for k, origin in composed.set_by.items() if all_keys()[k] not in read]
+    unread = {k: origin for k, origin in composed.set_by.items() if all_keys()[k] not in read}
+    for key in sorted(unread.keys() & OF_ONE_DEVICE):
+        say(f"{key} ({unread[key]}): had no effect on this kind of device")
+    idle = [f"{key} ({origin})" for key, origin in sorted(unread.items()) if key not in OF_ONE_DEVICE]
     if idle:
         raise ConfigError(
-            f"the run is complete and saved, but nothing read {', '.join(sorted(idle))}: it had no effect under this "
+            f"the run is complete and saved, but nothing read {', '.join(idle)}: it had no effect under this "
             "configuration; remove it or set what makes it count"
         )

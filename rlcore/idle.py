@@ -61,6 +61,8 @@ _READ_WITH |= {
     f"reward_model.{leaf}": (_Needs("reward.fns", lambda fns: "reward_model" in fns, "add reward_model to reward.fns"),)
     for leaf in ("path", "ranks")
 }
+# Only one kind of device reads these. A recipe that runs on both may set both.
+OF_ONE_DEVICE = {"rollout.kv_cache_gib", "rollout.device_memory_fraction", "actor.offload"}
 _READ_BY_A_FUNCTION = ("advantage.name", "loss.name")  # which gets its whole section
 DECIDING = {"algorithm"} | {needs.key for all_of in _READ_WITH.values() for needs in all_of}
 

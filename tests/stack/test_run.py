@@ -14,7 +14,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from omegaconf import OmegaConf
 
+from rlcore.compose import as_config, compose
+from rlcore.config import all_keys
+from rlcore.idle import idle
 from tests.tiny import make_tiny_model
 
 RECIPE = """
@@ -111,11 +115,28 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
+ONLY_OTHERS_READ = {"data.response_column", "tracker.project", "tracker.name"}  # rlcore sft; the sink wandb
+
+
+def every_key(args: list[str], path: Path) -> str:
+    """A recipe that is `args` with all keys written down: a run fails at its end if nothing has read one of them."""
+    name, *settings = args
+    composed, _ = compose(name, settings)
+    keys = dict.fromkeys(all_keys(), "here")
+    left_out = {"run_dir", "algorithm", *idle(as_config(composed.config), keys), *ONLY_OTHERS_READ}
+    recipe = OmegaConf.create()
+    for key in all_keys().keys() - left_out:
+        OmegaConf.update(recipe, key, OmegaConf.select(composed.config, key))
+    OmegaConf.save(recipe, path)
+    return str(path)
+
+
 @pytest.fixture(scope="module")
 def whole(recipe: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
-    """A run of 5 steps that nobody disturbs, with a checkpoint after step 3."""
+    """A run of 5 steps that nobody disturbs, with a checkpoint after step 3, and every key that can count set."""
     run_dir = tmp_path_factory.mktemp("runs") / "whole"
-    run = Run("train", recipe, *EVERYTHING, "steps=5", "save_every_steps=3", f"run_dir={run_dir}")
+    args = [recipe, *EVERYTHING, "steps=5", "save_every_steps=3"]
+    run = Run("train", every_key(args, run_dir.with_suffix(".yaml")), f"run_dir={run_dir}")
     code, out = run.finish()
     assert code == 0, out
     assert run.nothing_left() == []
@@ -143,6 +164,7 @@ def test_a_run_leaves_what_the_readme_says(whole: tuple[Path, str]) -> None:
         assert (run_dir / name).is_file(), name
     first = json.loads((run_dir / "rollouts/step_000001.jsonl").read_text().splitlines()[0])
     assert {"reward", "response", "status", "finish", "version"} <= set(first)
+    assert "actor.offload" in out and "had no effect on this kind of device" in out
     for text in ("before", "after", "exported model", "sample rollouts", "next: rlcore"):
         assert text in out
 
