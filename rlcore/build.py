@@ -19,7 +19,7 @@ from rlcore.parts import Parts, Turns, columns
 from rlcore.placement import Cluster, Phases
 from rlcore.protocols import absolute
 from rlcore.records import Prompt
-from rlcore.sources import nearest
+from rlcore.sources import nearest, source_names
 from rlcore.tracker import Tracker
 from rlcore.waits import Watch
 
@@ -109,10 +109,10 @@ def _read(cfg: Config, tokenizer: Any, say: Callable[[str], None]) -> tuple[Prom
     prompts = Prompts(cfg.data.train, cfg.data, tokenizer, cfg.seed)
     in_order = copy.copy(cfg.data)
     in_order.curriculum = None
-    held_out: dict[str, Prompts] = {}
-    for source in cfg.data.eval:
-        each = Prompts([source], in_order, tokenizer, cfg.seed)
-        held_out[each.name if each.name not in held_out else f"{each.name}-{len(held_out) + 1}"] = each
+    held_out = {
+        name: Prompts([source], in_order, tokenizer, cfg.seed)
+        for name, source in zip(source_names(cfg.data.eval), cfg.data.eval, strict=True)
+    }
     for each in (prompts, *held_out.values()):
         if each.dropped:
             say(f"data: left out {each.dropped} prompts of {each.sources} over data.max_prompt_tokens")

@@ -15,7 +15,7 @@ from rlcore.config import DataConfig
 from rlcore.conversation import Message, as_text, cell, read_rows
 from rlcore.errors import DataError
 from rlcore.records import Prompt, Rollout
-from rlcore.sources import Rows, load_rows, nearest
+from rlcore.sources import Rows, load_rows, nearest, source_names
 
 
 class Prompts:
@@ -30,8 +30,7 @@ class Prompts:
         self._cfg, self._seed = cfg, seed
         self._rows: dict[str, Rows] = {}
         prompts: list[Prompt] = []
-        for loaded in map(load_rows, sources):
-            name = loaded.name if loaded.name not in self._rows else f"{loaded.name}-{len(self._rows) + 1}"
+        for name, loaded in zip(source_names(sources), map(load_rows, sources), strict=True):
             self._rows[name] = loaded
             own = untokenized(loaded, cfg, name)
             tokens = _tokenize_prompts(loaded, [p.messages for p in own], cfg, tokenizer)
@@ -69,11 +68,6 @@ class Prompts:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise DataError(f"{self.at(prompt)}: column {column} is {value!r}; data.curriculum needs a number")
         return float(value)
-
-    @property
-    def name(self) -> str:
-        """The first source's short name."""
-        return next(iter(self._rows))
 
     def __len__(self) -> int:
         return len(self._prompts)

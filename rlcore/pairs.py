@@ -40,7 +40,6 @@ class Pairs:
         most_tokens: int,
     ) -> None:  # fmt: skip
         loaded = [load_rows(source) for source in sources]
-        self.name = "+".join(rows.name for rows in loaded)
         found = [pair for rows in loaded for pair in _read(rows, cfg, tokenize)]
         self._pairs = [p for p in found if max(map(len, p)) <= most_tokens and p.chosen != p.rejected]
         self.dropped = len(found) - len(self._pairs)

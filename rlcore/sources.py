@@ -9,9 +9,10 @@ from __future__ import annotations
 import csv
 import difflib
 import inspect
+import itertools
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
@@ -47,6 +48,19 @@ def source_name(source: str) -> str:
     if Path(source).suffix in _FILES:
         return Path(source).stem
     return Path(_hub_parts(source)[0]).name
+
+
+def source_names(sources: Sequence[str]) -> list[str]:
+    """The short name of each source, no two the same: a repeated one gets its place in the list, as `a-2`, or the next
+    number with which it is no other source's name."""
+    own = [source_name(source) for source in sources]
+    names: list[str] = []
+    for place, name in enumerate(own, start=1):
+        if name in names:
+            numbered = (f"{name}-{i}" for i in itertools.count(place))
+            name = next(n for n in numbered if n not in own and n not in names)
+        names.append(name)
+    return names
 
 
 def load_rows(source: str) -> Rows:

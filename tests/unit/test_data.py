@@ -11,7 +11,7 @@ import pytest
 from rlcore.config import DataConfig
 from rlcore.data import Examples, Prompts
 from rlcore.errors import ConfigError, DataError
-from rlcore.sources import load_rows, source_name
+from rlcore.sources import load_rows, source_name, source_names
 from tests.tiny import make_tiny_model
 
 USER = {"role": "user", "content": "a"}
@@ -61,6 +61,23 @@ def test_source_names() -> None:
         "gsm8k": "gsm8k", "generate:arithmetic?size=3&seed=1": "arithmetic", "generate:countdown": "countdown",
     }  # fmt: skip
     assert {s: source_name(s) for s in names} == names
+
+
+@pytest.mark.parametrize(
+    ("own", "unique"),
+    [
+        (["a", "b"], ["a", "b"]),
+        (["a", "a", "a"], ["a", "a-2", "a-3"]),
+        (["b", "a", "a"], ["b", "a", "a-3"]),
+        # A file that is called so keeps its name: reward.sources may mean it.
+        (["a", "a", "a-2"], ["a", "a-3", "a-2"]),
+        (["a", "a-2", "a"], ["a", "a-2", "a-3"]),
+        (["a-3", "a", "a"], ["a-3", "a", "a-4"]),
+        (["a", "a", "a-2", "a-2", "a-2-4"], ["a", "a-3", "a-2", "a-2-5", "a-2-4"]),
+    ],
+)
+def test_no_two_sources_have_the_same_name(own: list[str], unique: list[str]) -> None:
+    assert source_names([f"{i}/{name}.jsonl" for i, name in enumerate(own)]) == unique
 
 
 @pytest.mark.parametrize(
@@ -395,6 +412,17 @@ def test_a_curriculum_of_sources_takes_them_in_order(tmp_path: Path, tokenizer) 
     sources = [jsonl(tmp_path / f"{n}.jsonl", [{"question": "a", "answer": "1"}] * 3) for n in ("hard", "easy")]
     prompts = Prompts(sources[::-1], DataConfig(curriculum="source"), tokenizer, 0)
     assert [p.source for p in prompts.take(6)] == ["easy"] * 3 + ["hard"] * 3
+
+
+def test_rows_of_sources_with_names_alike_stay_apart(tmp_path: Path, tokenizer) -> None:
+    sources = []
+    for i, name in enumerate(("a-3", "a", "a", "a-2")):
+        (tmp_path / str(i)).mkdir()
+        sources.append(jsonl(tmp_path / str(i) / f"{name}.jsonl", [{"question": str(i), "answer": "1"}]))
+    prompts = Prompts(sources, DataConfig(shuffle=False, curriculum="source"), tokenizer, 0)
+    assert [p.id for p in prompts.all()] == ["a-3:0", "a:0", "a-4:0", "a-2:0"]
+    assert [p.row["question"] for p in prompts.take(4)] == ["0", "1", "2", "3"]
+    assert [prompts.at(p) for p in prompts.all()] == [f"{source}, line 1" for source in sources]
 
 
 @pytest.mark.parametrize(

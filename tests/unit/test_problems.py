@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from rlcore.demo import EMBEDDED
+from rlcore.embedded import made_of
 from rlcore.errors import DataError
 from rlcore.problems import arithmetic, countdown
-from rlcore.sft import made_of
 from rlcore.sources import load_rows
 
 _OPS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}

@@ -34,7 +34,9 @@ LAYERS = [
     },
     {"rlcore.parts", "rlcore.compose", "rlcore.pairs"},
     {"rlcore.build"},
+    {"rlcore.fit"},
     {"rlcore.sft", "rlcore.train", "rlcore.train_rm", "rlcore.reward_test", "rlcore.serve"},
+    {"rlcore.embedded"},
     {"rlcore.cli"},
 ]
 ONLY_IN = {
