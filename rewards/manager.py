@@ -12,27 +12,30 @@ reward model is a group of Ray actors. One thread at a time may use a manager.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import select
 import time
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from rewards import BUILTIN, GOLD, REWARD_MODEL, names
-from rewards.outcomes import Outcome
+from rewards.outcomes import Outcome, kind
 from rewards.pool import Pool
-from rewards.process import plain
+from rewards.process import strict
 from rewards.shapes import Fn
 from rlcore.config import RewardConfig
 from rlcore.errors import DataError
 from rlcore.records import Prompt, Response
+from rlcore.sources import nearest
 
 _LOOK_SECONDS = 0.2  # how often the lanes are looked after while nothing arrives
 _ASK_SECONDS = 0.02  # the same where a lane cannot wake us
+_GOLD_AHEAD = 4096  # gold answers that wait in a pool: full batches for 64 workers, and not a whole data set twice
 
 
 class Lane(Protocol):
@@ -85,14 +88,15 @@ class RewardManager:
 
     quarantine  a JSON-lines file that gets every failed sample: traceback, prompt id, row, response
 
-    A reward model's lane is added by `add` before the first sample. `errors` counts the failures so far by
-    "function: status: message". `ready` raises ConfigError for functions that cannot be loaded; `poll` raises
-    RewardError when workers cannot be kept alive.
+    A reward model's lane is added by `add` before the first sample. `errors` counts the failures so far, those whose
+    messages differ only in numbers and quoted values under the first of them: "function: status: message". `ready`
+    raises ConfigError for functions that cannot be loaded; `poll` raises RewardError when workers cannot be kept alive.
     """
 
     def __init__(self, cfg: RewardConfig, max_response_tokens: int, quarantine: Path | None = None) -> None:
         self.names = names(cfg.fns)
         self.errors: Counter[str] = Counter()
+        self._first_of: dict[str, str] = {}  # of each kind of error, as it stands in `errors`
         self._cfg = cfg
         self._weights = dict(zip(self.names, cfg.weights or [1.0] * len(self.names), strict=True))
         self._quarantine = quarantine
@@ -190,22 +194,39 @@ class RewardManager:
         for lane in self._lanes:
             if not isinstance(lane, Pool) or not readers.intersection(lane.names):
                 continue
-            for i, prompt in enumerate(prompts):
-                lane.check_gold(i, prompt)
-            while lane.pending:
+            left = iter(enumerate(prompts))
+            while True:
+                lane.check_gold(itertools.islice(left, max(0, _GOLD_AHEAD - lane.pending)))
+                if not lane.pending:
+                    break
                 if time.monotonic() > until:
                     raise DataError(f"the gold answers took over {deadline_seconds:g} s (deadline.start_seconds)")
-                for i, outcomes in lane.poll(_LOOK_SECONDS):
-                    mine = self.of_source(prompts[i].source)
-                    failed = [f"{n}: {o.message}" for n, o in outcomes.items() if o.status and n in mine]
-                    if failed:
-                        bad[i] = failed[0]
+                bad |= self._unread(prompts, lane.poll(_LOOK_SECONDS))
         return [(prompts[i], bad[i]) for i in sorted(bad)]
 
-    def unknown_sources(self, prompts: Sequence[Prompt]) -> list[str]:
-        """The keys of reward.sources that no prompt is of: a function named there alone would never be asked."""
-        present = {p.source for p in prompts}
-        return [s for s in self._cfg.sources if s not in present]
+    def demand_sources(self, prompts: Sequence[Prompt]) -> None:
+        """Raise DataError for a source in reward.sources that no prompt is of: its functions would score nothing."""
+        present = sorted({p.source for p in prompts})
+        for source in self._cfg.sources:
+            if source not in present:
+                raise DataError(
+                    f"reward.sources.{source}: no row is of that source{nearest(source, present)}; there are "
+                    f"{', '.join(present)} (data.source_column, or the name of the file)"
+                )
+
+    def _unread(
+        self, prompts: Sequence[Prompt], done: Iterable[tuple[int, Mapping[str, Outcome]]]
+    ) -> dict[int, str]:  # fmt: skip
+        """Which of the gold answers that were checked a function of their source cannot read, and why."""
+        bad: dict[int, str] = {}
+        for i, outcomes in done:
+            if not any(o.status for o in outcomes.values()):
+                continue
+            mine = self.of_source(prompts[i].source)
+            failed = [f"{n}: {o.message}" for n, o in outcomes.items() if o.status and n in mine]
+            if failed:
+                bad[i] = failed[0]
+        return bad
 
     def _ask(self, number: int, asked: Sequence[str]) -> None:
         sample = self._samples[number]
@@ -270,7 +291,8 @@ class RewardManager:
         return parts if gated is None else parts | {"gated": float(gated)}
 
     def _report(self, sample: _Sample, name: str, outcome: Outcome) -> None:
-        self.errors[f"{name}: {outcome.status}: {outcome.message}"] += 1
+        said = f"{name}: {outcome.status}: {outcome.message}"
+        self.errors[self._first_of.setdefault(kind(said), said)] += 1
         if self._quarantine is None:
             return
         line = {
@@ -286,7 +308,7 @@ class RewardManager:
         }
         self._quarantine.parent.mkdir(parents=True, exist_ok=True)
         with self._quarantine.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, default=plain) + "\n")
+            file.write(json.dumps(strict(line), allow_nan=False) + "\n")
 
     def _wait(self, seconds: float) -> None:
         """Until a lane may have something, or `seconds` are over."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import re
 import traceback
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,8 @@ from rlcore.records import Score
 
 _MESSAGE = 500  # characters kept of an error's message
 _TRACEBACK = 8000
+_QUOTED = re.compile(r"""(?<!\w)(?:'(?:[^'\\]|\\.)*('|$)|"(?:[^"\\]|\\.)*("|$))""", re.DOTALL)  # $: it was cut
+_NUMBER = re.compile(r"0x[0-9a-f]+|-?\d+(\.\d+)?(e[-+]?\d+)?")
 _OURS = tuple(str(Path(__file__).with_name(name)) for name in ("worker.py", "shapes.py"))
 
 
@@ -49,15 +52,18 @@ def listed(name: str, value: Any, count: int) -> list[Any]:
 
 
 def checked(name: str, value: Any, where: str = "") -> Score:
-    """`value` as a Score of finite floats; BadValue names the function, `where` (" at index 3") and the type."""
+    """`value` as a Score of finite floats; BadValue names the function, `where` (" at index 3") and the type.
+
+    What is no number in a dict is ignored: it may hold text for the function's own use.
+    """
     if isinstance(value, Score):
         parts = {str(k): _finite(f"{name}, part {k}", v, where) for k, v in value.parts.items()}
         return Score(_finite(name, value.reward, where), parts)
     if isinstance(value, dict):
         if "score" not in value:
             raise BadValue(f'{name} returned{where} a dict without "score": {_shown(value)}')
-        others = {str(k): _number(v) for k, v in value.items() if k != "score"}
-        parts = {k: v for k, v in others.items() if v is not None and math.isfinite(v)}
+        others = {k: v for k, v in value.items() if k != "score" and _number(v) is not None}
+        parts = {str(k): _finite(f"{name}, part {k}", v, where) for k, v in others.items()}
         return Score(_finite(name, value["score"], where), parts)
     return Score(_finite(name, value, where))
 
@@ -96,6 +102,11 @@ def failure(e: BaseException) -> Outcome:
         return Outcome(None, status="unparseable_gold", message=str(e)[:_MESSAGE])
     status = "timeout" if isinstance(e, TimeoutError) else "error"
     return Outcome(None, status=status, message=last_line(e), traceback=_traceback(e))
+
+
+def kind(message: str) -> str:
+    """What messages that differ only in numbers and quoted values have in common: "row 17, 'a'" is "row 0, ''"."""
+    return _NUMBER.sub("0", _QUOTED.sub("''", message))
 
 
 def last_line(e: BaseException) -> str:

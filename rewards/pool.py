@@ -7,9 +7,10 @@
     pool.close()
 
 Every function scores every sample in a call of its own, so one that fails takes no other's outcome with it. Plain
-functions get one sample at a time. Batched ones get what is waiting, up to 64 samples; a batch that raises, overruns,
-crashes or returns nonsense is scored again one by one. Async ones run side by side, up to 64 samples in a process; when
-the process hangs or dies those in it are scored again one by one.
+functions get one sample at a time. Batched ones, and readers of gold answers, get what is waiting, up to 64 samples; a
+batch that raises, overruns or crashes is scored again one by one, one that returns no list of its length is bad_value
+as a whole. Async ones run side by side, up to 64 samples in a process; when the process hangs or dies those in it are
+scored again one by one.
 
 A worker that dies, overruns or holds too much memory is killed with everything it started, and replaced; what it had
 not begun goes to another. A sample that ends a worker in which an earlier one left threads or processes is scored once
@@ -23,7 +24,7 @@ import os
 import selectors
 import time
 from collections import deque
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 from rewards import GOLD
@@ -120,13 +121,19 @@ class Pool:
         """Queue one sample for the functions `names` (None: all); `key` comes back with their outcomes."""
         wanted = self.names if names is None else names
         self._queue(key, prompt, response, [self.names.index(name) for name in wanted])
+        self._feed()
 
-    def check_gold(self, key: Hashable, prompt: Prompt) -> None:
-        """Queue the gold answer of one prompt for the functions that can say whether they can read it.
+    def check_gold(self, prompts: Iterable[tuple[Hashable, Prompt]]) -> None:
+        """Queue the gold answers of (key, prompt) pairs for the functions that can say whether they can read them.
 
-        It comes out of `poll` with an outcome for each of them: status "unparseable_gold", or "" if all is well.
+        Each comes out of `poll` with an outcome of each of these functions: status "unparseable_gold", or "" if all is
+        well. They get the prompts without tokens and messages.
         """
-        self._queue(key, prompt, Response(""), range(len(self.names), len(self._rules)))
+        readers = range(len(self.names), len(self._rules))
+        for key, prompt in prompts:
+            read = Prompt(prompt.id, [], prompt.answer, prompt.row, source=prompt.source)
+            self._queue(key, read, Response(""), readers)
+        self._feed()
 
     def poll(self, wait_seconds: float) -> list[tuple[Any, dict[str, Outcome]]]:
         """Outcomes as soon as there are any, first finished first; [] after `wait_seconds` or if none is pending."""
@@ -159,7 +166,6 @@ class Pool:
         if not rules:
             self._finish(task)
             os.eventfd_write(self._bell, 1)
-        self._feed()
 
     def _start(self) -> Process:
         process = Process(self._hello, self._cwd)

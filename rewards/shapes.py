@@ -10,22 +10,23 @@ shape is read off the parameters' names, or named in the config: `reward.args: {
 options there are keyword arguments. Parameters `response_tokens`, `finish` and those of the pool's context
 (`max_response_tokens`) are filled in by name; the first two are lists where the responses are.
 
-A value is a float, int, bool, 0-d array or tensor, Score, or a dict with "score" (its other finite numbers become
-parts). An item of a list may also be None, "does not apply to this sample", or an exception: the failure of this one.
-Anything else, a list of the wrong length, NaN and infinity are BadValue.
+A value is a float, int, bool, 0-d array or tensor, Score, or a dict with "score" (its other numbers become parts; what
+is no number there is ignored). An item of a list may also be None, "does not apply to this sample", or an exception:
+the failure of this one. Anything else, a list of the wrong length, NaN and infinity, in parts too, are BadValue.
 """
 
 from __future__ import annotations
 
 import difflib
 import inspect
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 from rewards import BUILTIN
 from rewards.outcomes import BadValue, Outcome, checked, failure, last_line, listed
-from rlcore.errors import ConfigError
+from rlcore.errors import ConfigError, UnparseableGold
 from rlcore.protocols import plugin
 from rlcore.records import Prompt, Response
 
@@ -34,11 +35,15 @@ _FORMS = (
     "fn(prompt, response), fn(prompts, responses), TRL's fn(prompts, completions, **columns), "
     "veRL's fn(data_source, solution_str, ground_truth, extra_info)"
 )
-_SAMPLE = {  # parameters that hold the sample; those of plain functions are the first two, however called
+_SAMPLE = {  # parameters that hold the sample; those of other plain functions are the first two
     "batch": ("prompts", "responses"),
     "trl": ("prompts", "completions"),
     "verl": ("data_source", "solution_str", "ground_truth", "extra_info"),
 }
+_PAIRS = (("prompt", "response"), ("prompts", "responses"))
+_IS_RESPONSE = {"response", "completion", "generation", "prediction", "output"}
+_IS_PROMPT = {"prompt", "question", "problem"}
+_IS_GOLD = {"ground_truth", "gold", "label", "reference", "target", "solution"}
 _OF_RESPONSE = ("response_tokens", "finish")
 _NOT_COLUMNS = ("prompt", "completion", "completion_ids")  # TRL passes these under other names
 _OF_TRL_TRAINER = ("completion_ids", "trainer_state", "log_extra", "log_metric")
@@ -74,8 +79,9 @@ class Call(NamedTuple):
 class Rule:
     """A loaded function with its options.
 
-    shape    one of SHAPES, or "gold": fn(prompt) -> None, or UnparseableGold
+    shape    one of SHAPES
     given    the parameters among `response_tokens`, `finish` that it has
+    by_name  of plain and batch: what the prompt and the response are called, where these are our names
     columns  of trl: the names it takes, None for all; `needed` those of them without a default
     """
 
@@ -85,6 +91,7 @@ class Rule:
     asynchronous: bool = False
     options: dict[str, Any] = field(default_factory=dict)
     given: tuple[str, ...] = ()
+    by_name: tuple[str, ...] = ()
     columns: frozenset[str] | None = None
     needed: frozenset[str] = frozenset()
 
@@ -102,14 +109,18 @@ class Rule:
             return [_trl_call(self, samples, index) for index in _by_columns(prompts)]
         everything = list(range(len(samples)))
         if self.shape == "batch":
-            return [Call(everything, (prompts, texts), self.options | filled)]
+            return [self._call(everything, prompts, texts, filled)]
         assert len(samples) == 1
         filled = {name: values[0] for name, values in filled.items()}
         if self.shape == "verl":
             return [Call(everything, (), _verl_arguments(prompts[0], texts[0], self.columns) | self.options | filled)]
-        if self.shape == "gold":
-            return [Call(everything, (prompts[0],), {})]
-        return [Call(everything, (prompts[0], texts[0]), self.options | filled)]
+        return [self._call(everything, prompts[0], texts[0], filled)]
+
+    def _call(self, index: list[int], prompt: Any, response: Any, filled: dict[str, Any]) -> Call:
+        """By name where the names are ours, else the prompt first."""
+        if not self.by_name:
+            return Call(index, (prompt, response), self.options | filled)
+        return Call(index, (), dict(zip(self.by_name, (prompt, response), strict=True)) | self.options | filled)
 
     def outcomes(self, samples: Sequence[Sample], results: Sequence[tuple[Call, Any]]) -> list[Outcome]:
         """What the calls returned, as one outcome a sample; BadValue where a list as a whole is wrong."""
@@ -121,7 +132,7 @@ class Rule:
         return found
 
     def _outcome(self, value: Any, at: int) -> Outcome:
-        if self.shape == "gold" or (self.many and value is None):
+        if self.many and value is None:
             return Outcome(None)
         if self.many and isinstance(value, Exception):
             return failure(value)
@@ -153,6 +164,8 @@ def load_rule(fn: Fn, context: Mapping[str, Any] | None = None) -> Rule:
     if shape not in ("auto", *SHAPES):
         raise ConfigError(f"reward.args.{fn.name}.signature: {shape!r} is none of auto, {', '.join(SHAPES)}")
     target, context = load(fn.spec), context or {}
+    if fn.spec in BUILTIN:
+        _demand_types(fn.name, target, args)
     if inspect.isclass(target):
         options = _options(fn.name, args, _parameters(target), (), context)
         try:
@@ -170,6 +183,23 @@ def load_rule(fn: Fn, context: Mapping[str, Any] | None = None) -> Rule:
     return _rule(fn.name, target, shape, args, parameters, context)
 
 
+def gold_rule(name: str, check: Callable[[Prompt], None]) -> Rule:
+    """A check of rewards.GOLD as a batch rule: of each prompt None, or the UnparseableGold that it raises."""
+
+    def checks(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[UnparseableGold | None]:
+        return [_unparseable(check, prompt) for prompt in prompts]
+
+    return Rule(name, checks, "batch")
+
+
+def _unparseable(check: Callable[[Prompt], None], prompt: Prompt) -> UnparseableGold | None:
+    try:
+        check(prompt)
+    except UnparseableGold as e:
+        return e
+    return None
+
+
 def _rule(
     name: str,
     target: Callable[..., Any],
@@ -178,11 +208,12 @@ def _rule(
     parameters: Mapping[str, inspect.Parameter] | None,
     context: Mapping[str, Any],
 ) -> Rule:
-    taken = _SAMPLE.get(shape) or _positional(parameters or {})[:2]
-    options = _options(name, args, parameters, taken, context, needs_all=shape != "trl")
     own = _named(parameters or {})
+    by_name = next((pair for pair in _PAIRS if shape in ("plain", "batch") and own.keys() >= set(pair)), ())
+    taken = by_name or _SAMPLE.get(shape) or _positional(parameters or {})[:2]
+    options = _options(name, args, parameters, taken, context, needs_all=shape != "trl")
     given = tuple(n for n in _OF_RESPONSE if n in own and n not in options)
-    rule = Rule(name, target, shape, _is_async(target), options, given)
+    rule = Rule(name, target, shape, _is_async(target), options, given, by_name)
     if parameters is None or shape not in ("trl", "verl"):
         return rule
     if not _takes_any(parameters):
@@ -194,6 +225,18 @@ def _rule(
             what = ", ".join(sorted(impossible))
             raise ConfigError(f"reward.fns: {name} needs {what}, which only TRL's trainer has; give it a default")
     return rule
+
+
+def _demand_types(name: str, target: Any, args: Mapping[str, Any]) -> None:
+    """ConfigError for an option of a built-in function whose value is not of its annotated type."""
+    hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    for option, value in args.items():
+        hint = hints.get(option)
+        if hint not in (int, float, str, bool):  # a list, or one of several: the function itself says
+            continue
+        fits = isinstance(value, (int, float) if hint is float else hint)
+        if not fits or (isinstance(value, bool) and hint is not bool):
+            raise ConfigError(f"reward.args.{name}.{option}: {value!r} is not {hint.__name__}")
 
 
 def _is_async(target: Any) -> bool:
@@ -235,7 +278,15 @@ def _detect(name: str, parameters: Mapping[str, inspect.Parameter] | None) -> st
         return "verl"
     if {"prompts", "responses"} <= names:
         return "batch"
-    if len(_positional(parameters or {})) >= 2:
+    first = _positional(parameters or {})[:2]
+    if len(first) == 2 and not {"prompt", "response"} <= names:
+        if first[0] in _IS_RESPONSE or first[1] in _IS_PROMPT | _IS_GOLD:
+            raise ConfigError(
+                f"reward.fns: {name} begins with ({', '.join(first)}), but is called with the prompt first and the "
+                f"response second; the gold answer is prompt.answer. If only the names mislead, set "
+                f"reward.args.{name}.signature=plain"
+            )
+    if len(first) == 2:
         return "plain"
     seen = "has no readable parameters" if parameters is None else f"has the parameters ({', '.join(parameters)})"
     raise ConfigError(
@@ -315,12 +366,25 @@ def _trl_call(rule: Rule, samples: Sequence[Sample], index: list[int]) -> Call:
 
 def _verl_arguments(prompt: Prompt, text: str, accepted: frozenset[str] | None) -> dict[str, Any]:
     row = prompt.row
-    judged = row.get("reward_model")
-    judged = judged if isinstance(judged, dict) else {}
     arguments = {
         "data_source": row.get("data_source", prompt.id.rpartition(":")[0]),
         "solution_str": text,
-        "ground_truth": judged.get("ground_truth", prompt.answer),
-        "extra_info": row.get("extra_info") or {},
+        "ground_truth": _mapping(prompt, "reward_model").get("ground_truth", prompt.answer),
+        "extra_info": _mapping(prompt, "extra_info"),
     }
     return {n: v for n, v in arguments.items() if accepted is None or n in accepted}
+
+
+def _mapping(prompt: Prompt, column: str) -> dict[str, Any]:
+    """A cell that is a mapping, {} if there is none. A CSV file has it as JSON."""
+    value = prompt.row.get(column)
+    if isinstance(value, str) and value.strip():
+        try:
+            value = json.loads(value)
+        except ValueError as e:
+            raise ValueError(f"{prompt.id}: column {column} is text, but not JSON: {value[:80]!r}") from e
+    if not value:
+        return {}
+    if not isinstance(value, dict):
+        raise ValueError(f"{prompt.id}: column {column} is {type(value).__name__}, not a mapping")
+    return value

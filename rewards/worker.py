@@ -33,7 +33,7 @@ from rewards import BUILTIN, GOLD
 from rewards.guard import guarded
 from rewards.outcomes import BadValue, Outcome, failure
 from rewards.page import Page
-from rewards.shapes import Call, Fn, Rule, Sample, load, load_rule
+from rewards.shapes import Call, Fn, Rule, Sample, gold_rule, load, load_rule
 from rlcore.errors import ConfigError
 from rlcore.records import Prompt, Response
 
@@ -151,7 +151,7 @@ class Worker:
             for fn, rule in zip(fns, self._rules, strict=True):
                 if fn.spec in BUILTIN and fn.args and not (rule.many or rule.asynchronous):
                     _try_options(fn, rule)
-            self._rules += [Rule(fn.name, load(GOLD[fn.spec]), "gold") for fn in fns if fn.spec in GOLD]
+            self._rules += [gold_rule(fn.name, load(GOLD[fn.spec])) for fn in fns if fn.spec in GOLD]
         except ConfigError as e:
             self._answer(0, {"failed": str(e)})
             return False
@@ -314,7 +314,7 @@ class Worker:
 
 def _try_options(fn: Fn, rule: Rule) -> None:
     """Call a built-in rule once: what it says of its options' values is known before the run."""
-    sample = Sample(Prompt("", [], ""), Response("one two", 2))
+    sample = Sample(Prompt("", [], ""), Response("one two " * 100, 200))
     try:
         for call in rule.calls([sample]):
             rule.fn(*call.args, **call.kwargs)

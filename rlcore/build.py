@@ -6,7 +6,7 @@ import copy
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from rlcore.parts import Parts, Turns, columns
 from rlcore.placement import Cluster, Phases
 from rlcore.protocols import absolute
 from rlcore.records import Prompt
-from rlcore.sources import nearest, source_names
+from rlcore.sources import source_names
 from rlcore.tracker import Tracker
 from rlcore.waits import Watch
 
@@ -89,7 +89,7 @@ def build(cfg: Config, resolved: DictConfig, say: Callable[[str], None]) -> Part
     cluster = None
     try:
         rewards.ready(cfg.deadline.start_seconds)
-        _demand_sources(rewards, [p for each in (prompts, *held_out.values()) for p in each.all()])
+        rewards.demand_sources([p for each in (prompts, *held_out.values()) for p in each.all()])
         for each in (prompts, *held_out.values()):
             _leave_out_unscorable(each, rewards, cfg, say)
         evals = {name: each.all(limit=cfg.eval.prompts) for name, each in held_out.items()}
@@ -117,16 +117,6 @@ def _read(cfg: Config, tokenizer: Any, say: Callable[[str], None]) -> tuple[Prom
         if each.dropped:
             say(f"data: left out {each.dropped} prompts of {each.sources} over data.max_prompt_tokens")
     return prompts, held_out
-
-
-def _demand_sources(rewards: RewardManager, prompts: Sequence[Prompt]) -> None:
-    """Raise DataError for a source in reward.sources that no row is of: its functions would score nothing."""
-    present = sorted({p.source for p in prompts})
-    for source in rewards.unknown_sources(prompts):
-        raise DataError(
-            f"reward.sources.{source}: no row is of that source{nearest(source, present)}; there are "
-            f"{', '.join(present)} (data.source_column, or the name of the file)"
-        )
 
 
 def _leave_out_unscorable(

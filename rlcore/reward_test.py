@@ -27,34 +27,39 @@ of reward.* and data.* as in `rlcore train`: reward.weights=[1,0.2] reward.args.
 
 def reward_test(args: Sequence[str]) -> int:
     """Runs the command. Raises ConfigError, DataError, or RewardError (exit 3) when a call ended without a score."""
-    asked = _arguments(args)
-    cfg = compose_rewards({"reward.fns": asked.functions, "data.train": [asked.data]}, asked.settings)
-    loaded = load_rows(asked.data)
-    column = asked.responses or ("response" if "response" in loaded.rows[0] else None)
+    given = _arguments(args)
+    cfg = compose_rewards({"reward.fns": given.functions, "data.train": [given.data]}, given.settings)
+    loaded = load_rows(given.data)
+    column = given.responses or ("response" if "response" in loaded.rows[0] else None)
     if column is not None and column not in loaded.rows[0]:
-        raise ConfigError(f"--responses: {asked.data} has no column {column}; there are {', '.join(loaded.rows[0])}")
-    prompts = untokenized(loaded, cfg.data, loaded.name)[: asked.rows]
+        raise ConfigError(f"--responses: {given.data} has no column {column}; there are {', '.join(loaded.rows[0])}")
+    everything = untokenized(loaded, cfg.data, loaded.name)
+    prompts = everything[: given.rows]
     manager = RewardManager(cfg.reward, cfg.rollout.max_response_tokens)
     try:
+        manager.demand_sources(everything)
         manager.ready(_START_SECONDS)
         unread = {p.id: why for p, why in manager.unscorable(prompts, _START_SECONDS)}
-        failed = calls = 0
+        asked = [(prompt, *response) for prompt in prompts for response in _responses(prompt, column)]
+        results = _score(manager, asked)
         for i, prompt in enumerate(prompts):
             print(f"\n== {loaded.at(i)}")
             _show("prompt", prompt.messages[-1]["content"])
             _show("gold", prompt.answer + (f"   (cannot be read: {unread[prompt.id]})" if prompt.id in unread else ""))
-            for what, text in _responses(prompt, column):
-                result = _score(manager, prompt, text)
-                calls += 1
-                failed += result.reward is None
-                _show_result(what, text, result)
+            for (of, what, text), result in zip(asked, results, strict=True):
+                if of is prompt:
+                    _show_result(what, text, result)
     finally:
         manager.close()
-    if failed:
+    calls = len(results)
+    if failed := sum(result.reward is None for result in results):
         common, n = manager.errors.most_common(1)[0]
-        raise RewardError(f"{failed} of {calls} calls ended without a score; commonest, {n} times: {common}")
-    print("\nThe gold answer alone may lack the form a rule asks for: a box, tags, an equation.", end="")
-    print(f"\n{calls} calls on {len(prompts)} rows, each ended with a score")
+        raise RewardError(
+            f"{failed} of {calls} calls ended without a score; commonest, {n} times, for example: {common}"
+        )
+    print("\nThe gold answer alone may lack the form a rule asks for: a box, tags, an equation.")
+    print("Lengths are in words here, in tokens in a run.")
+    print(f"{calls} calls on {len(prompts)} rows, each ended with a score")
     return 0
 
 
@@ -72,6 +77,9 @@ def _arguments(args: Sequence[str]) -> argparse.Namespace:
         raise ConfigError(f"--rows is {found.rows}; it must be at least 1")
     found.settings = [f for f in found.functions if "=" in f]
     found.functions = [f for f in found.functions if "=" not in f]
+    for setting in found.settings:
+        if (key := setting.partition("=")[0]) in ("reward.fns", "data.train"):
+            raise ConfigError(f"{setting}: name the functions and --data FILE on the command line instead of {key}")
     return found
 
 
@@ -80,11 +88,14 @@ def _responses(prompt: Prompt, column: str | None) -> list[tuple[str, str]]:
     return [*own, ("the gold answer", prompt.answer), ("nothing", "")]
 
 
-def _score(manager: RewardManager, prompt: Prompt, text: str) -> Result:
-    manager.submit(0, prompt, Response(text))
-    while True:
-        for _, result in manager.poll(1.0):
-            return result
+def _score(manager: RewardManager, asked: Sequence[tuple[Prompt, str, str]]) -> list[Result]:
+    """All at once, as in a run: a batched function gets several a call. There is no tokenizer: a word is a token."""
+    for i, (prompt, _, text) in enumerate(asked):
+        manager.submit(i, prompt, Response(text, len(text.split())))
+    results: dict[int, Result] = {}
+    while manager.pending:
+        results.update(manager.poll(1.0))
+    return [results[i] for i in range(len(asked))]
 
 
 def _show(what: str, text: str) -> None:

@@ -133,7 +133,8 @@ VALUES: dict[str, tuple[Any, str]] = {
     "no_score": ({"reward": 1.0}, "bad_value"),
     "true": (True, ""),
     "int": (3, ""),
-    "dict": ({"score": 0.25, "a": 2, "b": "text", "c": float("nan")}, ""),
+    "dict": ({"score": 0.25, "a": 2, "b": "text", "c": None}, ""),
+    "nan_part": ({"score": 0.25, "a": float("nan")}, "bad_value"),
     "score": (Score(0.5, {"half": 0.5}), ""),
 }
 

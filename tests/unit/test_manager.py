@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import datetime
 import json
+import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import rewards.manager
 from rewards.manager import Result, RewardManager
 from rewards.outcomes import Outcome
-from rlcore.build import _demand_sources
 from rlcore.config import RewardConfig
 from rlcore.errors import DataError
 from rlcore.records import Prompt, Response
@@ -31,7 +33,7 @@ class FakePool:
         self.names, self.args, self.context = [f.name for f in fns], {f.name: f.args for f in fns}, context
         self.asked: list[tuple[str, Any]] = []
         self.out: list[Any] = []
-        self.polls, self.pids, self.closed = 0, [], False
+        self.polls, self.most, self.pids, self.closed = 0, 0, [], False
         self.made.append(self)
         self._readable, self._write = os.pipe()
         os.write(self._write, b"!")
@@ -49,9 +51,11 @@ class FakePool:
         self.asked += [(name, key) for name in names]
         self.out += [(key, {name: self.fns[name](prompt, response)}) for name in names]
 
-    def check_gold(self, key: Any, prompt: Prompt) -> None:
-        bad = Outcome(None, status="unparseable_gold", message=f"{prompt.answer!r} is no number")
-        self.out.append((key, {n: Outcome(None) if prompt.answer.isdigit() else bad for n in self.names}))
+    def check_gold(self, prompts: Iterable[tuple[Any, Prompt]]) -> None:
+        for key, prompt in prompts:
+            bad = Outcome(None, status="unparseable_gold", message=f"{prompt.answer!r} is no number")
+            self.out.append((key, {n: Outcome(None) if prompt.answer.isdigit() else bad for n in self.names}))
+        self.most = max(self.most, len(self.out))
 
     def poll(self, wait_seconds: float) -> list[Any]:
         self.polls += 1
@@ -141,6 +145,43 @@ def test_failures_are_counted_by_their_message() -> None:
     manager.close()
 
 
+def test_failures_of_one_kind_are_counted_together_under_the_first() -> None:
+    said = [f"KeyError: {key!r} at row {row}" for row, key in enumerate("abc", 17)]
+    FakePool.fns = {"a": lambda p, r: fails("error", r.text)(p, r)}
+    manager = RewardManager(of("a"), 256)
+    for i, message in enumerate([said[0], "OSError: full", "OSError: full", *said[1:]]):
+        manager.submit(i, Prompt("p", [1], ""), Response(message))
+        while manager.pending:
+            manager.poll(0.01)
+    assert manager.errors.most_common() == [("a: error: KeyError: 'a' at row 17", 3), ("a: error: OSError: full", 2)]
+    manager.close()
+
+
+def test_the_quarantine_is_strict_json(tmp_path: Path) -> None:
+    """A bare NaN, as Python writes it, is no JSON: jq, DuckDB and other readers refuse the line."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    row = {
+        "f": float("nan"), "n": 1.5, "deep": [{"x": [float("inf"), (1, -math.inf)]}], "array": np.array([1.0, np.nan]),
+        "scalar": np.float32("inf"), "day": datetime.date(2024, 1, 2), "flag": True, "none": None, "big": 10**400,
+    }  # fmt: skip
+    file = tmp_path / "quarantine.jsonl"
+    FakePool.fns = {"a": fails()}
+    manager = RewardManager(of("a"), 256, file)
+    manager.submit(0, Prompt("p", [1], "", row), Response("lone \ud800"))
+    while manager.pending:
+        manager.poll(0.01)
+    manager.close()
+    line = json.loads(file.read_text(), parse_constant=refuse)
+    assert line["row"] == {
+        "f": "nan", "n": 1.5, "deep": [{"x": ["inf", [1, "-inf"]]}], "array": [1.0, "nan"], "scalar": "inf",
+        "day": "2024-01-02", "flag": True, "none": None, "big": 10**400,
+    }  # fmt: skip
+    assert line["response"] == "lone \ud800"
+
+
 def test_a_closed_gate_keeps_the_sample_from_what_is_behind_it() -> None:
     cfg = of("a", "form", "b", gate=["form"], weights=[1.0, 0.25, 1.0])
     result = score(cfg, a=value(9.0), form=value(0.0), b=value(9.0))
@@ -204,12 +245,12 @@ def test_a_source_that_no_row_is_of_is_named() -> None:
     """A misspelt one would switch its function off for the rows it was meant for."""
     manager = RewardManager(of("a", "b", sources={"gsm": ["a"], "MATH": ["a"]}), 256)
     rows = [Prompt("t:0", [1], "1", source="gsm8k"), Prompt("t:1", [1], "1", source="MATH")]
-    assert manager.unknown_sources(rows) == ["gsm"]
-    manager.close()
     with pytest.raises(
         DataError, match=r"reward\.sources\.gsm: no row .* \(did you mean gsm8k\?\); there are MATH, gsm8k"
     ):
-        _demand_sources(manager, rows)
+        manager.demand_sources(rows)
+    manager.demand_sources([*rows, Prompt("t:2", [1], "1", source="gsm")])
+    manager.close()
 
 
 def test_gold_answers_are_read_by_the_rules_that_will_score_their_rows() -> None:
@@ -222,6 +263,15 @@ def test_gold_answers_are_read_by_the_rules_that_will_score_their_rows() -> None
         ("t:3", "countdown: 'y' is no number"),
     ]
     assert FakePool.made[1].polls == 0, "a user's function reads no gold answers ahead"
+    manager.close()
+
+
+def test_a_data_set_does_not_wait_in_the_pool_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rewards.manager, "_GOLD_AHEAD", 8)
+    manager = RewardManager(RewardConfig(fns=["countdown"]), 256)
+    rows = [Prompt(f"t:{i}", [1], "x" if i % 3 == 0 else "1") for i in range(50)]
+    assert [p.id for p, _ in manager.unscorable(rows, 5.0)] == [f"t:{i}" for i in range(0, 50, 3)]
+    assert FakePool.made[0].most == 8
     manager.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import select
 import signal
@@ -251,7 +252,10 @@ def test_functions_that_cannot_be_loaded(tmp_path: Path, pools: list[Pool], tagg
     ("rule", "options", "words"),
     [
         ("repetition", {"ngram": 0}, "ngram"),
-        ("repetition", {"ngram": "abc"}, "reward.args"),
+        ("repetition", {"ngram": "abc"}, "reward.args.repetition.ngram: 'abc' is not int"),
+        ("repetition", {"penalty": "abc"}, "reward.args.repetition.penalty: 'abc' is not float"),
+        ("repetition", {"penalty": True}, "reward.args.repetition.penalty: True is not float"),
+        ("judge", {"url": "http://127.0.0.1:1", "model": "m", "retries": "many"}, "judge.retries: 'many' is not int"),
         ("language", {"language": "xx"}, "xx"),
         ("length_cosine", {"of": "nosuch"}, "nosuch"),
         ("overlong", {"fraction": 2.0}, "overlong.fraction is 2.0"),
@@ -295,14 +299,53 @@ def test_gold_answers_are_checked_by_the_functions_that_can(pools: list[Pool]) -
     pools.append(pool := Pool([Fn("countdown", "countdown"), fn("act")], 2, 30.0, MIB))
     pool.ready(60)
     good, bad = prompt(0, nums=[1, 2, 3], target=6), prompt(1, nums="1, 2", target=6)
-    pool.check_gold("good", good)
-    pool.check_gold("bad", bad)
+    pool.check_gold([("good", good), ("bad", bad)])
     pool.submit("score", good, Response("<answer>1 + 2 + 3</answer>"), names=["countdown"])
     results = collect(pool)
     assert results["good"] == {"countdown": Outcome(None, seconds=results["good"]["countdown"].seconds)}
     assert list(results["bad"]) == ["countdown"] and results["bad"]["countdown"].status == "unparseable_gold"
     assert "nums" in results["bad"]["countdown"].message
     assert results["score"]["countdown"].reward == 1.0
+
+
+def test_gold_answers_are_read_many_at_a_time(tmp_path: Path, pools: list[Pool]) -> None:
+    """One that cannot be read costs no second look at the others; one that hangs or crashes costs only itself."""
+    log = tmp_path / "log"
+    code = f"""
+from rewards import GOLD
+from tests.unit.misbehaving import act
+GOLD["gsm8k"] = __file__ + ":reads"
+
+def unused(prompt, response):
+    return 1.0
+
+def reads(prompt):
+    assert not prompt.tokens and not prompt.messages
+    with open({str(log)!r}, "a") as file:
+        file.write(prompt.id + "\\n")
+    act(prompt, prompt.answer)
+"""
+    fns = [file_fn(tmp_path, "unused", code), Fn("gsm8k", "gsm8k")]  # loading the first changes what reads for gsm8k
+    pools.append(pool := Pool(fns, 1, 2.0, MIB))
+    pool.ready(60)
+    answers = ["gold", "fine", "fine"] * 40
+    golds = [dataclasses.replace(prompt(i), answer=answer) for i, answer in enumerate(answers)]
+    pool.check_gold(enumerate(golds))
+    first = pool._processes[0].first
+    assert first is not None and len(first.tasks) == 64
+    together = collect(pool)
+    assert [together[i]["gsm8k"].status for i in range(120)] == ["unparseable_gold", "", ""] * 40
+    assert log.read_text().split() == [gold.id for gold in golds]
+
+    answers = ["fine", "hang", "gold", "exit", "fine", "raise", "timeout_error", "segfault", "sys_exit", "fine"]
+    golds = [dataclasses.replace(prompt(i), answer=answer) for i, answer in enumerate(answers)]
+    pool.check_gold(enumerate(golds))
+    together = collect(pool)
+    for i, gold in enumerate(golds):
+        pool.check_gold([(i, gold)])
+        alone = collect(pool)[i]["gsm8k"]
+        assert together[i]["gsm8k"][:4] == alone[:4], gold.answer
+        assert alone.status == (FAILS[gold.answer][1] if gold.answer in FAILS else "")
 
 
 def test_built_ins_and_the_example_through_the_pool(pools: list[Pool], monkeypatch: pytest.MonkeyPatch) -> None:

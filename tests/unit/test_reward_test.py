@@ -58,7 +58,9 @@ def test_a_function_that_fails_ends_with_its_error_and_its_line(
     data: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     (tmp_path / "mine.py").write_text("def bad(prompt, response):\n    return [1.0]\n")
-    with pytest.raises(RewardError, match=r"3 of 3 calls .* 3 times: bad: bad_value: bad returned list \[1\.0\]"):
+    with pytest.raises(
+        RewardError, match=r"3 of 3 calls .* 3 times, for example: bad: bad_value: bad returned list \[1\.0\]"
+    ):
         reward_test(["test", f"{tmp_path}/mine.py:bad", "--data", data, "--rows", "1"])
     assert "status: bad bad_value" in capsys.readouterr().out
 
@@ -73,11 +75,23 @@ def test_a_function_that_fails_ends_with_its_error_and_its_line(
         (["gsm8k", "--rows", "0"], ConfigError, "--rows is 0"),
         (["gsm8k", "--responses", "gone"], ConfigError, "--responses: .* has no column gone"),
         (["gsm8k", "data.answer_column=anwser"], DataError, "did you mean answer"),
+        (
+            ["gsm8k", "reward.sources.row=[gsm8k]"],
+            DataError,
+            r"reward\.sources\.row: no row .* \(did you mean rows\?\)",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(data: str, arguments: list[str], error: type, words: str) -> None:
     with pytest.raises(error, match=words):
         reward_test(["test", "--data", data, *arguments])
+
+
+def test_a_source_of_rows_that_are_not_shown_is_known(data: str, capsys: pytest.CaptureFixture) -> None:
+    with Path(data).open("a") as file:
+        file.write(json.dumps({"question": "2?", "answer": "#### 2", "response": "2", "data_source": "late"}) + "\n")
+    settings = ["data.source_column=data_source", "reward.sources.late=[gsm8k]", "reward.sources.rows=[gsm8k]"]
+    assert reward_test(["test", "gsm8k", "--data", data, "--rows", "1", *settings]) == 0
 
 
 def test_settings_may_stand_after_the_options(data: str, capsys: pytest.CaptureFixture) -> None:
@@ -96,3 +110,20 @@ def test_half_a_surrogate_pair_is_shown(tmp_path: Path, capsys: pytest.CaptureFi
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises((ConfigError, DataError), match=r"gone\.jsonl"):
         reward_test(["test", "gsm8k", "--data", str(tmp_path / "gone.jsonl")])
+
+
+def test_a_batched_function_gets_several_and_lengths_are_in_words(
+    data: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """One sample a call would hide a list of the wrong length."""
+    (tmp_path / "mine.py").write_text("def one(prompts, responses):\n    return [1.0]\n")
+    with pytest.raises(RewardError, match=r"one: bad_value: one returned a list of 1 for \d+ samples"):
+        reward_test(["test", f"{tmp_path}/mine.py:one", "--data", data])
+    assert reward_test(["test", "length_linear", "--data", data, "--rows", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "reward: -0.00" in out and "Lengths are in words here, in tokens in a run." in out
+
+
+def test_functions_are_not_settings(data: str) -> None:
+    with pytest.raises(ConfigError, match=r"reward.fns=\[gsm8k\]: name the functions"):
+        reward_test(["test", "math", "reward.fns=[gsm8k]", "--data", data])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from rewards.outcomes import BadValue, Outcome, checked, listed
+from rewards.outcomes import BadValue, Outcome, checked, failure, kind, listed
 from rewards.pool import Pool
-from rewards.shapes import Fn, Rule, Sample, load_rule
-from rlcore.errors import ConfigError
+from rewards.shapes import Fn, Rule, Sample, gold_rule, load_rule
+from rlcore.errors import ConfigError, UnparseableGold
 from rlcore.records import Prompt, Response, Score
 from tests.unit.misbehaving import VALUES
 from tests.unit.pools import fn, prompt, run
@@ -45,6 +46,15 @@ async def later(prompt, response):
 
 async def batch_later(responses, prompts):
     return [float(len(r)) for r in responses]
+
+def later_prompt(response, prompt, *, scale=1):
+    return scale * float(len(response) - len(prompt.answer))
+
+def gold_second(response, answer):
+    return float(response == answer)
+
+def gold_named(answer, ground_truth):
+    return float(answer == ground_truth)
 
 def trl_answer(completions, answer, **kwargs):
     return [float(c == a) for c, a in zip(completions, answer)]
@@ -166,6 +176,8 @@ def test_recognised(file: str, name: str, shape: str, asynchronous: bool) -> Non
         ("needs", {}, "args.needs.threshold: needs needs this option; it has no default"),
         ("swallow", {}, "swallow has the parameters .args, kwargs.*fn.prompts, responses.*TRL.*veRL"),
         ("first_and_rest", {}, r"first_and_rest has the parameters"),
+        ("gold_second", {}, r"begins with \(response, answer\), but .* prompt first .*gold_second.signature=plain"),
+        ("gold_named", {}, r"begins with \(answer, ground_truth\), but is called with the prompt first"),
         ("plain", {"signature": "verls"}, "args.plain.signature: 'verls' is none of auto, plain, batch, trl, verl"),
         ("trl_trainer", {}, "trl_trainer needs trainer_state, which only TRL's trainer has"),
         ("trl_tokens", {}, "trl_tokens needs completion_ids, which only TRL's trainer has"),
@@ -196,6 +208,14 @@ def test_options_and_parameters_by_name(file: str) -> None:
     assert [o.reward for o in score(rule(file, "batch", scale=2), *given)] == [0.0, 0.4]
     with pytest.raises(ConfigError, match="max_response_tokens"):
         load_rule(fn("by_name", file))
+
+
+def test_our_names_may_stand_in_any_order(file: str) -> None:
+    prompt = Prompt("d:0", [], "8", {})
+    given = [Sample(prompt, Response("four")), Sample(prompt, Response("seven"))]
+    assert score(rule(file, "later_prompt", scale=2), given[0])[0].reward == 6.0
+    assert [o.reward for o in score(rule(file, "batch_later"), *given)] == [4.0, 5.0]
+    assert score(rule(file, "gold_second", signature="plain"), given[0])[0].reward == 0.0
 
 
 def test_a_class_is_made_once_and_keeps_its_state(file: str) -> None:
@@ -247,9 +267,14 @@ def test_a_trl_verdict_does_not_depend_on_its_neighbours(file: str) -> None:
 def test_verl_gets_its_own_columns_or_ours(file: str) -> None:
     row = {"data_source": "gsm8k", "reward_model": {"ground_truth": "7", "style": "rule"}, "extra_info": {"index": 1}}
     theirs = Sample(Prompt("d:0", [], "8", row), Response("7"))
-    ours = Sample(Prompt("train.jsonl:3", [], "8", {"reward_model": "x"}), Response("8"))
+    ours = Sample(Prompt("train.jsonl:3", [], "8", {"reward_model": None}), Response("8"))
     assert score(rule(file, "compute_score", weight=0.5), theirs)[0][:2] == (0.5, {"source": 1.0, "info": 1.0})
     assert score(rule(file, "compute_score"), ours)[0][:2] == (1.0, {"source": 0.0, "info": 0.0})
+    text = {k: v if isinstance(v, str) else json.dumps(v) for k, v in row.items()}
+    of_csv = Sample(Prompt("d:0", [], "8", text), Response("7"))
+    assert score(rule(file, "compute_score", weight=0.5), of_csv)[0][:2] == (0.5, {"source": 1.0, "info": 1.0})
+    with pytest.raises(ValueError, match=r"d:0: column reward_model is text, but not JSON: 'x'"):
+        score(rule(file, "compute_score"), Sample(Prompt("d:0", [], "8", {"reward_model": "x"}), Response("8")))
     assert rule(file, "compute_score").calls([ours])[0].kwargs["data_source"] == "train.jsonl"
     assert score(rule(file, "verl_any", weight=2), ours)[0].reward == 1.0
 
@@ -272,7 +297,7 @@ def test_the_config_may_name_the_shape(file: str) -> None:
         (np.array(3), 3.0, {}),
         (torch.tensor(0.5, requires_grad=True), 0.5, {}),
         (Score(1, {"a": np.int64(2)}), 1.0, {"a": 2.0}),  # type: ignore[dict-item]
-        ({"score": 1, "a": True, "b": "x", "c": float("inf"), "d": [1], "e": 10**400, 5: 6}, 1.0, {"a": 1, "5": 6}),
+        ({"score": 1, "a": True, "b": "x", "c": None, "d": [1], "e": "nan", 5: 6}, 1.0, {"a": 1, "5": 6}),
     ],
 )
 def test_values_that_are_rewards(value: Any, reward: float, parts: dict[str, float]) -> None:
@@ -294,6 +319,12 @@ def test_values_that_are_rewards(value: Any, reward: float, parts: dict[str, flo
         ({"reward": 1.0}, 'a dict without "score"'),
         ({"score": None}, "NoneType"),
         ({"score": float("-inf")}, "-inf"),
+        (
+            {"score": 1.0, "a": 1, "b": float("nan")},
+            r"f, part b returned at index 3 nan \(float\), not a finite number",
+        ),
+        ({"score": 1.0, "a": np.float32("inf")}, "f, part a returned at index 3 inf"),
+        ({"score": 1.0, "a": 10**400}, r"f, part a returned at index 3 inf \(int\)"),
         (Score(0.0, {"a": "x"}), "f, part a returned at index 3 str"),  # type: ignore[dict-item]
         (Score(0.0, {"a": float("nan")}), "f, part a returned at index 3 nan"),
     ],
@@ -345,6 +376,32 @@ def test_each_item_of_a_list_stands_for_itself() -> None:
         "ValueError: no",
         "half of it",
     ]
+
+
+def test_kinds_of_errors_leave_out_numbers_and_quoted_values() -> None:
+    for one, other in [
+        ("KeyError: 'a' at row 17", "KeyError: 'b c' at row 18"),
+        ("f returned 1.5e-07 (float)", "f returned -2 (float)"),
+        ('no "it\'s" <object at 0x7fab>', "no '' <object at 0x1>"),
+        ("f returned str 'cut off, not a float", "f returned str 'cut, not a float"),
+        (r"expected 'a\'b' there", "expected '' there"),
+    ]:
+        assert kind(one) == kind(other)
+    assert kind("it can't be 'a' here") != kind("it can't be 'a' there")
+    assert kind("the model's text isn't read") == "the model's text isn't read"
+
+
+def test_a_gold_answer_that_cannot_be_read_is_the_outcome_of_its_own_row() -> None:
+    def check(prompt: Prompt) -> None:
+        if not prompt.answer.isdigit():
+            raise UnparseableGold(f"{prompt.answer!r} is no number")
+
+    each = gold_rule("f", check)
+    given = [Sample(Prompt("d:0", [], answer), Response("")) for answer in ("1", "x", "2")]
+    assert each.many
+    assert score(each, *given) == [Outcome(None), failure(UnparseableGold("'x' is no number")), Outcome(None)]
+    with pytest.raises(ZeroDivisionError):  # anything else: they are checked again, one by one
+        score(gold_rule("f", lambda prompt: print(1 / 0)), *given)
 
 
 @pytest.fixture

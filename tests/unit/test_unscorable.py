@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+import rewards.manager
 from rewards.manager import RewardManager
 from rlcore.build import _leave_out_unscorable
 from rlcore.config import Config, DataConfig, RewardConfig
 from rlcore.data import Prompts
 from rlcore.errors import DataError
+from rlcore.records import Prompt
 from tests.tiny import make_tiny_model
 
 
@@ -54,6 +56,33 @@ def test_too_many_of_them_end_the_run_before_it_begins(tmp_path: Path, tokenizer
     found = prompts(tmp_path, tokenizer, ["#### 1", "none", "#### 2", "#### "])
     with pytest.raises(DataError, match=r"(?s)2 of 4 rows .*max_failed_fraction 0\.4; .*rows\.jsonl, line 2: gsm8k"):
         leave_out(found, tmp_path, 0.4)
+
+
+def test_many_at_a_time_are_the_same_as_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Good ones and bad ones, one that hangs its reader and one that ends its process."""
+    monkeypatch.setattr(rewards.manager, "_is_rule", lambda spec: True)  # the file changes a reader of its own process
+    (tmp_path / "change.py").write_text(
+        "from rewards import GOLD, gsm8k\nfrom tests.unit.misbehaving import FAILS, act\n"
+        "GOLD['gsm8k'] = __file__ + ':reads'\n"
+        "def unused(prompt, response):\n    return 1.0\n"
+        "def reads(prompt):\n"
+        "    act(prompt, prompt.answer) if prompt.answer in FAILS else gsm8k.gsm8k_gold(prompt)\n"
+    )
+    answers = ["#### 1", "none", "3/4", "", "#### x", "2"] * 20
+    answers[50:52] = "hang", "segfault"
+    rows = [Prompt(f"rows:{i}", [1], answer) for i, answer in enumerate(answers)]
+    fns = [f"{tmp_path}/change.py:unused", "gsm8k", "exact_match"]
+    manager = RewardManager(RewardConfig(fns=fns, workers=1, timeout_seconds=2.0), 32)
+    try:
+        manager.ready(60.0)
+        together = manager.unscorable(rows, 60.0)
+        assert together == [found for row in rows for found in manager.unscorable([row], 60.0)]
+        why = {prompt.id: why for prompt, why in together}
+        assert len(why) == 61 and why["rows:50"] == "gsm8k: took longer than 2 s (reward.timeout_seconds)"
+        assert why["rows:51"] == "gsm8k: ended its process: signal SIGSEGV"
+        assert why["rows:1"] == "gsm8k: prompt rows:1: no number in the gold answer 'none'"
+    finally:
+        manager.close()
 
 
 def test_nothing_is_said_of_good_rows(tmp_path: Path, tokenizer) -> None:
