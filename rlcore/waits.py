@@ -132,7 +132,8 @@ class Watch:
             raise WorkerError(f"{worker} died during phase {self.phase}: {_short(str(e))}") from e
         except GetTimeoutError as e:
             raise WorkerError(f"{worker}: its finished result did not arrive in 60 s, phase {self.phase}") from e
-        except RayError as e:
+        except RayError as e:  # for one, what it returned was lost with another
+            self._blame_the_dead(worker, e)
             raise WorkerError(f"{worker}, phase {self.phase}: {type(e).__name__}: {e}") from e
 
     def gather(self, workers: Sequence[Worker], refs: Sequence[ray.ObjectRef], what: str, seconds: float) -> list[Any]:
