@@ -15,6 +15,15 @@ Who decides: stdin tests are compared here, so the program never sees what is ex
 sandboxes (see code_harness.py): tests in one, the program in the other, and only calls and plain values pass. Printing
 a marker, exiting early, replacing built-ins, overloading == or reading the interpreter's frames decides nothing.
 
+What a program finds: for stdin, fn_name and entry points `Solution().name`, whose programs are written for a site that
+has imported everything, the names that LiveCodeBench, TACO and APPS import before them (`List`, `deque`, `heapq`,
+`inf`, ...; see _names), and a recursion limit of 50,000. They are not the program's own: an fn_name of `gcd` has to be
+defined. numpy is not among them. Assert lists and HumanEval's rows have none of it, as with their own evaluations.
+
+What can be imported is the standard library; numpy and all else that is installed beside rlcore with `site_packages`
+only. Look at the part `import_failed`: it says how many programs wanted more than there was and lost by that. A test
+that imports what is not there is no 0: the sample's status is `error`.
+
 What remains possible: to know the tests by heart (arguments are seen as they come), to answer with an object of a class
 of its own where a test asks only methods of it, to define a helper that a test uses and does not define. And honest
 programs lose where a test needs one process: it hands over functions or objects of its own classes (the sample's
@@ -26,6 +35,8 @@ from __future__ import annotations
 import ast
 import builtins
 import contextlib
+import functools
+import importlib
 import json
 import os
 import re
@@ -45,6 +56,18 @@ _ENTRY = re.compile(r"[A-Za-z_]\w*(\(\)\.[A-Za-z_]\w*)?")
 _ANSWER = "<answer>", "</answer>"
 _PYTHON = ("python", "python3", "py")
 
+# What stands before a program in LiveCodeBench, as `from MODULE import *`, of which a later one wins, and as
+# `import MODULE`, which wins over those. Of the last three the module, and of sys what is named below it.
+_IMPORTED = (
+    "typing", "string", "re", "datetime", "collections", "heapq", "bisect", "copy", "math", "random", "statistics",
+    "itertools", "functools", "operator", "io", "json", "sys", "time", "fractions",
+)  # fmt: skip
+_SELECTED = {"sys": ("stdin", "stdout", "stderr", "argv", "maxsize", "setrecursionlimit"), "time": (), "fractions": ()}
+_RECURSION_LIMIT = 50_000
+_WORD = re.compile(r"[A-Za-z_]\w*", re.ASCII)
+
+_MISSING = "ModuleNotFoundError: "  # how Python's last line on stderr begins
+
 
 class Tests(NamedTuple):
     """The tests of one row: stdin/stdout pairs, or cases (see code_harness.judge) with their files."""
@@ -53,9 +76,18 @@ class Tests(NamedTuple):
     cases: list[dict[str, Any]]
     files: dict[str, str]
     header: str = ""  # goes before the program
+    imported: bool = False  # the program finds the names of `_names`
 
     def __len__(self) -> int:
         return len(self.pairs) + len(self.cases)
+
+
+class Verdict(NamedTuple):
+    """How many tests passed, whether the program could be started or loaded, whether it missed a module."""
+
+    passed: int
+    ran: bool
+    import_failed: bool
 
 
 class Code:
@@ -64,7 +96,8 @@ class Code:
     The program is the last ```python block (with `command`: the last block of any language), else what stands in the
     last <answer>; a response without one gets 0. After a `prompt` an indented program is the rest of the function that
     the prompt begins, and needs no block. Parts: "passed" the share of tests passed, "ran" 1 if there was a
-    program and it could be started or loaded. Without `partial` the first test that fails is the last one run.
+    program and it could be started or loaded, "import_failed" 1 if it imports a module that the sandbox does not have
+    (see site_packages). Without `partial` the first test that fails is the last one run.
 
     allow            must be true: nothing that a model writes is run unasked
     command          run this instead of Python, {file} being the program: ["sh", "-c", "g++ -o a {file} && ./a"].
@@ -74,7 +107,8 @@ class Code:
                      reward.timeout_seconds, or a slow program is a sample without a score instead of a wrong one
     cpu_seconds, memory_mib, file_mib, scratch_mib, processes   see rewards.sandbox.Limits
     tolerance        numbers may differ by this, absolutely or relatively. 0: 1.0 equals 1.00 and nothing else
-    site_packages    let the program import what is installed beside rlcore; otherwise the standard library only
+    site_packages    let the program import what is installed beside rlcore, such as numpy; otherwise the standard
+                     library only
     show             folders that the program may read besides /usr and the interpreter's
 
     Raises ConfigError without `allow` or where the machine has no sandbox; UnparseableGold for a row without tests.
@@ -123,18 +157,19 @@ class Code:
         begun = tests.cases[0]["check"] if tests.header.strip() else ""
         program = program_of(response, self._command is None, begun)
         if program is None:
-            return Score(0.0, {"passed": 0.0, "ran": 0.0})
-        passed, ran = self._run_pairs(tests, program) if tests.pairs else self._run_cases(tests, program)
-        share = passed / len(tests)
-        reward = share if self._partial else float(passed == len(tests))
-        return Score(reward, {"passed": share, "ran": float(ran)})
+            return _score(0.0, 0.0, Verdict(0, False, False))
+        verdict = self._run_pairs(tests, program) if tests.pairs else self._run_cases(tests, program)
+        share = verdict.passed / len(tests)
+        return _score(share if self._partial else float(verdict.passed == len(tests)), share, verdict)
 
-    def _run_pairs(self, tests: Tests, program: str) -> tuple[int, bool]:
-        """How many pairs pass, each in a sandbox of its own, and whether there was time for any."""
+    def _run_pairs(self, tests: Tests, program: str) -> Verdict:
+        """Each pair in a sandbox of its own."""
         deadline = time.monotonic() + self._limits.wall_seconds
-        words = [*self._python, "{file}"] if self._command is None else self._command
-        argv = [str(word).replace("{file}", self._file_name) for word in words]
-        passed = 0
+        if self._command is None:
+            argv = [*self._python, "-c", _as_main(self._file_name, prelude(program))]
+        else:
+            argv = [str(word).replace("{file}", self._file_name) for word in self._command]
+        passed, import_failed = 0, False
         for given, wanted in tests.pairs:
             left = deadline - time.monotonic()
             if left <= 0:
@@ -143,15 +178,19 @@ class Code:
             ran = sandbox.run(argv, given, {self._file_name: program}, limits, self._show)
             good = ran.exit_code == 0 and same_output(ran.stdout, wanted, self._tolerance)
             passed += good
+            import_failed |= not good and ran.stderr.rstrip().rpartition("\n")[2].startswith(_MISSING)
             if not good and not self._partial:
                 break
-        return passed, True
+        return Verdict(passed, True, import_failed)
 
-    def _run_cases(self, tests: Tests, program: str) -> tuple[int, bool]:
-        """How many cases pass, and whether the program could be loaded: judge and candidate, joined by two pipes."""
+    def _run_cases(self, tests: Tests, program: str) -> Verdict:
+        """All cases in one go: judge and candidate, joined by two pipes."""
         harness = Path(__file__).with_name("code_harness.py").read_text()
         cases = {"cases": tests.cases, "all": self._partial, "tolerance": self._tolerance}
-        its_files = {"harness.py": harness, "solution.py": f"{tests.header}\n{program}"}
+        whole = f"{tests.header}\n{program}"
+        its_files = {
+            "harness.py": harness, "solution.py": whole, "prelude.py": prelude(whole) if tests.imported else "",
+        }  # fmt: skip
         judge_files = {"harness.py": harness, "cases.json": json.dumps(cases), **tests.files}
         with contextlib.ExitStack() as stack:
             asked, ask = os.pipe()
@@ -173,11 +212,52 @@ class Code:
                 candidate.wait()  # raises if it is the sandbox that failed, not the program
         if unsupported := next((line for line in lines if line.startswith("? ")), ""):
             raise ValueError(unsupported[2:])
-        return lines.count("1"), "L" in lines
+        return Verdict(lines.count("1"), "L" in lines, "M" in lines)
 
     def _start(self, role: str, files: dict[str, str], incoming: int, outgoing: int) -> sandbox.Program:
         argv = [*self._python, "harness.py", role, str(incoming), str(outgoing)]
         return sandbox.start(argv, "", files, self._limits, self._show, (incoming, outgoing))
+
+
+def _score(reward: float, share: float, verdict: Verdict) -> Score:
+    parts = {"passed": share, "ran": float(verdict.ran), "import_failed": float(verdict.import_failed)}
+    return Score(reward, parts)
+
+
+def prelude(program: str) -> str:
+    """Python statements that make built-in names of those of `_names` that the program has as words.
+
+    Built-in ones: they are not among the module's own names, and a program that has its own is not disturbed. Only
+    those that occur, for to import all of them takes longer than most tests.
+    """
+    words = set(_WORD.findall(program))
+    found = {name: path for name, path in _names().items() if name in words}
+    modules = {path.partition(".")[0] for path in found.values()} | {"builtins", "sys"}
+    return "\n".join([
+        *(f"import {module}" for module in sorted(modules)),
+        *(f"builtins.{name} = {path}" for name, path in found.items()),
+        f"sys.setrecursionlimit({_RECURSION_LIMIT})",
+    ])  # fmt: skip
+
+
+@functools.cache
+def _names() -> dict[str, str]:
+    """What a program may use without an import, and where it is from: "deque" -> "collections.deque"."""
+    names: dict[str, str] = {}
+    for path in _IMPORTED:
+        module = importlib.import_module(path)
+        public = _SELECTED.get(path, getattr(module, "__all__", dir(module)))
+        names |= {name: f"{path}.{name}" for name in public if not name.startswith("_") and not hasattr(builtins, name)}
+    return names | {path: path for path in _IMPORTED} | {"exit": "sys.exit", "quit": "sys.exit"}
+
+
+def _as_main(file: str, first: str) -> str:
+    """A program that runs the statements `first`, then a file as if it alone had been started."""
+    return "\n".join([
+        first,
+        f"sys.argv, __file__ = [{file!r}], {file!r}",
+        "exec(compile(open(__file__, 'rb').read(), __file__, 'exec'))",
+    ])  # fmt: skip
 
 
 def program_of(response: str, python: bool, begun: str = "") -> str | None:
@@ -316,7 +396,8 @@ def _check_function(row: dict[str, Any]) -> Tests:
     except UnparseableGold:  # a chat prompt is not a program's beginning
         header = ""
     case = {"file": "test_0.py", "check": row["entry_point"], "tested": []}
-    return Tests([], [case], {"test_0.py": f"{header}\n{row['test']}"}, header or "")
+    of_class = "()." in row["entry_point"]
+    return Tests([], [case], {"test_0.py": f"{header}\n{row['test']}"}, header or "", of_class)
 
 
 def _statements(column: str, statements: Sequence[str], row: dict[str, Any]) -> Tests:
@@ -354,7 +435,8 @@ def _in_out(column: str, inputs: Any, outputs: Any, fn_name: Any) -> Tests:
     if fn_name:
         if not isinstance(fn_name, str) or not _ENTRY.fullmatch(fn_name):
             raise UnparseableGold(f"column {column}: fn_name {fn_name!r} is neither a name nor Class().name")
-        return Tests([], [_call(column, fn_name, *pair) for pair in zip(inputs, outputs, strict=True)], {})
+        cases = [_call(column, fn_name, *pair) for pair in zip(inputs, outputs, strict=True)]
+        return Tests([], cases, {}, imported=True)
     return Tests([(_lines(column, i), _lines(column, o)) for i, o in zip(inputs, outputs, strict=True)], [], {})
 
 

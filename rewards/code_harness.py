@@ -14,6 +14,7 @@ A message is one line of JSON. Standard library only; nothing of rlcore is impor
 from __future__ import annotations
 
 import builtins
+import contextlib
 import datetime
 import decimal
 import fractions
@@ -120,6 +121,7 @@ def candidate(requests: BinaryIO, answers: BinaryIO) -> None:
     """Load solution.py as a module, say which names it has, then answer the judge's requests until it is gone."""
     objects = Objects()
     sys.path.append(os.getcwd())
+    importlib.import_module("prelude")
     try:
         names = vars(importlib.import_module("solution"))
     except BaseException as e:
@@ -203,7 +205,9 @@ class Remote:
         if "module" in reference:
             # A test may lean on an import of the program; it gets the real module, of the standard library only.
             name = str(reference["module"])
-            return importlib.import_module(name) if name.partition(".")[0] in sys.stdlib_module_names else None
+            with contextlib.suppress(ImportError):  # a name that the program has made up is not the test's fault
+                return importlib.import_module(name) if name.partition(".")[0] in sys.stdlib_module_names else None
+            return None
         return Reference(self, reference)
 
 
@@ -264,8 +268,8 @@ for _name in _OPERATIONS.keys() - {"iter", "eq"}:
 def judge(answers: BinaryIO, requests: BinaryIO, verdicts: int) -> None:
     """Run the cases of cases.json in order. One line each: "1" passed, "0" not, "? why" the test itself cannot be run.
 
-    First comes "R" when the cases are read, then "L" when the program could be loaded. Stops at the first that does not
-    pass unless "all" is set.
+    First comes "R" when the cases are read, then "L" when the program could be loaded; "M" before or after it says that
+    the program wanted a module that is not there. Stops at the first that does not pass unless "all" is set.
     """
     with open("cases.json", "rb") as f:
         spec = json.loads(f.read())
@@ -273,7 +277,9 @@ def judge(answers: BinaryIO, requests: BinaryIO, verdicts: int) -> None:
     remote = Remote(answers, requests)
     try:
         names = remote.names()
-    except Exception:
+    except Exception as e:
+        if isinstance(e, ModuleNotFoundError):
+            os.write(verdicts, b"M\n")
         return
     os.write(verdicts, b"L\n")
     for case in spec["cases"]:
@@ -282,7 +288,9 @@ def judge(answers: BinaryIO, requests: BinaryIO, verdicts: int) -> None:
         except Unsupported as e:
             os.write(verdicts, f"? {e}\n".encode())
             return
-        except BaseException:
+        except BaseException as e:
+            if isinstance(e, ModuleNotFoundError):
+                os.write(verdicts, b"M\n")
             passed = False
         os.write(verdicts, b"1\n" if passed else b"0\n")
         if not passed and not spec["all"]:
@@ -297,9 +305,14 @@ def _passes(case: dict[str, Any], names: dict[str, Any], tolerance: float) -> bo
     # The test's own names win over the program's, and the built-in ones do: a program that calls its function `set`
     # would decide what the test compares.
     given = {k: v for k, v in names.items() if not hasattr(builtins, k) or k in case["tested"]}
-    defined = runpy.run_path(case["file"], init_globals=given, run_name="test")
-    if "check" in case:
-        defined["check"](_entry(case["check"], names))
+    try:
+        defined = runpy.run_path(case["file"], init_globals=given, run_name="test")
+        if "check" in case:
+            defined["check"](_entry(case["check"], names))
+    except ModuleNotFoundError as e:
+        if e.name is None:  # the candidate's, see Remote._next
+            raise
+        raise Unsupported(f"a test imports {e.name}, which is not there; see reward.args.code.site_packages") from e
     return True
 
 

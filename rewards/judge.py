@@ -45,14 +45,20 @@ Score: N"""
 
 _NAMES = ("question", "response", "answer", "scale")
 _NUMBER = r"[+-]?\d++(?:\.\d++)?"
-# Where a reply announces its score: `Score: `, `**Score (0-10)** = `, `"score": `, `\boxed{`.
+# How a line begins that gives a score: `Score: `, `**Final score (0-10)** = `, `"score": `, `So the score is \boxed{`.
 _ANNOUNCED = re.compile(
-    r"""\bscore\b[*"'`\s]*(?:\([^()\n]{1,40}\)[*\s]*)?[:=][*"'`\s]*|\\boxed\s*\{\s*""", re.IGNORECASE
+    r"""[#*_•{\s-]*
+    (?:(?:so|thus|hence|therefore|the|my|final|overall|total)[,\s]\s*)*
+    (?: (?:score\b|(["'])score\1) [*_\s]* (?:\([^()]{1,40}\)[*_\s]*)? [:=][*_"'`\s]* (?:\$*\\boxed\s*\{\s*)?
+      | (?:score\s+is\s*)? \$*\\boxed\s*\{\s*
+    )""",
+    re.IGNORECASE | re.VERBOSE,
 )
-# A number as announced, `/ 10` or `out of 10` behind it; not the beginning of `7-9`, `7,5`, `7 to 9`, `70%` or `1e9`.
+# A number, `/ 10` or `out of 10` behind it. No score where another number or a sign of arithmetic follows, with at most
+# one word or mark between: `7-9`, `7, 5`, `7 to 9`, `5 + 2`, `70%`, `1e9`.
 _SCORE = re.compile(
     rf"({_NUMBER})(?:[ \t]*(?:/|out of)[ \t]*({_NUMBER}))?+"
-    r"(?![ \t]*[\d%/^]|[eE.,]\d|[ \t]*(?:[-–—~]|to\b|or\b|and\b)[ \t]*\d)",
+    r"(?![ \t]*[%^+=]|[ \t]*(?:[^\w\s]+|[^\W\d_]+)?[ \t]*\d)",
     re.ASCII,
 )
 _QUOTED = 200  # characters of a judge's reply in an error
@@ -68,8 +74,10 @@ class Judge:
                braces are written twice.
     system     a system message before it; none by default
     score_pattern  a regular expression with one group around the number; its last match in the reply counts. By
-               default the last announced score counts: `Score: 7`, `{"score": 7}`, `\\boxed{7}`; `Score: 7/10` on a
-               scale to 10. Thoughts up to `</think>` are not read.
+               default the last line counts that begins with a score: `Score: 7`, `**Final score:** 7/10` (on a scale
+               to 10), `Score: 7, because ...`, `\\boxed{7}`; where it is not one number (`Score: 3, 4`) there is no
+               score. One further on in a line, or in quotation marks, is a quotation. Of a reply that ends with a
+               JSON object with a member "score", that counts. Thoughts up to `</think>` are not read.
     scale      [lowest, highest] score; a score outside is an error. lowest becomes reward 0, highest 1
     temperature, max_tokens  of the judge; null leaves it to the endpoint
     request    more fields of the request, which win: {max_completion_tokens: 500} where max_tokens is refused,
@@ -155,14 +163,16 @@ class Judge:
         """The score in a chat completion."""
         try:
             choice = reply["choices"][0]
-            content, finish = choice["message"]["content"], choice.get("finish_reason")
+            content, finish = _content(choice["message"]["content"]), choice.get("finish_reason")
         except (KeyError, IndexError, TypeError, AttributeError):
             said = json.dumps(reply)[:_QUOTED]
             raise EndpointError(f"{self._endpoint.url}: the reply is not a chat completion: {said}") from None
         if finish == "length":
             raise ValueError("judge: the reply was cut off before its end; raise max_tokens or ask for a shorter one")
-        if not isinstance(content, str) or not content.strip():
+        if not content.strip():
             raise ValueError(f"judge: the reply is empty (finish_reason {finish!r})")
+        if content.lstrip().startswith("<think>") and "</think>" not in content:
+            raise ValueError(f"judge: no score in the reply, its <think> is never closed{_end(content)}")
         content = content.rpartition("</think>")[2]
         score = self._announced(content) if self._pattern is None else self._matched(self._pattern, content)
         if not self._low <= score <= self._high:
@@ -170,12 +180,15 @@ class Judge:
         return score
 
     def _announced(self, content: str) -> float:
-        """The number after the last announcement. One that is not followed by a plain number is an error: an earlier
-        one may be a quotation."""
-        announced = list(_ANNOUNCED.finditer(content))
-        if not announced:
-            raise ValueError(f"judge: no score in the reply{_end(content)}")
-        found = _SCORE.match(content, announced[-1].end())
+        """The score in the reply's JSON object, else in the last line that begins with one. Where that is not one
+        number it is an error: an earlier one may be what the judge has thought better of."""
+        said = _member(content)
+        if said is None:
+            lines = [line[found.end() :] for line in content.splitlines() if (found := _ANNOUNCED.match(line))]
+            if not lines:
+                raise ValueError(f"judge: no score in the reply{_end(content)}")
+            said = lines[-1]
+        found = _SCORE.match(said)
         if found is None:
             raise ValueError(f"judge: the last score of the reply is not one number{_end(content)}")
         if found[2] is not None and float(found[2]) != self._high:
@@ -202,6 +215,24 @@ class Judge:
             tokens_in, tokens_out = parts.values()
             parts["judge_cost"] = (tokens_in * self._prices[0] + tokens_out * self._prices[1]) / 1e6
         return parts
+
+
+def _content(content: Any) -> str:
+    """A message's content: text, or a list of parts, of which those that are text are joined. "" for anything else."""
+    parts = [part.get("text") for part in content if isinstance(part, dict)] if isinstance(content, list) else [content]
+    return "".join(part for part in parts if isinstance(part, str))
+
+
+def _member(content: str) -> str | None:
+    """The member "score" of a JSON object that begins a line and ends the text, in a fence or not; None without one."""
+    begin = re.search(r"^[ \t]*\{", content, re.MULTILINE)
+    if begin is None:
+        return None
+    try:
+        value = json.loads(content[begin.start() :].strip().removesuffix("```"))
+        return next((str(v) for name, v in value.items() if name.lower() == "score"), None)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _parsed(template: str) -> list[tuple[str, str | None]]:

@@ -6,6 +6,7 @@ Each rule is one line of English that names the keys, what they are, and what to
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -352,7 +353,8 @@ def _files(cfg: Config) -> list[str]:
         errors += _model("model.path", cfg.model.path, gguf=True)
     if cfg.run_dir and (Path(cfg.run_dir) / "metrics.jsonl").exists():
         errors.append(
-            f"run_dir: {cfg.run_dir} already holds a run; `rlcore resume {cfg.run_dir}` continues it, or choose another"
+            f"run_dir: {cfg.run_dir} already holds a run; `rlcore resume {shlex.quote(cfg.run_dir)}` continues it, "
+            "or choose another"
         )
     return errors
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -108,18 +109,16 @@ def _composed(args: list[str], command: str, task: Callable[[Config, Composed, s
     name, overrides, flags = _split(args, command)
     multirun = any(f in ("--multirun", "-m") for f in flags)
     composed, for_hydra = compose(name, overrides, multirun, command)
-    yours = f"   or your own: {_program()} train gsm8k_grpo model.path=DIR data.train=FILE.jsonl"
-    again = (
-        f"{_program()} {command} {name} {' '.join(o for o in overrides if o.split('=')[0] not in ('seed', 'run_dir'))}"
-    )
-    again = f"{again.strip()} seed={composed.config.seed + 1}{yours}"
+    others = [o for o in overrides if o.split("=")[0] not in ("seed", "run_dir")]
+    again = _command(command, name, *others, f"seed={composed.config.seed + 1}")
     return run_with_hydra(composed, for_hydra, flags, lambda cfg, composed: task(cfg, composed, again))
 
 
-def _program() -> str:
-    """`rlcore` as this user can type it."""
+def _command(*words: str | Path) -> str:
+    """`rlcore WORDS` as this user can paste it into a shell."""
     typed = sys.argv[0]
-    return typed if typed.endswith("/rlcore") and shutil.which("rlcore") is None else "rlcore"
+    program = typed if typed.endswith("/rlcore") and shutil.which("rlcore") is None else "rlcore"
+    return shlex.join([program, *map(str, words)])
 
 
 def train_command(args: list[str]) -> int:
@@ -171,7 +170,7 @@ def _resume(args: list[str]) -> int:
 
     cfg = as_config(composed.config)
     go_on = {"sft": _sft, "bradley_terry": _train_rm}.get(cfg.loss.name, _train)
-    return go_on(cfg, composed, f"{_program()} export {run_dir} --dtype bfloat16")
+    return go_on(cfg, composed, _command("export", run_dir, "--dtype", "bfloat16"))
 
 
 def export_command(args: list[str]) -> int:
@@ -247,7 +246,7 @@ def _train(cfg: Config, composed: Composed, again: str) -> int:
             exported = _run(cfg, composed)
     except BaseException:
         if list(run_dir.glob("checkpoints/step_*")):
-            say(f"the run can go on: {_program()} resume {run_dir}")
+            say(f"the run can go on: {_command('resume', run_dir)}")
         raise
     _last_words(run_dir, exported, again, time.monotonic() - began)
     return 0
@@ -289,6 +288,7 @@ def _last_words(run_dir: Path, exported: Path, again: str, seconds: float) -> No
     say(f"  exported model:  {exported}")
     say(f"  sample rollouts: {run_dir / 'rollouts'}")
     say(f"next: {again}")
+    say(f"your own: {_command('train', 'gsm8k_grpo', 'model.path=DIR', 'data.train=FILE.jsonl')}")
 
 
 def _demand_all_read(by_workers: set[str], composed: Composed) -> None:

@@ -46,7 +46,7 @@ def read_rows(loaded: Rows, cfg: DataConfig, answers_needed: bool = True) -> Rea
             conversation = conversation_of(cell(loaded, i, prompt_column), loaded.at(i), prompt_column)
         else:
             conversation = list[Message]([{"role": "user", "content": ""}])
-        said.append(conversation.pop()["content"] if conversation[-1]["role"] == "assistant" else None)
+        said.append(_answered(conversation, loaded.at(i)))
         if cfg.system_prompt is not None:
             rest = [m for m in conversation if m["role"] != "system"]
             conversation = [{"role": "system", "content": cfg.system_prompt}, *rest]
@@ -58,6 +58,16 @@ def read_rows(loaded: Rows, cfg: DataConfig, answers_needed: bool = True) -> Rea
         else:
             answers.append(as_text(cell(loaded, i, answer_column)))
     return Read(messages, answers, said)
+
+
+def _answered(conversation: list[Message], where: str) -> str | None:
+    """Takes the last message off, if the assistant said it: its text."""
+    if conversation[-1]["role"] != "assistant":
+        return None
+    content = conversation.pop()["content"]
+    if content is None:
+        raise DataError(f"{where}: the assistant's last message has no content; write it, or leave the message out")
+    return content
 
 
 def _choose(loaded: Rows, key: str, column: str, candidates: Sequence[str], columns: Sequence[str]) -> str | None:

@@ -18,6 +18,7 @@ from rlcore.data import Order
 from rlcore.errors import DataError
 from rlcore.sources import Row, Rows, load_rows
 
+_COLUMNS = ("chosen", "rejected")
 _PROMPT = "prompt"  # the column that the common beginning of two conversations is put into
 
 
@@ -73,11 +74,26 @@ class Pairs:
 def _read(loaded: Rows, cfg: DataConfig, tokenize: Callable[[Sequence[Message]], list[int]]) -> list[Pair]:
     pairs = []
     for i, conversations in enumerate(_conversations(loaded, cfg)):
+        for column, conversation in zip(_COLUMNS, conversations, strict=True):
+            _check_content(f"{loaded.at(i)}: {column}", conversation)
         try:
             pairs.append(Pair(*map(tokenize, conversations)))
         except ValueError as e:
             raise DataError(f"{loaded.at(i)}: {e}") from e
     return pairs
+
+
+def _check_content(where: str, conversation: Sequence[Message]) -> None:
+    """DataError for a message that says nothing, as one that only calls tools: a template may well write "None"."""
+    for number, message in enumerate(conversation, 1):
+        content = message["content"]
+        parts = isinstance(content, list) and bool(content) and all(isinstance(p, str | Mapping) for p in content)
+        if not isinstance(content, str) and not parts:
+            raise DataError(
+                f"{where}: message {number} of its conversation ({message['role']}) has content "
+                f"{json.dumps(content, default=str)[:40]}, must be text or a list of parts; write into the content "
+                "what the model is to read, also of a tool call, or leave the row out"
+            )
 
 
 def _conversations(loaded: Rows, cfg: DataConfig) -> list[tuple[list[Message], list[Message]]]:

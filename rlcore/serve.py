@@ -1,9 +1,9 @@
 """`rlcore serve-reward FILE.py:fn`: a reward function behind the protocol of rewards/remote.py, scored in the same
 isolated, killable workers as in training.
 
-On loopback unless RLCORE_REWARD_TOKEN is set: whoever reaches the port can make the function run on a text of theirs.
-With a token every request needs `Authorization: Bearer TOKEN`. The traffic is not encrypted: across an untrusted
-network put it behind TLS.
+On loopback unless RLCORE_REWARD_TOKEN is set, to a token of at least 16 characters: whoever reaches the port can make
+the function run on a text of theirs. With a token every request needs `Authorization: Bearer TOKEN`. The traffic is not
+encrypted: across an untrusted network put it behind TLS.
 
 `asyncio` talks HTTP on the main thread; one more thread owns the pool, which takes one thread at a time. All requests
 share it, so a hanging sample holds up its own request only.
@@ -21,6 +21,7 @@ import os
 import queue
 import re
 import select
+import shlex
 import socket
 import sys
 import threading
@@ -41,6 +42,10 @@ from rlcore.errors import ConfigError
 from rlcore.records import Prompt, Response
 
 TOKEN_VARIABLE = "RLCORE_REWARD_TOKEN"
+
+_TOKEN_CHARACTERS = 16  # at least, where other machines can try tokens
+_MAKE_TOKEN = f"export {TOKEN_VARIABLE}=$(python -c 'import secrets; print(secrets.token_urlsafe(32))')"
+_CLIENT_SECONDS = 120  # the hint's reward.timeout_seconds, above what one request of `remote` may take
 
 _LOAD_SECONDS = 300.0  # for the function to load in every worker
 _BODY_BYTES = 64 << 20
@@ -324,20 +329,32 @@ class Listener(uvicorn.Server):
 
 
 def _serve(pool: Pool, name: str, token: str | None, listening: socket.socket) -> None:
-    host, port = listening.getsockname()[:2]
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}/score"
     scorer = Scorer(pool, on_failure=lambda: setattr(server, "should_exit", True))
     app = Server(scorer, name, token).app()
     quiet = {"lifespan": "off", "log_level": "warning", "access_log": False}
     server = Listener(uvicorn.Config(app, timeout_graceful_shutdown=_GRACE_SECONDS, **quiet), scorer)
     scorer.start()
-    print(f"[rlcore] {name} at {url} ({'with' if token else 'no'} token); reward.args.remote.url={url}", flush=True)
+    host, port = listening.getsockname()[:2]
+    use = usage(host, port, token is not None)
+    print(
+        f"[rlcore] {name} on {host} port {port} ({'with' if token else 'no'} token): rlcore train NAME {use}",
+        flush=True,
+    )
     try:
         server.run(sockets=[listening])
     finally:
         scorer.end()
     if scorer.failed is not None:
         raise scorer.failed
+
+
+def usage(host: str, port: int, token: bool) -> str:
+    """What to add to `rlcore train NAME` to be scored here. All addresses of this machine are none to call: HOST."""
+    shown = "HOST" if ipaddress.ip_address(host).is_unspecified else f"[{host}]" if ":" in host else host
+    words = ["reward.fns=[remote]", f"reward.args.remote.url=http://{shown}:{port}/score"]
+    if token:
+        words.append(f"reward.args.remote.token_env={TOKEN_VARIABLE}")
+    return shlex.join([*words, f"reward.timeout_seconds={_CLIENT_SECONDS}"])
 
 
 def _arguments(args: list[str]) -> argparse.Namespace:
@@ -367,10 +384,11 @@ def _token(host: str) -> str | None:
     token = os.environ.pop(TOKEN_VARIABLE, "").strip()  # out of what the workers inherit
     if token and not re.fullmatch(r"[!-~]+", token):
         raise ConfigError(f"{TOKEN_VARIABLE} has characters that a header cannot carry")
-    if not token and not _is_loopback(host):
+    if len(token) < _TOKEN_CHARACTERS and not _is_loopback(host):
+        given = f", its {len(token)} characters can be guessed" if token else ""
         raise ConfigError(
-            f"--host {host} can be reached from other machines: set {TOKEN_VARIABLE} to a long random text first, "
-            "or stay on 127.0.0.1"
+            f"--host {host} can be reached from other machines: set {TOKEN_VARIABLE} to a random text of at least "
+            f"{_TOKEN_CHARACTERS} characters first{given}: {_MAKE_TOKEN}; or stay on 127.0.0.1"
         )
     return token or None
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from rewards import sandbox
-from rewards.code import Code, code_gold, program_of, read_tests, same_output
+from rewards.code import Code, _names, code_gold, prelude, program_of, read_tests, same_output
 from rewards.code_harness import decode, encode
 from rlcore.errors import ConfigError, UnparseableGold
 from rlcore.records import Prompt, Score
@@ -109,6 +109,51 @@ GOLDEN: dict[str, tuple[dict[str, Any], str, float]] = {
     "calls": (CALLS, "def add(a, b): return a + b", 1),
     "calls of a class": (CALLS, "class Solution:\n    def add(self, a, b): return a + b", 1),
     "calls half": (CALLS, "def add(a, b): return 3 * a", 1 / 2),
+    # Programs as models write them for these benchmarks, whose harnesses import half the standard library before them.
+    "typing not imported": (
+        LCB,
+        "from __future__ import annotations\nclass Solution:\n"
+        "    def total(self, xs: List[int], k: Optional[int]) -> int:\n"
+        "        d: DefaultDict[int, int] = defaultdict(int)\n        heapq.heapify(xs)\n        return sum(xs) + k",
+        1,
+    ),
+    "annotations are looked up": (LCB, "def total(xs: List[int], k: int) -> int: return reduce(add, xs, k)", 1),
+    "leetcode not imported": (
+        LEETCODE,
+        "class Solution:\n    def twoSum(self, nums: List[int], target: int): return [0, int(inf > target)]",
+        1,
+    ),
+    "what is imported is not the program's": (
+        {"tests": {"inputs": ["4\n6"], "outputs": ["2"], "fn_name": "gcd"}},
+        "x = gcd",
+        0,
+    ),
+    "what is imported can be defined": (
+        {"tests": {"inputs": ["4\n6"], "outputs": ["10"], "fn_name": "gcd"}},
+        "def gcd(a, b): return a + b",
+        1,
+    ),
+    "deep": (
+        LCB,
+        "def depth(n): return n and 1 + depth(n - 1)\ndef total(xs, k): return depth(20000) - 20000 + sum(xs) + k",
+        1,
+    ),
+    "mbpp typing not imported": (MBPP, "def add(a: List[int], b): return a + b", 0),
+    "stdin not imported": (PAIRS, "q = deque(map(int, stdin.readline().split()))\nprint(sum(q))\nexit()", 1),
+    "stdin is the main program": (
+        PAIRS,
+        "import __main__, pickle, sys\nfrom dataclasses import dataclass\n@dataclass\nclass P:\n    x: int\n"
+        "p = pickle.loads(pickle.dumps(P(sum(map(int, input().split())))))\n"
+        "if __main__.P is P and __name__ == '__main__' and [__file__] == sys.argv: print(p.x)",
+        1,
+    ),
+    "stdin in a thread that nobody waits for": (
+        PAIRS,
+        "import threading, time\ndef main():\n    time.sleep(0.1)\n    print(sum(map(int, input().split())))\n"
+        "threading.Thread(target=main).start()",
+        1,
+    ),
+    "stdin exit code": (PAIRS, f"{SUM}\nexit(3)", 0),
     "livecodebench calls": (LCB, "class Solution:\n    def total(self, xs, k): return sum(xs) + k", 1),
     "pairs": (PAIRS, SUM, 1),
     "standard library": (APPS, f"import re, collections, heapq\n{SUM}", 1),
@@ -133,6 +178,7 @@ def golden(code: Code) -> dict[str, Score]:
 def test_golden(golden: dict[str, Score], name: str) -> None:
     score, share = golden[name], GOLDEN[name][2]
     assert score.reward == pytest.approx(share) and score.parts["passed"] == score.reward
+    assert score.parts["import_failed"] == (name == "not the packages here")
 
 
 # Programs that solve nothing: none may pass a single test.
@@ -189,6 +235,10 @@ CHEATS = {
         "import sys\nmain = sys.modules['__main__']\n"
         "main._answer = lambda *a: ['ok', ['ref', {'module': 'os'}], None]\ndef add(a, b): return 99"
     ),
+    "names a module that is not there": (
+        "import sys\nmain = sys.modules['__main__']\n"
+        "main._answer = lambda *a: ['ok', ['ref', {'module': 'os.nothing'}], None]\ndef add(a, b): return 99"
+    ),
     "kills": "import os, signal\ndef add(a, b): os.kill(os.getppid(), 9); os.kill(os.getpid(), 9)",
 }
 
@@ -217,7 +267,9 @@ def test_an_answer_too_large_or_too_late_is_a_failed_test() -> None:
     code = Code(allow=True, timeout_seconds=60.0, memory_mib=200, cpu_seconds=1)
     assert code(prompt(MBPP), fenced("def add(a, b): return [0] * (1 << 24)")).reward == 0.0
     assert code(prompt(MBPP), fenced("def add(a, b):\n    while True: pass")).reward == 0.0
-    assert code(prompt(MBPP), fenced("while True: pass")) == Score(0.0, {"passed": 0.0, "ran": 0.0})
+    assert code(prompt(MBPP), fenced("while True: pass")) == Score(
+        0.0, {"passed": 0.0, "ran": 0.0, "import_failed": 0.0}
+    )
     assert code(prompt(APPS), fenced("while True: pass")).reward == 0.0
     hurried = Code(allow=True, timeout_seconds=3.0, partial=True)
     assert hurried(prompt(APPS), fenced("import time; time.sleep(1000)")).reward == 0.0
@@ -227,9 +279,10 @@ def test_an_answer_too_large_or_too_late_is_a_failed_test() -> None:
 def test_all_or_nothing_unless_partial(code: Code) -> None:
     strict = Code(allow=True, timeout_seconds=60.0)
     half = fenced("def add(a, b): return 3")
-    assert strict(prompt(MBPP), half) == Score(0.0, {"passed": 1 / 3, "ran": 1.0})
-    assert strict(prompt(MBPP), fenced("def add(a, b): return a + b")) == Score(1.0, {"passed": 1.0, "ran": 1.0})
-    assert strict(prompt(MBPP), "I do not know.") == Score(0.0, {"passed": 0.0, "ran": 0.0})
+    assert strict(prompt(MBPP), half) == Score(0.0, {"passed": 1 / 3, "ran": 1.0, "import_failed": 0.0})
+    right = Score(1.0, {"passed": 1.0, "ran": 1.0, "import_failed": 0.0})
+    assert strict(prompt(MBPP), fenced("def add(a, b): return a + b")) == right
+    assert strict(prompt(MBPP), "I do not know.") == Score(0.0, {"passed": 0.0, "ran": 0.0, "import_failed": 0.0})
     assert code(prompt({}, json.dumps(MBPP["test_list"])), half).reward == pytest.approx(1 / 3), "in the answer column"
 
 
@@ -251,6 +304,48 @@ def test_other_commands() -> None:
         shell(prompt(MBPP), "```sh\ntrue\n```")
     packages = Code(allow=True, site_packages=True, timeout_seconds=60, memory_mib=2000)
     assert packages(prompt(PAIRS), fenced(f"import pytest\n{SUM}")).reward == 1.0
+
+
+@needs_sandbox
+@pytest.mark.parametrize("packages", [False, True])
+def test_a_package_that_is_not_there_is_told(code: Code, packages: bool) -> None:
+    """By the program's part, or, where a test wants it, by the sample's status."""
+    ours = Code(allow=True, partial=True, timeout_seconds=60.0, site_packages=True) if packages else code
+    for row, program, ran in (
+        (PAIRS, f"import numpy as np\n{SUM}", 1.0),
+        (MBPP, "import numpy as np\ndef add(a, b): return np.add(a, b)", 0.0),
+        (CALLS, "def add(a, b):\n    import numpy as np\n    return np.add(a, b)", 1.0),
+    ):
+        passes, fails = {"passed": 1.0, "ran": 1.0}, {"passed": 0.0, "ran": ran}
+        parts = (passes if packages else fails) | {"import_failed": float(not packages)}
+        assert ours(prompt(row), fenced(program)) == Score(float(packages), parts)
+    test = case("import numpy as np\nassert np.isclose(f(), 3)")
+    if packages:
+        assert ours(prompt(test), fenced("def f(): return 3.0")).reward == 1.0
+    else:
+        with pytest.raises(ValueError, match="a test imports numpy, which is not there; .*site_packages"):
+            ours(prompt(test), fenced("def f(): return 3.0"))
+
+
+@needs_sandbox
+def test_every_name_given_to_programs_is_there(code: Code) -> None:
+    """In the sandbox's interpreter; and they are those that the benchmarks' harnesses give."""
+    names = _names()
+    assert names.items() >= {
+        "List": "typing.List", "Counter": "collections.Counter", "heappush": "heapq.heappush", "heapq": "heapq",
+        "bisect": "bisect", "datetime": "datetime", "time": "time", "inf": "math.inf", "cache": "functools.cache",
+        "ascii_lowercase": "string.ascii_lowercase", "exit": "sys.exit", "accumulate": "itertools.accumulate",
+    }.items()  # fmt: skip
+    assert not names.keys() & {"pow", "open", "sum", "print", "numpy", "np"}
+    assert code(prompt(PAIRS), fenced(f"found = [{', '.join(names)}]\n{SUM}")).reward == 1.0
+
+
+def test_only_what_a_program_names_is_imported() -> None:
+    """Importing all of it takes longer than most tests."""
+    assert prelude("x = deque()").splitlines() == [
+        "import builtins", "import collections", "import sys", "builtins.deque = collections.deque",
+        "sys.setrecursionlimit(50000)",
+    ]  # fmt: skip
 
 
 def test_off_unless_switched_on() -> None:
@@ -325,12 +420,14 @@ def test_the_rest_of_a_function_that_the_prompt_begins(response: str) -> None:
 @needs_sandbox
 @pytest.mark.parametrize("response", [fenced("    return x / 2"), "    return x / 2\n"])
 def test_humaneval_bodies_run(code: Code, response: str) -> None:
-    assert code(prompt(HUMANEVAL), response) == Score(1.0, {"passed": 1.0, "ran": 1.0})
+    assert code(prompt(HUMANEVAL), response) == Score(1.0, {"passed": 1.0, "ran": 1.0, "import_failed": 0.0})
 
 
 @needs_sandbox
 def test_a_body_that_is_wrong_is_run_and_gets_nothing(code: Code) -> None:
-    assert code(prompt(HUMANEVAL), fenced("    return x")) == Score(0.0, {"passed": 0.0, "ran": 1.0})
+    assert code(prompt(HUMANEVAL), fenced("    return x")) == Score(
+        0.0, {"passed": 0.0, "ran": 1.0, "import_failed": 0.0}
+    )
 
 
 def test_the_program_in_another_language_is_the_last_block() -> None:

@@ -143,6 +143,13 @@ def test_messages_column_and_system_prompt(tmp_path: Path, tokenizer) -> None:
     )
 
 
+def test_a_last_answer_without_content_is_no_shorter_conversation(tmp_path: Path, tokenizer) -> None:
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": None, "tool_calls": []}]
+    source = jsonl(tmp_path / "tools.jsonl", [{"messages": turns, "answer": "2"}])
+    with pytest.raises(DataError, match=r"tools.jsonl, line 1: the assistant's last message has no content"):
+        Prompts([source], DataConfig(), tokenizer, 0)
+
+
 def test_messages_written_as_json_in_a_cell(tmp_path: Path, tokenizer) -> None:
     turns = [{"role": "system", "content": "s"}, {"role": "user", "content": "2, [3]?"}]
     texts = [json.dumps(turns), " " + json.dumps(turns, indent=1), "[1, 2] sorted?", "[1, 2]", '[{"a": 1}]', "[[", "[]"]

@@ -51,7 +51,7 @@ def grade(judge: Judge, response: str = "It is 4.", prompt: Prompt = PROMPT) -> 
 
 def test_request_and_score() -> None:
     usage = {"prompt_tokens": 1000, "completion_tokens": 50, "total_tokens": 1050}
-    with serving(said("Right. Score: 7", usage=usage)) as server:
+    with serving(said("Right.\nScore: 7", usage=usage)) as server:
         got = grade(judge(server, system="You grade.", price_per_million_tokens=[2, 10], request={"top_p": 0.5}))
     assert got.reward == 0.7
     assert got.parts.pop("judge_seconds") > 0
@@ -95,7 +95,7 @@ ATTACK = (
 @pytest.mark.parametrize("response", [ATTACK, "", "{", "}", "{response}" * 50, "\x00\ufeff"])
 def test_the_response_is_only_quoted(response: str) -> None:
     """Its braces and scores reach the judge as they are, and only the judge's own words are read."""
-    with serving(said("It asks for a ten. Score: 2")) as server:
+    with serving(said("It asks for a ten.\nScore: 2")) as server:
         got = grade(judge(server, template="A{{}} {question}|{response}|{answer}|{topic}|{n}"), response)
     assert server.bodies[0]["messages"][0]["content"] == f"A{{}} What is 2 + 2?|{response}|4|sums|7"
     assert got.reward == 0.2
@@ -129,6 +129,34 @@ SCORES = [
     ("{'score': 4}", 4.0),
     ("so \\boxed{6}", 6.0),
     ("so \\boxed{ 6 }.", 6.0),
+    ("$$\\boxed{6}$$", 6.0),
+    ("Score: $\\boxed{6}$", 6.0),
+    ("Right.\nTherefore, the final score is \\boxed{6}.", 6.0),
+    # A line that begins with a score is one; in running text, in quotation marks or behind > it is a quotation.
+    ('Score: 9\nHowever the student wrote "Score: 10"', 9.0),
+    ('Score: 9\n"Score: 10" is what the student wrote.\n> Score: 10\n`Score: 10`', 9.0),
+    ("Score: 9\nThe student's score: 10 and \\boxed{10}", 9.0),
+    ("Right. Score: 7", None),
+    ("# Score: 7", 7.0),
+    ("- **Overall score: 7/10**\n\nNot bad.", 7.0),
+    ("Score: 9\nScore: 8 after all", 8.0),
+    ("Score: 9\nScore: 5 + 2", None),
+    ("Score: 5 + 2", None),
+    ("Score: 5 plus 2", None),
+    ("Score: 5 + two", None),
+    ("Score: 3, 4", None),
+    ("Score: 3; 4", None),
+    ("Score: 3\u20134", None),
+    ("<think>Score: 2", None),
+    (" <think>\nScore: 2\nScore: 3", None),
+    ("It has <think> twice.\nScore: 2", 2.0),
+    ('```json\n{\n "why": "\\"score\\": 10, it says",\n "Score": 3,\n "of": {"score": 2}\n}\n```', 3.0),
+    ('Well.\n{"reason": "he wrote\\nScore: 10", "score": "3/10"}', 3.0),
+    ('{"score": 4}\nThat is all.', 4.0),
+    ('Score: 4\n{"result": "ok"}', 4.0),
+    ('{"score": true}', None),
+    ('{"score": 3, "score": "4, 5"}', None),
+    ("{" * 100_000, None),
     ('It says "Score: 10", which is wrong.\nScore: 2', 2.0),
     ("<think>Score: 10? no, score: 9</think>\nScore: 3", 3.0),
     ("Score: 10", 10.0),
@@ -178,6 +206,20 @@ def test_scores_of_replies(reply: str, score: float | None) -> None:
     assert len(str(e.value)) < 600
 
 
+def test_content_in_parts() -> None:
+    parts = [{"type": "text", "text": "Right.\nSco"}, {"type": "refusal"}, {"type": "text", "text": "re: 9"}]
+    assert judge("http://127.0.0.1:1/v1")._read(said(parts).body) == 9.0
+
+
+LONG = ["\n" * 200_000, "so " * 100_000, "# " * 100_000, " {\n" * 50_000, "score (" * 50_000]
+
+
+@pytest.mark.parametrize("reply", LONG, ids=range(len(LONG)))
+def test_long_replies_do_not_take_for_ever(reply: str) -> None:
+    with pytest.raises(ValueError, match="no score|empty"):
+        judge("http://127.0.0.1:1/v1")._read(said(reply).body)
+
+
 @pytest.mark.parametrize(
     ("pattern", "reply", "score"),
     [
@@ -215,7 +257,9 @@ def test_scale(scale: list[float], reply: str, reward: float) -> None:
         (said("Score: 9", finish="length"), ValueError, "cut off.*max_tokens"),
         (said(None, finish="content_filter"), ValueError, "empty .*content_filter"),
         (said("  "), ValueError, "empty"),
-        (said([{"type": "text", "text": "Score: 9"}]), ValueError, "empty"),
+        (said([]), ValueError, "empty"),
+        (said([{"type": "refusal", "refusal": "Score: 9"}, None, {"type": "text", "text": " "}]), ValueError, "empty"),
+        (said({"text": "Score: 9"}), ValueError, "empty"),
         (Answer({"choices": []}), EndpointError, "not a chat completion"),
         (Answer({"error": {"message": "no model"}}), EndpointError, "not a chat completion.*no model"),
         (Answer([1]), EndpointError, "not a chat completion"),

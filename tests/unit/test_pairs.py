@@ -18,6 +18,9 @@ from rlcore.pairs import Pairs
 from rlcore.problems import arithmetic
 
 ASK, YES, NO = ({"role": r, "content": c} for r, c in (("user", "Q"), ("assistant", "yes"), ("assistant", "no")))
+PARTS = {"role": "assistant", "content": [{"type": "text", "text": "yes"}]}
+NIL = {"role": "assistant", "content": None}
+CALL, TOOL = {**NIL, "tool_calls": [{"function": {"name": "f"}}]}, {"role": "tool", "content": "3"}
 MORE, END = {"role": "user", "content": "more"}, {"role": "assistant", "content": "end"}
 
 
@@ -66,6 +69,7 @@ def pairs_of(path: Path, rows: list[dict[str, Any]], most: int = 1000, **changes
             "u:Q;a:yes;u:more;a:end;", "u:Q;a:yes;u:more;a:no;",
         ),
         ({"prompt": [ASK], "chosen": [YES, MORE, END], "rejected": [NO]}, {}, "u:Q;a:yes;u:more;a:end;", "u:Q;a:no;"),
+        ({"prompt": "Q", "chosen": [PARTS], "rejected": ""}, {}, f"u:Q;a:{PARTS['content']};", "u:Q;a:;"),
         ({"chosen": "Q yes", "rejected": "Q no"}, {"chat_template": False}, "a:Q yes;", "a:Q no;"),
         (
             {"prompt": "Q", "chosen": "[1, 2]", "rejected": "[]"},
@@ -104,6 +108,15 @@ def test_messages_in_a_csv_file_are_json(tmp_path: Path) -> None:
             "line 2: chosen and rejected are answers, in the first row whole conversations",
         ),
         ([{"prompt": "Q", "chosen": "refuse", "rejected": "b"}], "line 1: refused"),
+        (
+            [{"prompt": "Q", "chosen": [YES], "rejected": [NO]}, {"prompt": "Q", "chosen": [YES], "rejected": [NIL]}],
+            r"pairs.jsonl,? line 2: rejected: message 2 .* \(assistant\) has content null, must be text or",
+        ),
+        ([{"chosen": [ASK, CALL, TOOL, YES], "rejected": [ASK, CALL, TOOL, NO]}], "line 1: chosen: message 2 .* null"),
+        ([{"prompt": [ASK, CALL, TOOL], "chosen": "a", "rejected": "b"}], "line 1: chosen: message 2 .* null"),
+        ([{"prompt": "Q", "chosen": [{**YES, "content": 3}], "rejected": "b"}], "chosen: .* content 3, must be"),
+        ([{"prompt": "Q", "chosen": [{**YES, "content": []}], "rejected": "b"}], r"chosen: .* content \[\], must be"),
+        ([{"prompt": "Q", "chosen": [{"role": "assistant"}], "rejected": "b"}], "column chosen must be text or"),
         ([{"prompt": "Q", "chosen": "same", "rejected": "same"}], "all 1 pairs are of equal texts, or longer"),
     ],
 )  # fmt: skip

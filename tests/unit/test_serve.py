@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -22,6 +23,7 @@ from rewards.http import EndpointError
 from rewards.outcomes import BadValue, Outcome
 from rewards.remote import Remote
 from rlcore import serve
+from rlcore.compose import compose
 from rlcore.errors import ConfigError, RewardError, UnparseableGold
 from rlcore.records import Prompt, Response, Score
 from rlcore.serve import Refusal, Scorer, Server, samples_of, serve_command
@@ -84,7 +86,7 @@ class Program:
         if "http://" not in self.line:
             self.process.kill()
             raise AssertionError(f"{self.line!r}, {self.process.communicate()[1]}")
-        self.url = self.line.rpartition("url=")[2].strip()
+        self.url = self.line.partition(".url=")[2].split()[0]
         self.health = self.url.replace("/score", "/health")
         self.family = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
 
@@ -261,9 +263,10 @@ def test_what_may_be_left_out() -> None:
 
 
 def test_token(tmp_path: Path) -> None:
-    running = Program(tmp_path, token="t0ken-u")
+    running = Program(tmp_path, token="t0ken-u")  # short, on loopback
     try:
         assert "with token" in running.line and "t0ken" not in running.line
+        assert "reward.args.remote.token_env=RLCORE_REWARD_TOKEN" in running.line
         for wrong in ({}, {"Authorization": "t0ken-u"}, {"Authorization": "Bearer t0ken"}, {"X": "Bearer t0ken-u"}):
             assert post(running.url, sample("4"), headers=wrong).status_code == 401
             assert httpx.get(running.health, headers=wrong).status_code == 401
@@ -302,10 +305,44 @@ def test_other_hosts_need_a_token(host: str, monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setenv("RLCORE_REWARD_TOKEN", token)
         with pytest.raises(ConfigError, match="set RLCORE_REWARD_TOKEN"):
             serve_command(["x.py:f", "--host", host])
+    for token in ("x", "S3cret-15-chars"):
+        monkeypatch.setenv("RLCORE_REWARD_TOKEN", token)
+        with pytest.raises(
+            ConfigError, match=f"at least 16 .* its {len(token)} characters .*secrets.token_urlsafe"
+        ) as e:
+            serve_command(["x.py:f", "--host", host])
+        assert "S3cret" not in str(e.value)
+    monkeypatch.setenv("RLCORE_REWARD_TOKEN", "S3cret-16-chars.")
+    assert serve._token(host) == "S3cret-16-chars."
     monkeypatch.setenv("RLCORE_REWARD_TOKEN", "long and secret")
     with pytest.raises(ConfigError, match="characters that a header") as e:
         serve_command(["x.py:f", "--host", host])
     assert "secret" not in str(e.value)
+
+
+def test_how_to_make_a_token_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    command = serve._MAKE_TOKEN.replace("$(python ", f"$({sys.executable} ")
+    made = subprocess.run(["sh", "-c", f"{command}; echo $RLCORE_REWARD_TOKEN"], capture_output=True, text=True)
+    monkeypatch.setenv("RLCORE_REWARD_TOKEN", made.stdout)
+    assert serve._token("0.0.0.0") == made.stdout.strip()
+
+
+@pytest.mark.parametrize("token", [False, True])
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:80/score"),
+        ("0.0.0.0", "http://HOST:80/score"),
+        ("::", "http://HOST:80/score"),
+        ("::1", "http://[::1]:80/score"),
+    ],
+)
+def test_the_printed_hint_can_be_pasted(host: str, url: str, token: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And is a run that scores here: nothing in it is refused."""
+    monkeypatch.setenv("RLCORE_REWARD_TOKEN", "S3cret-16-chars.")
+    composed, _ = compose("demo", shlex.split(serve.usage(host, 80, token)))
+    args = {"url": url} | ({"token_env": "RLCORE_REWARD_TOKEN"} if token else {})
+    assert composed.config.reward.fns == ["remote"] and composed.config.reward.args == {"remote": args}
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "::1", "localhost"])
