@@ -49,7 +49,7 @@ GOLD = {
     "knights_knaves": "rewards.knights_knaves.knights_knaves_gold",
     "knights_knaves_solved": "rewards.knights_knaves.knights_knaves_gold",
     "reasoning_gym": "rewards.reasoning_gym.reasoning_gym_gold",
-    "code": "rewards.code.code_gold",
+    "code": "rewards.code_tests.code_gold",
 }
 
 

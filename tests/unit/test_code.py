@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from rewards import sandbox
-from rewards.code import Code, _names, code_gold, prelude, program_of, read_tests, same_output
+from rewards.code import Code, _names, prelude, program_of, same_output
 from rewards.code_harness import decode, encode
+from rewards.code_tests import code_gold, read_tests
 from rlcore.errors import ConfigError, UnparseableGold
 from rlcore.records import Prompt, Score
 
