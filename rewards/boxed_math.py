@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 
-from rewards.format import last_answer
+from rewards.format import TAGS, after_thought, last_answer
 from rewards.math_equal import equal, readable
 from rewards.math_text import MOST_CHARACTERS, clean, last_box
 from rlcore.errors import ConfigError, UnparseableGold
@@ -19,26 +19,54 @@ from rlcore.records import Prompt, Score
 
 _TAIL = 10_000  # characters at the end of a response in which an answer without a box is looked for
 _SAID = re.compile(r"\banswer\s{0,4}(?:is|are|:|=)\s{0,4}:?", re.IGNORECASE)
-_SENTENCE_END = re.compile(r"[.!?;](?=\s|$)|,\s{1,4}(?:so|as|which)\b|,?\s{1,4}(?:because|since)\b")
+_SENTENCE_END = re.compile(
+    r"[.!?](?=[*\"']{0,4}(?:\s|$))|;(?=\s{1,4}[A-Za-z]{2}|$)|,\s{1,4}(?:so|as|which|where|not(?=\s[-$\\\d]))\b"
+    r"|,?\s{1,4}(?:because|since|as (?:we|I|above|shown|stated|required|desired|expected))\b"
+)
+_SENTENCE_OVER = re.compile(r"\n|[.!?]\s{1,4}\S")
+_NOTE = re.compile(r"<<[^<>\n]{0,200}>>")  # GSM8K's calculator annotations, as in 48/2=<<48/2=24>>24
 _MATHS = re.compile(
     r"\$\$([^$]{1,400}?)\$\$|\$(?!\s)([^$\n]{1,400}?)(?<!\s)\$(?!\d)|\\\(([^\n]{1,400}?)\\\)"
     r"|(?<!\\)\\\[((?s:.){1,400}?)\\\]"
 )
 _AROUND = re.compile(r"^(?:\\[(\[]|[\s*`$])+|(?:\\[)\]]|[\s*`$.])+$")  # what may stand around a side of an equation
 _WIDE = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3002: 0x2E}  # full-width, as ASCII
-_FILLER = re.compile(
-    r"(?:(?:indeed|therefore|thus|then|simply|just|exactly|approximately|about|roughly|equal to)\s{1,4})+(?=[-$\\\d.])",
-    re.IGNORECASE,
+_FILLER = (
+    r"(?:(?:indeed|therefore|thus|hence|then|so|now|simply|just|exactly|only|clearly|definitely|actually|approximately"
+    r"|about|roughly|equal to|given by|(?:found )?to be|a total of|the (?:number|value|integer|fraction|set|interval"
+    r"|point|ordered pair|matrix|vector|function|equation)),?\s{1,4}){0,6}"
 )
+# "that she has", "the area is": words up to a verb, none of which can make it say something else.
+_CLAUSE = (
+    r"(?:(?:(?!(?:no|not|none|nobody|nothing|never|neither|nor|cannot|either|or|if|unless|whether|when|where|while|until"
+    r"|after|before|because|since|once|what|how|than|half|twice|double|wrong|incorrect|false)\b)[A-Za-z']{1,20}(?<!n't)"
+    r"\s{1,4}){1,8}?(?:is|are|was|were|be|equals?|has|have|had|gets?|got|needs?|needed|makes?|made|earns?|earned|pays?|paid"
+    r"|spends?|spent|saves?|saved|sells?|sold|buys?|bought|takes?|took|costs?|eats?|ate|uses?|used|receives?|received)"
+    r"\s{1,4})?"
+)
+_LEAD = re.compile(_FILLER + _CLAUSE + _FILLER + r"(?=[-$\\\d.(\[])", re.IGNORECASE)  # what may stand before the answer
 # Asides that leave the number what it is; `(cm)`, `(base 8)`, `(mod 7)` and `(or 19)` do not.
 _ASIDE = re.compile(r"\s{1,4}\((?:see|as|by|from|using|because|since)\s(?:(?!\b(?:or|not)\b)[^()\d]){1,80}\)$")
-_SPELLED = re.compile(r"(\d{1,2})\s{1,4}\(([a-z]{1,10})\)", re.ASCII | re.IGNORECASE)
+_SPELLED = re.compile(r"(\d{1,2})\s{1,4}\(([a-z]{1,10})\)(?=$|\s)", re.ASCII | re.IGNORECASE)
 _SPELLED_OUT = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
     "eighteen nineteen twenty"
 )
 _NUMERALS: dict[str, int] = {word: value for value, word in enumerate(_SPELLED_OUT.split())}
 _PER = re.compile(r"(?<=\d)\s{1,4}(?:per [a-z]{1,20}|an? [a-z]{1,20}|each|in total|in all|altogether)$")
+# Words after a formula: `cookies`, `of the total`; not `or more`, `times 3`.
+_WORDS_AFTER = re.compile(
+    r"\s{1,4}(?!(?:and|times|plus|minus|over|choose|at|pi|sqrt|squared|cubed)\b)"
+    r"(?:(?!\b(?:or|nor|not)\b)[A-Za-z ./-]){2,100}"
+)
+_RATE = re.compile(r"(?<=\d)\s{1,4}([A-Za-z]{2,10}/[A-Za-z]{1,10}|m/s)$")
+# What, right before the last number or formula, says that it is not the answer, or not all of it; and right after it.
+_HEDGE = re.compile(
+    r"(?:(?:\b(?:not|or|nor|than)|n't|\b(?:half|thirds?|quarters?|multiple|factor|percent|%)\s{1,4}of)(?:\sequal\sto)?"
+    r"\b\s{0,4}|(?:[!<>]=?|\u2260|\u2264|\u2265|\\(?:neq?|leq?|geq?|lt|gt))\s{0,4})(?:[A-Za-z]\s?=\s?)?[*$\\(\[]{0,4}\s?$",
+    re.IGNORECASE,
+)
+_ASKED = re.compile(r"[^.!?\n]{0,200}\?")
 _NAME = re.compile(r"\s*[A-Za-z]\s*")
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 _NUMBER = re.compile(
@@ -50,12 +78,15 @@ _NUMBER = re.compile(
 def boxed_math(prompt: Prompt, response: str) -> Score:
     r"""1.0 if the last `\boxed{}` of the response equals `prompt.answer`, else 0.0; part `boxed`: 1.0 if there is one.
 
+    Where there is a `</think>`, only what follows the last one counts: a box in the thought is work. A thought that
+    never ends is read like any text: the last box anywhere.
+
     The gold answer is LaTeX, a plain number or plain words, with or without its own `\boxed{}` or `$`, or ends in
     GSM8K's `#### 72`. A unit must agree if both have one; words are compared without case. Answers over 400 characters,
     numbers too big to write down and sums or integrals not worked out are wrong. Raises UnparseableGold as
     boxed_math_gold does, TimeoutError when math-verify takes too long.
     """
-    return _judged(prompt, last_box(response))
+    return _judged(prompt, last_box(after_thought(response)))
 
 
 def boxed_math_strict(prompt: Prompt, response: str, *, last_characters: int = 300) -> Score:
@@ -66,21 +97,26 @@ def boxed_math_strict(prompt: Prompt, response: str, *, last_characters: int = 3
     """
     if last_characters < 1:
         raise ConfigError(f"reward.args.boxed_math_strict.last_characters: {last_characters}, must be at least 1")
-    return _judged(prompt, last_box(response[-last_characters:]))
+    return _judged(prompt, last_box(after_thought(response)[-last_characters:]))
 
 
 def math(prompt: Prompt, response: str) -> Score:
     r"""boxed_math, and where there is no box, the answer in the text.
 
     The first of these that there is, is the answer, right or wrong: the last `\boxed{}`; the last
-    `<answer>...</answer>`; what follows the last "answer is", "answer:" or "answer ="; on the last line, what follows
-    the last `=`, if no words do; the last `$...$`, `\(...\)` or `\[...\]` that is not just a letter; the last number or
-    fraction. After "answer is" these are left out: "indeed", "approximately" and the like before a number, "(see
-    above)", "(fifteen)" after 15, "per day" after an amount of money. Without a box only the last 10,000 characters are
-    read.
+    `<answer>...</answer>`; the last line, if it begins with `####`; what follows the last "answer is", "answer:" or
+    "answer ="; on the last line, what follows the last `=`, if no words do; the last `$...$`, `\(...\)` or `\[...\]`
+    that is not just a letter; the last number or fraction. In a thought that never ends only a box or tags count.
+
+    In tags, after `####` and after "answer is" the whole sentence is the answer, with or without `$`: "half of $12$" is
+    not 12. Left out are words that come before an answer ("indeed", "approximately", "that she has"), "(see above)",
+    "(fifteen)" after 15, and "per day" after an amount of money. A solution of several sentences in tags is read like
+    any text. A question, and a number or formula right after "not", "or" or "than" is no answer. Without a box only the
+    last 10,000 characters are read.
     """
-    box = last_box(response)
-    answer = stated_answer(response.rstrip()[-_TAIL:]) if box is None else box
+    text = after_thought(response)
+    box = last_box(text)
+    answer = stated_answer(text) if box is None else box
     return Score(_judged(prompt, answer).reward, {"boxed": float(box is not None)})
 
 
@@ -91,56 +127,132 @@ def boxed_math_gold(prompt: Prompt) -> None:
 
 def stated_answer(text: str) -> str | None:
     """The answer of a text without a box; the order is that of math(). None if there is no number either."""
-    text = text.translate(_WIDE)
+    thinking = TAGS[0] in text
+    text = _NOTE.sub("", text.rstrip()[-_TAIL:].translate(_WIDE))
     tagged = last_answer(text)
     if tagged is not None:
-        return _in_dollars(tagged) or tagged
-    said = [found.end() for found in _SAID.finditer(text)]
-    if said and (one := _displayed(text[said[-1] :]) or _first_answer(text[said[-1] :].partition("\n")[0])):
-        return one
-    last_line = text.rstrip().rpartition("\n")[2]
-    right = _AROUND.sub("", last_line.rpartition("=")[2][: 2 * MOST_CHARACTERS]) if "=" in last_line else ""
-    if right and not _WORD.search(right):
-        left = _AROUND.sub("", last_line.rpartition("=")[0][-2 * MOST_CHARACTERS :]) if _NAME.fullmatch(right) else ""
-        return left if _NUMBER.fullmatch(left) else right  # `$15 = x$`
-    return _in_dollars(text) or _last_number(text)
+        return _held(tagged)
+    if thinking:
+        return None
+    last_line = text.rpartition("\n")[2].strip()
+    if last_line.startswith("####"):
+        return _held(last_line.lstrip("#"))
+    return _said(text) or _worked(text)
+
+
+def _held(text: str) -> str | None:
+    """The answer that the text in tags or after `####` gives: all of the text, unless it is prose or worked."""
+    text = text.strip(" *`\n")
+    if said := _said(text):
+        return said
+    if _WORD.match(text):
+        if _SENTENCE_OVER.search(text):
+            return _worked(text)
+        if not _LEAD.match(text) or len(_MATHS.findall(text)) > 1:
+            return _in_dollars(text) or _whole(text)
+    return _whole(text)
+
+
+def _worked(text: str) -> str | None:
+    """What the last line of a worked solution comes to, else its last formula, else its last number."""
+    last_line = text.rstrip().rpartition("\n")[2].strip()
+    return _alternatives(last_line) or _right_side(last_line) or _in_dollars(text) or _last_number(text)
+
+
+def _said(text: str) -> str | None:
+    """The sentence after the last "answer is" that is not a question; None if there is none or it is empty."""
+    for said in reversed(list(_SAID.finditer(text))):
+        rest = text[said.end() : said.end() + 3 * MOST_CHARACTERS]
+        line = (_displayed(rest) or rest.partition("\n")[0])[:MOST_CHARACTERS]
+        formulas = [found.span() for found in _MATHS.finditer(line)]
+        ends = (e for e in _SENTENCE_END.finditer(line) if not any(a <= e.start() < b for a, b in formulas))
+        end = next(ends, None)
+        if end is None or end.group() != "?":
+            return _whole(line[: end.start() if end else None].strip(" *`:")) or None
+    return None
 
 
 def _displayed(rest: str) -> str | None:
-    r"""The `$$...$$` or `\[...\]` that the rest of the text begins with, on this line or the next ones."""
+    r"""The `$$...$$` or `\[...\]` that the rest of the text begins with, here or on the next lines, as one line."""
     rest = rest.lstrip(" *:\n")
     found = _MATHS.match(rest) if rest.startswith(("$$", "\\[")) else None
-    return next(filter(None, found.groups())) if found else None
+    if found is None:
+        return None
+    return f"\\({' '.join(_inner(found).split())}\\){rest[found.end() :].partition(chr(10))[0]}"
 
 
-def _first_answer(line: str) -> str | None:
-    """What a line gives that goes on after "answer is": the first `$...$` of its first sentence, else the sentence."""
-    line = line[:MOST_CHARACTERS]
-    sentence = _SENTENCE_END.split(line)[0].strip(" *`:")
-    found = _MATHS.search(line)
-    if found and found.start() <= len(line) - len(line.lstrip()) + len(sentence):
-        return next(filter(None, found.groups()))
-    return _number_alone(sentence) or None
-
-
-def _number_alone(sentence: str) -> str:
-    """The sentence without `indeed`, `(see above)`, `(fifteen)` after 15, and `per day` after an amount of money."""
-    bare = _ASIDE.sub("", _FILLER.sub("", sentence, count=1) if _FILLER.match(sentence) else sentence)
-    spelled = _SPELLED.fullmatch(bare)
-    if spelled and _NUMERALS.get(spelled[2].lower()) == int(spelled[1]):
-        return spelled[1]
+def _whole(sentence: str) -> str:
+    r"""All of a sentence as one answer: "that she has $12$ of them" is `12\text{ of them}`, "not $12$" is "not 12"."""
+    lead = _LEAD.match(sentence)
+    bare = _SPELLED.sub(_digits, _ASIDE.sub("", sentence[lead.end() if lead else 0 :]), count=1)
+    found = _MATHS.match(bare)
+    if found:
+        after = bare[found.end() :]
+        if _WORDS_AFTER.fullmatch(after):
+            return f"{_inner(found)}\\text{{{after}}}"
+        return _MATHS.sub(_inner, bare)
     amount = _PER.sub("", bare)
-    return amount if amount.startswith(("$", "\\$")) and _NUMBER.fullmatch(amount.lstrip("\\$")) else bare
+    if amount.startswith(("$", "\\$")) and _NUMBER.fullmatch(amount.lstrip("\\$")):
+        return amount
+    return _RATE.sub(r"\\text{ \1}", _MATHS.sub(_inner, bare))
+
+
+def _inner(found: re.Match[str]) -> str:
+    return next(filter(None, found.groups()))
+
+
+def _digits(found: re.Match[str]) -> str:
+    """`15` for `15 (fifteen)`."""
+    return found[1] if _NUMERALS.get(found[2].lower()) == int(found[1]) else found[0]
+
+
+def _alternatives(line: str) -> str | None:
+    """`x = 12 or x = 13` at the end of a line: all of it, for neither is the answer."""
+    plain = _MATHS.sub(_inner, line[-MOST_CHARACTERS:])
+    others = [word.end() for word in _WORD.finditer(plain) if word.group().lower() != "or"]
+    end = plain[others[-1] if others else 0 :].strip(" ,:*`.")
+    return end if re.search(r"\sor\s", end) else None
+
+
+def _right_side(line: str) -> str | None:
+    """What follows the last `=` of a line, if no words do."""
+    before, equals, after = line.rpartition("=")
+    right = _AROUND.sub("", after[: 2 * MOST_CHARACTERS])
+    if not equals or not right or _WORD.search(right) or _hedged(line, len(line) - len(after)):
+        return None
+    left = _AROUND.sub("", before.rpartition("=")[2][-2 * MOST_CHARACTERS :]) if _NAME.fullmatch(right) else ""
+    return left if _NUMBER.fullmatch(left) else right  # `$15 = x$`
 
 
 def _in_dollars(text: str) -> str | None:
-    found = [next(filter(None, groups)) for groups in _MATHS.findall(text)]
-    return next((one for one in reversed(found) if not _NAME.fullmatch(one)), None)
+    """The last formula; all of a list of formulas: of `$2$ and $3$` neither is the answer."""
+    found = [one for one in _MATHS.finditer(text) if not _NAME.fullmatch(_inner(one))]
+    if not found:
+        return None
+    first = last = len(found) - 1
+    while first and _joined(text, found[first - 1], found[first]):
+        first -= 1
+    if _hedged(text, found[first].start(), found[last].end()):
+        return None
+    return ", ".join(_inner(one) for one in found[first:])
+
+
+def _joined(text: str, one: re.Match[str], other: re.Match[str]) -> bool:
+    """Whether `and`, `or` or, unless they are equations, a comma alone stands between two formulas."""
+    between = text[one.end() : other.start()].strip(" ,")
+    equations = "=" in one.group() + other.group()
+    return between in ("and", "or") or (not between and not equations and "," in text[one.end() : other.start()])
 
 
 def _last_number(text: str) -> str | None:
-    found = _NUMBER.findall(text)
-    return found[-1].rstrip(",") if found else None
+    found = list(_NUMBER.finditer(text))
+    return found[-1].group().rstrip(",") if found and not _hedged(text, *found[-1].span()) else None
+
+
+def _hedged(text: str, start: int, end: int | None = None) -> bool:
+    """Whether what stands there comes right after "not" or "or", or in a question."""
+    asked = _ASKED.match(text, end) if end is not None else None
+    return bool(asked or _HEDGE.search(text[max(0, start - 60) : start]))
 
 
 def _judged(prompt: Prompt, answer: str | None) -> Score:

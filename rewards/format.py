@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 from rlcore.records import Prompt
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+_BLANKS = "\u115f\u1160\u2800\u3164\uffa0"  # by Unicode's categories letters and a symbol, but nothing is to be seen
 
 
 def think_answer(prompt: Prompt, response: str, *, prefilled: bool = False) -> float:
-    """1.0 if the four tags appear in order, once each, around something, with nothing but space outside; else 0.0.
+    """1.0 if the four tags appear in order, once each, around something visible, and outside is only space; else 0.0.
 
     `prefilled`: the prompt ends in an opening `<think>`, as TinyZero's and Logic-RL's templates do, so the response
     starts inside the thought.
@@ -17,8 +20,13 @@ def think_answer(prompt: Prompt, response: str, *, prefilled: bool = False) -> f
     if not in_order(text) or not text.startswith(TAGS[0]) or not text.endswith(TAGS[3]):
         return 0.0
     at = [text.find(tag) for tag in TAGS]
-    thought, between, answer = (text[at[i] + len(TAGS[i]) : at[i + 1]].strip() for i in range(3))
-    return float(bool(thought) and not between and bool(answer))
+    thought, between, answer = (text[at[i] + len(TAGS[i]) : at[i + 1]] for i in range(3))
+    return float(_visible(thought) and not between.strip() and _visible(answer))
+
+
+def _visible(text: str) -> bool:
+    """Whether it has a letter, digit, sign or symbol: no space, mark, or zero-width or control character alone."""
+    return any(unicodedata.category(c)[0] in "LNPS" and c not in _BLANKS for c in text)
 
 
 def opened(response: str, prefilled: bool) -> str:
@@ -30,6 +38,11 @@ def in_order(text: str) -> bool:
     """Whether each of the four tags appears exactly once, and in order."""
     at = [text.find(tag) for tag in TAGS]
     return all(text.count(tag) == 1 for tag in TAGS) and at == sorted(at)
+
+
+def after_thought(response: str) -> str:
+    """What follows the last `</think>`; the whole response if there is none."""
+    return response.rpartition(TAGS[1])[2]
 
 
 def last_answer(text: str) -> str | None:

@@ -4,37 +4,55 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from decimal import Decimal
+from fractions import Fraction
 from functools import lru_cache
 
+from rewards.format import after_thought
 from rlcore.errors import UnparseableGold
 from rlcore.records import Prompt
 
 # Spaces are bounded: `\s*` twice would take hours over a response of ten thousand spaces.
-_NUMBER = re.compile(r"(?P<sign>-?)\s{0,2}\$?\s{0,2}(?P<digits>\d[\d,]*(?:\.\d+)?|\.\d+)", re.ASCII)
-_STRICT = re.compile(r"####\s{0,80}(?P<sign>-?)\$?(?P<digits>\d[\d,]*(?:\.\d+)?)%?\.?(?=\s|$)", re.ASCII)
+_SIGN = r"(?P<sign>-?)\s{0,2}(?:\$\s{0,2}(?P<after>-?))?"  # `-$3` and `$-3`
+_VALUE = (
+    r"(?:(?P<whole>\d{1,9})(?:\s{1,2}(?:and\s)?(?=\d{1,9}\s?/\s?\d)|\s?(?=\\[dt]?frac\{\d)))?"  # the 2 of 2 1/2
+    r"(?:\\[dt]?frac\{(?P<over>\d{1,20})\}\{(?P<below>\d{1,20})\}"
+    r"|(?P<digits>\d{1,3}(?:\ \d{3})+(?!\d)(?:\.\d+)?|\d[\d,]*(?:\.\d+)?|\.\d+)"
+    r"(?:\s?/\s?(?P<under>\d[\d,]*(?:\.\d+)?)|[eE](?P<tens>[+-]?\d+))?)"
+)
+_NUMBER = re.compile(_SIGN + _VALUE, re.ASCII)
+_STRICT = re.compile(rf"####\s{{0,80}}{_SIGN}{_VALUE}%?\.?(?=\s|$)(?![^\d\n]{{0,200}}\d)", re.ASCII)
+_HEDGE = re.compile(r"(?:\b(?:or|not|than)\b|n't\b|\^)[\s$*({]{0,4}$")  # before a number that is not the answer
+_MORE = re.compile(r"[\s*%]{0,4}(?:or|and|to|times|[-,&|^:x*/+])\s{0,4}[$({]{0,2}\d")  # `72 or 73`, `72 * 2`, `72:30`
 _FRACTIONS = frozenset("\u00bc\u00bd\u00be\u2153\u2154\u2155\u2156\u2157\u2158\u2159\u215a\u215b\u215c\u215d\u215e")
+_LONGEST = 400  # characters of a number
 _TAIL = 10_000  # characters at the end of a response in which its last number is looked for
 
 
 def gsm8k(prompt: Prompt, response: str) -> float:
     """1.0 if the response's answer equals the gold one, else 0.0.
 
-    The answer is the first number after the last `####`, else the last number of the response. Commas, `$`, `%` and a
-    trailing `.0` do not matter. Raises UnparseableGold if the gold answer has no number.
+    The answer is the first number after the last `####`, or what follows `=` on its line; else the last number of the
+    response. Only what follows the last `</think>` is read. Commas, spaces between thousands, `$`, `%`, a trailing
+    `.0` and words after the number do not matter; `5/2`, `2 1/2` and `72e3` are one number each. "72 or 73", "72 - 2"
+    and "72:30" after `####` are none, nor is the last number if it comes right after "or", "not" or "than". Raises
+    UnparseableGold if the gold answer has no number.
     """
     gold = _gold(prompt)
-    head, mark, after = response.rstrip().rpartition("####")
-    found = _numbers(after[:_TAIL])[:1] if mark else []
+    head, mark, after = after_thought(response).rstrip().rpartition("####")
+    found = _marked(after[:_TAIL]) if mark else []
     found = found or _numbers(head[-_TAIL:] if mark else after[-_TAIL:])[-1:]
     return float(found == [gold])
 
 
 def gsm8k_strict(prompt: Prompt, response: str) -> float:
-    """1.0 if the response says `#### NUMBER` and the last one so marked equals the gold answer, else 0.0."""
+    """1.0 if the response says `#### NUMBER` and the last one so marked equals the gold answer, else 0.0.
+
+    Words may follow on the line, another number may not; a heading of five `#` is no mark.
+    """
     gold = _gold(prompt)
-    at = response.rfind("####")
-    found = _STRICT.match(response[at : at + _TAIL]) if at >= 0 else None
+    text = after_thought(response)
+    at = text.rfind("####")
+    found = _STRICT.match(text[at : at + _TAIL]) if at >= 0 and text[at - 1 : at] != "#" else None
     return float(found is not None and _value(found) == gold)
 
 
@@ -43,37 +61,64 @@ def gsm8k_gold(prompt: Prompt) -> None:
     _gold(prompt)
 
 
-def _gold(prompt: Prompt) -> Decimal:
+def _gold(prompt: Prompt) -> Fraction:
     found = _numbers(prompt.answer.rpartition("####")[2][-_TAIL:])
-    if not found:
+    if not found or found[-1] is None:
         raise UnparseableGold(f"prompt {prompt.id}: no number in the gold answer {prompt.answer[:80]!r}")
     return found[-1]
 
 
-def _numbers(text: str) -> list[Decimal]:
-    """All numbers, in order. `is -7` is negative; `9-7` and `9 - 7` take 7 away."""
-    plain = text if text.isascii() else "".join(map(_ascii, text))
+def _marked(text: str) -> list[Fraction | None]:
+    """The number of the first line that has one, [None] if it has no single one; [] if no line has any."""
+    for line in _plain(text).split("\n"):
+        right = line.rpartition("=")[2]
+        said = right if _NUMBER.search(right) else line
+        found = _NUMBER.search(said)
+        if found:
+            return [None] if _MORE.match(said, found.end()) else _numbers(said)[:1]
+    return []
+
+
+def _numbers(text: str) -> list[Fraction | None]:
+    """All numbers, in order, None for one that is denied. `is -7` is negative; `9-7` and `9 - 7` take 7 away."""
+    plain = _plain(text)
     numbers = []
     for found in _NUMBER.finditer(plain):
         before = plain[max(0, found.start() - 8) : found.start()]
+        hedged = _HEDGE.search(before)
         if plain[found.end("sign")].isspace():
             before = before.rstrip()
-        minus = found["sign"] and not (before and (before[-1].isalnum() or before[-1] == ")"))
-        numbers.append(_value(found) if minus else abs(_value(found)))
+        taken = found["sign"] and before and (before[-1].isalnum() or before[-1] == ")")
+        value = _value(found)
+        numbers.append(None if hedged or value is None else abs(value) if taken else value)
     return numbers
+
+
+def _plain(text: str) -> str:
+    return text if text.isascii() else "".join(map(_ascii, text))
 
 
 @lru_cache(maxsize=4096)
 def _ascii(character: str) -> str:
-    """Full-width and other digits and signs as ASCII. `m\u00b2` is no 2, and `2\u00bd` is 2.5."""
+    """Full-width and other digits and signs as ASCII. `m\u00b2` is no 2, and `2\u00bd` is 2 1/2."""
     if character.isdecimal():
         return str(unicodedata.decimal(character))
     if character.isdigit():
         return ""
-    if character in _FRACTIONS:
-        return f"{unicodedata.numeric(character):.6f}"[1:]
-    return unicodedata.normalize("NFKC", character).replace("\u2212", "-")
+    plain = unicodedata.normalize("NFKC", character).replace("\u2212", "-").replace("\u2044", "/")
+    return f" {plain}" if character in _FRACTIONS else plain
 
 
-def _value(found: re.Match[str]) -> Decimal:
-    return Decimal(found["sign"] + found["digits"].replace(",", ""))
+def _value(found: re.Match[str]) -> Fraction | None:
+    """None for a number that is too long to be worth reading, or divided by 0."""
+    if len(found.group()) > _LONGEST or len(found["tens"] or "") > 4:
+        return None
+    over, under = (_fraction(found[a] or found[b] or "1") for a, b in (("over", "digits"), ("below", "under")))
+    if not under:
+        return None
+    value = int(found["whole"] or 0) + over / under * Fraction(10) ** int(found["tens"] or 0)
+    return -value if "-" in (found["sign"], found["after"]) else value
+
+
+def _fraction(digits: str) -> Fraction:
+    return Fraction(digits.replace(",", "").replace(" ", ""))

@@ -5,6 +5,11 @@ plain-expression reader evaluates text as Python, and so does sympy wherever it 
 does for every number: only the LaTeX reader is used, and while it works sympy, in this thread, reads numbers and
 refuses every other string.
 
+Numbers are compared in math_numbers.py, fractions exactly, others to 500 digits: to math-verify all below 1e-15 are the
+same and 1e-9 is 0.0. Its reader loses the case of letters, primes, transposes and the order in `ABC`, and takes `i` for
+a name: the text is spelled out first (math_text.py), and the reader is adapted. Formulas that it cannot read equal only
+the same formula.
+
 The verdict is the same in any thread and on a busy machine. math-verify's own timeouts are off: they count the time on
 the wall, by alarm signals that only the main thread gets. Ours counts processor time; other threads have none, and
 whoever started them must be able to end them (the reward pool kills the process).
@@ -25,16 +30,24 @@ from typing import Any
 import math_verify
 import sympy
 import sympy.physics.units  # reads strings of its own while it is imported
-from latex2sympy2_extended.latex2sympy2 import NormalizationConfig
+from latex2sympy2_extended.latex2sympy2 import ConversionConfig, _Latex2Sympy
+from latex2sympy2_extended.math_normalization import NormalizationConfig, normalize_latex
+from math_verify import grader
+from math_verify.parser import get_last_eq
 from sympy.core import random as sympy_random
 from sympy.core.sympify import SympifyError
 from sympy.parsing import sympy_parser
 
+from rewards.math_numbers import equal_values, rounds_to
 from rewards.math_text import (
     MOST_CHARACTERS,
+    as_typeset,
     clean,
+    enclosure,
+    is_formula,
     is_prose,
     rational,
+    spelled,
     split_unit,
     too_big,
     unfinished,
@@ -43,16 +56,9 @@ from rewards.math_text import (
 from rlcore.errors import UnparseableGold
 
 _CPU_SECONDS = 5.0  # for one answer
-_LATEX = [
-    math_verify.LatexExtractionConfig(
-        boxed_match_priority=-1,
-        normalization_config=NormalizationConfig(
-            basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none", equations=False
-        ),
-    )
-]
-_POINT = 0.37  # where two expressions are compared first
-_CLOSE = 1e-5  # wider than math-verify's 6 decimals
+_NORMAL = NormalizationConfig(
+    basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none", equations=False
+)
 _WORDS_OF_A_GOLD = 100  # characters; a longer gold answer in words is an explanation, which no answer ever equals
 
 _reading: ContextVar[bool] = ContextVar("reading", default=False)
@@ -61,12 +67,23 @@ logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns of timeouts
 
 _LITERAL = re.compile(r"\d+|(?:\d+\.\d*|\.\d+|\d+)(?:[eE][+-]?\d{1,3})?", re.ASCII)
 _CALL = re.compile(r"[fghpqnA-Z](?:_\{?\w{1,3}\}?)?(?:'{1,3}|\^\{-1\})?\s{0,4}\([^()=]{1,80}\)\s{0,4}=([^=<>]{1,400})")
+_ASSIGNED = re.compile(r"\s*([A-Za-z]|[A-Za-z]_\d)\s*=\s*([^=<>]{1,100})")
+_INEQUALITY = re.compile(r"[<>]|\\(?:l|g|n)eq?(?![A-Za-z])")
+_ONE_OF, _ALL_OF = (
+    re.compile(rf",?\s{{0,4}}(?:\\text\s{{0,4}}\{{\s{{0,4}}{w}\s{{0,4}}\}}|(?<![A-Za-z]){w}(?![A-Za-z]))")
+    for w in ("or", "and")
+)
+_INDEX = re.compile(r"_\s*\{?\s*i\s*=")
+_INVERTED = re.compile(r"[A-Z]\s?\^\s?(?:\{\s?(?:-1|T|\\top)|T|\\top)")
+_LETTER_I = sympy.Symbol("i", real=True)
 _EQUALS = re.compile(r"(?<![\\<>!:])=")
 
 
 @lru_cache(maxsize=4096)
 def readable(gold: str) -> str:
     """The gold answer, cleaned. UnparseableGold if it is empty, too long, too big, or neither mathematics nor words.
+
+    LaTeX that math-verify cannot read is accepted if it is whole, without words and up to 100 characters long.
 
     Raises TimeoutError when reading it takes over 5 seconds of processor time.
     """
@@ -81,20 +98,23 @@ def readable(gold: str) -> str:
     if words(text) and len(text) <= _WORDS_OF_A_GOLD:
         return text
     with _limited(gold):
-        parsed = [] if is_prose(text) else _parse(value)
-    if not parsed or isinstance(parsed[0], str):
+        parsed = None if is_prose(text) else _parse(value, False)
+    if parsed is None and not is_formula(text):
         raise UnparseableGold(f"the gold answer {gold[:80]!r} is neither mathematics that math-verify reads nor words")
     return text
 
 
 def equal(gold: str, answer: str) -> bool:
-    """Whether the cleaned `answer` equals a gold answer that readable() returned. A unit must agree if both have one.
+    r"""Whether the cleaned `answer` equals a gold answer that readable() returned. A unit must agree if both have one.
+
+    A list without brackets equals a set in any order and a tuple in the same order. A set equals no tuple, a row or a
+    column does.
 
     Raises TimeoutError when that takes over 5 seconds of processor time (on the main thread; elsewhere nobody watches).
     """
     if not answer:
         return False
-    if gold == answer:
+    if as_typeset(gold) == as_typeset(answer):
         return True
     called = _CALL.fullmatch(answer)
     if called and "=" not in gold:  # math-verify would solve f(3) = 17 for f
@@ -116,37 +136,101 @@ def equal(gold: str, answer: str) -> bool:
 
 def _same(gold: str, answer: str) -> bool:
     p, q = rational(gold), rational(answer)
-    if p is not None and q is not None and (p == q or ("." in gold) == ("." in answer)):
-        return p == q
+    if p is not None and q is not None:
+        return p == q or (("." in gold) != ("." in answer) and rounds_to(p, q))
+    gold, answer = _bracketed(gold, answer), _bracketed(answer, gold)
+    if {enclosure(gold), enclosure(answer)} == {"(", "{"}:  # a pair is no set
+        return False
     with _one_at_a_time, _limited(answer):
         sympy_random.seed(0)  # sympy tests equality at random points: the same verdict from every worker
-        a, b = _parse(gold), _parse(answer)
-        return not _plainly_differ(a, b) and not _contradicts_itself(answer) and _verify(a, b)
+        matrices = bool(_INVERTED.search(gold) and _INVERTED.search(answer))
+        a, b = _parse(gold, matrices), _parse(answer, matrices)
+        if a is None or b is None or _contradicts_itself(answer):
+            return False
+        return _equal(*_alike(a, b, gold, answer))
 
 
-def _plainly_differ(gold: list[Any], answer: list[Any]) -> bool:
-    """A quick no where math-verify could work for minutes: other kinds, other variables, other values at one point.
+def _equal(a: Any, b: Any) -> bool:
+    quick = _quickly(a, b)
+    return _verify(a, b) if quick is None else quick
 
-    It says nothing of relations, intervals and what it cannot work out. Values that are close are left to math-verify.
+
+def _bracketed(text: str, other: str) -> str:
+    r"""Where the other is a tuple: `1,2` as `(1,2)`, `y=1,x=2` as `(2,1)`, `1 or 2` and `x=1,x=2` as sets.
+
+    Names that are neighbours in the alphabet are put in its order, others stay as written.
     """
-    if not gold or not answer:
-        return True
-    a, b = gold[0], answer[0]
-    kinds = {_kind(a), _kind(b)}
-    if len(kinds) == 2 and "" not in kinds:
-        return True
-    if kinds != {"number"} or isinstance(a, sympy.Symbol) or isinstance(b, sympy.Symbol):
-        return False
-    names = sorted({s.name for s in a.free_symbols})
-    if names != sorted({s.name for s in b.free_symbols}):
-        return True
+    listed = _ALL_OF.sub(",", text)
+    if enclosure(other) != "(":
+        return text
+    if _ONE_OF.search(text) and not _INEQUALITY.search(text):
+        return f"\\{{{_ONE_OF.sub(',', text)}\\}}"
+    if enclosure(listed) != ",":
+        return text
+    found = [_ASSIGNED.fullmatch(part) for part in listed.split(",")]
+    pairs = [(one[1], one[2]) for one in found if one]
+    if len(pairs) < len(found):
+        return text if "=" in listed or _INEQUALITY.search(listed) else f"({listed})"
+    names = sorted(name for name, _ in pairs)
+    if len(set(names)) < len(names):
+        return f"\\{{{listed}\\}}"
+    if all(ord(after[-1]) - ord(name[-1]) == 1 for name, after in zip(names, names[1:], strict=False)):
+        pairs.sort()
+    return f"({','.join(value for _, value in pairs)})"
+
+
+def _alike(a: Any, b: Any, gold: str, answer: str) -> tuple[Any, Any]:
+    """A row or column and a tuple both as tuples; a list of inequalities and a set both as sets."""
+    if {_kind(a), _kind(b)} & {"matrix"} and "(" in (enclosure(gold), enclosure(answer)):
+        return _tuple(a), _tuple(b)
+    if isinstance(b, sympy.FiniteSet) and isinstance(a, (sympy.Interval, sympy.Union)):
+        return a, _solved(b, answer)
+    if isinstance(a, sympy.FiniteSet) and isinstance(b, (sympy.Interval, sympy.Union)):
+        return _solved(a, gold), b
+    return a, b
+
+
+def _tuple(parsed: Any) -> Any:
+    if isinstance(parsed, sympy.Interval):
+        return sympy.Tuple(parsed.start, parsed.end)
+    return sympy.Tuple(*parsed) if _kind(parsed) == "matrix" and 1 in parsed.shape else parsed
+
+
+def _solved(parsed: Any, text: str) -> Any:
+    """The numbers that meet one of the inequalities (`x<1 or x>2`), or all of them (`x>1 and x<2`)."""
+    relations = parsed.args
+    joined = sympy.Union if _ONE_OF.search(text) else sympy.Intersection if _ALL_OF.search(text) else None
+    if joined is None or not all(_bounds(r) for r in relations) or len(parsed.free_symbols) != 1:
+        return parsed
     try:
-        p, q = (e.evalf(15, subs={s: _POINT + 0.1 * names.index(s.name) for s in e.free_symbols}) for e in (a, b))
-        return bool(abs(p - q) > _CLOSE * max(1, abs(p), abs(q)))
+        return joined(*(r.as_set() for r in relations))
     except MemoryError:
         raise
-    except Exception:  # it has no value there
+    except Exception:  # sympy cannot solve it
+        return parsed
+
+
+def _bounds(relation: Any) -> bool:
+    """Whether it is `x<1`, `1<x` or `1<x<2`: sympy can work for minutes to solve others."""
+    if isinstance(relation, sympy.And):
+        return all(_bounds(part) for part in relation.args)
+    if not isinstance(relation, sympy.Rel):
         return False
+    sides = relation.lhs, relation.rhs
+    return any(s.is_Symbol for s in sides) and any(not s.free_symbols for s in sides)
+
+
+def _quickly(a: Any, b: Any) -> bool | None:
+    """Whether two numbers are equal; False for other kinds, other variables, other values at one point; else None.
+
+    math-verify could work for minutes where this says False. It says nothing of relations and intervals.
+    """
+    kinds = {_kind(a), _kind(b)}
+    if len(kinds) == 2 and "" not in kinds:
+        return False
+    if kinds != {"number"}:
+        return None
+    return equal_values(a, b)
 
 
 def _kind(parsed: Any) -> str:
@@ -162,25 +246,57 @@ def _contradicts_itself(answer: str) -> bool:
     sides = _EQUALS.split(answer)
     if len(sides) < 2 or "," in answer:
         return False
-    parsed = [_parse(side) for side in sides]
-    numbers = [p for p in parsed if p and isinstance(p[0], sympy.Expr) and not p[0].free_symbols]
-    return any(not _verify(numbers[-1], number) for number in numbers[:-1])
+    parsed = [_parse(side, False) for side in sides]
+    numbers = [p for p in parsed if isinstance(p, sympy.Expr) and not p.free_symbols]
+    return any(not _equal(numbers[-1], number) for number in numbers[:-1])
+
+
+class _Reader(_Latex2Sympy):
+    """math-verify's LaTeX reader, but `i` is the imaginary unit unless it counts, and `X` is not `x`."""
+
+    def __init__(self, text: str, matrices: bool) -> None:
+        super().__init__(is_real=True, config=ConversionConfig(lowercase_symbols=False))
+        self._counts_with_i = bool(_INDEX.search(text))
+        self._matrices = matrices
+
+    def convert_atom_expr(self, atom_expr: Any) -> Any:
+        made = super().convert_atom_expr(atom_expr)
+        if isinstance(made, sympy.Pow):
+            return sympy.Pow(self._named(made.base), made.exp, evaluate=False)
+        return self._named(made)
+
+    def _named(self, made: Any) -> Any:
+        if made is sympy.I:  # the reader takes a capital I for it
+            return sympy.Symbol("I", real=True)
+        if made == _LETTER_I and not self._counts_with_i:
+            return sympy.I
+        if self._matrices and isinstance(made, sympy.Symbol) and re.fullmatch("[A-SU-Z]", made.name):
+            return sympy.Symbol(made.name, commutative=False)
+        return made
 
 
 @lru_cache(maxsize=1024)
-def _parse(text: str) -> list[Any]:
-    if not text:
-        return []
-    try:
-        with _numbers_only():
-            return math_verify.parse(f"${text}$", _LATEX, parsing_timeout=0, raise_on_error=True)
-    except MemoryError:
-        raise
-    except Exception:  # no mathematics
-        return []
+def _parse(text: str, matrices: bool) -> Any:
+    """The text as sympy's expression, relation, set or matrix; None if it is none of these.
+
+    With matrices, the order in a product of capital letters counts.
+    """
+    text = spelled(text)
+    if not text or "'" in text:
+        return None
+    with _numbers_only():
+        normal = normalize_latex(text, _NORMAL).strip()
+        for latex in dict.fromkeys((normal, get_last_eq(normal))):
+            try:
+                return _Reader(text, matrices).parse(latex)
+            except MemoryError:
+                raise
+            except Exception:  # no mathematics
+                continue
+    return None
 
 
-def _verify(gold: list[Any], answer: list[Any]) -> bool:
+def _verify(gold: Any, answer: Any) -> bool:
     try:
         with _numbers_only():
             return math_verify.verify(
@@ -238,3 +354,18 @@ def _read(text: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 sympy_parser.parse_expr = _read  # where sympify() looks it up; other threads, and other rules, keep theirs
+
+_absolutely = grader.sympy_numeric_eq
+
+
+def _relatively(a: Any, b: Any, float_rounding: int, numeric_precision: int) -> bool:
+    """In place of math-verify's comparison of numbers, to which all below 1e-15 are the same, and 1e-9 is 0.0."""
+    if not _reading.get() or not isinstance(a, sympy.Expr) or not isinstance(b, sympy.Expr):
+        return _absolutely(a, b, float_rounding, numeric_precision)
+    equal_there = equal_values(a, b)
+    if equal_there is None and a.free_symbols and (a.has(sympy.Float) or b.has(sympy.Float)):
+        return _absolutely(a, b, float_rounding, numeric_precision)
+    return equal_there is True
+
+
+grader.sympy_numeric_eq = _relatively

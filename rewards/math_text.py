@@ -1,7 +1,8 @@
 r"""Mathematical answers as text: cleaned, split from their units, refused if they cannot be worth reading. No sympy.
 
 What math-verify gets wrong alone and is settled here: `1\,000` (0), full-width digits (none), `x²` (x2), `1½` (11/2),
-`10 cm` (equals 10 m), `\$10` (equals 10 cents), `10101_2` (equals 10101_3), `east` (equals seat: the same letters).
+`10 cm` (equals 10 m), `8 million` (8), `\$10` (equals 10 cents), `10101_2` (equals 10101_3), `east` (equals seat: the
+same letters).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import unicodedata
 from fractions import Fraction
 
 MOST_CHARACTERS = 400  # a longer answer is wrong, whatever it says
+_LONGEST_FORMULA = 100  # characters
 DEEPEST = 8  # an answer nested deeper is wrong: the LaTeX reader's time grows faster than the depth
 
 _BRACE = re.compile(r"[{}]")
@@ -20,7 +22,7 @@ _SYMBOLS = {
     "\u00f7": "\\div ", "\u00b7": "\\cdot ", "\u22c5": "\\cdot ", "\u2044": "/", "\u03c0": "\\pi ",
     "\u221e": "\\infty ", "\u00b1": "\\pm ", "\u2264": "\\le ", "\u2265": "\\ge ", "\u2260": "\\ne ",
     "\u222a": "\\cup ", "\u2229": "\\cap ", "\u2208": "\\in ", "\u2205": "\\emptyset ", "\u00b0": "^\\circ ",
-    "\u221a": "\\sqrt ",
+    "\u221a": "\\sqrt ", "\u2248": "\\approx ", "\u2026": "\\ldots ", "\u2032": "'",
 }  # fmt: skip
 _SPELLING = str.maketrans(_SYMBOLS)
 _RAISED = re.compile("[\u2070\u00b9\u00b2\u00b3\u2074-\u207b]+")
@@ -28,15 +30,27 @@ _LOWERED = re.compile("[\u2080-\u208e]+")
 _VULGAR = re.compile("[\u00bc-\u00be\u2150-\u215e]")
 _SIZE = re.compile(r"\\(?:left|right|[bB]igg?[lr]?)(?![A-Za-z])")
 _OPENS, _CLOSES = ("\\[", "\\("), ("\\]", "\\)")
+# What only dresses an answer up: colour, weight, `Answer:`, an equals sign with nothing before it.
+_DRESS = re.compile(
+    r"\\(?:text)?color\s*\{[^{}]{0,40}\}|\\(?:bf|it|rm|tt|sf|bfseries|displaystyle|textstyle|boldmath|large|Large|huge)"
+    r"(?![A-Za-z])|\\(?:underline|boldsymbol|bm|pmb)(?=\s*\{)"
+)
+_ANNOUNCED = re.compile(
+    r"(?:=|\\(?:approx|therefore|implies|Rightarrow)(?![A-Za-z])"
+    r"|\\text\s*\{\s*(?:the\s)?(?:final\s)?answer(?:\sis)?\s*:?\s*\}:?|(?:the\s)?(?:final\s)?answer(?:\sis|\s?:))\s*",
+    re.IGNORECASE,
+)
+_ROMAN = re.compile(r"\\(?:text|math)(?:rm|it|up)?\s{0,4}\{([ie])\}")
 _THOUSANDS = re.compile(r"(?<=\d)(?:\\[,!;:]|\{,\}|,\\!|\\ |\s)(?=\d{3}(?!\d))")
 _SCIENTIFIC = re.compile(r"(?<![\w.}])(\d+(?:\.\d+)?|\.\d+)[eE]([+-]?\d{1,3})(?![\w.{])", re.ASCII)
 
 _TEXT = re.compile(r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:rm|bf|sf|it)|mbox|operatorname)\s*\{([^{}]*)\}")
 _SPACE = re.compile(r"\\[,!;: ]|~|\\q?quad(?![A-Za-z])|\s")
 _WORDS = re.compile(r"[^\W\d_][\w '\u2019.,:;!?&/()-]*")
+_CHOICES = frozenset("abcdefghij")
 _CLOCK = re.compile(r"\d[\w '.,:/-]*")
 _GREEK = "alpha beta gamma delta epsilon theta lambda sigma omega"
-_MATHS = frozenset(f"sqrt cbrt frac infinity infty sinh cosh tanh {_GREEK}".split())
+_MATHS = frozenset(f"sqrt cbrt frac infinity infty sin cos tan cot sec csc log exp sinh cosh tanh {_GREEK}".split())
 
 _NUMBER = re.compile(r"[+-]?(?:\d+|\d{1,3}(?:,\d{3})+)(?:\.\d*)?|[+-]?\.\d+", re.ASCII)
 _TENS = re.compile(r"\s*\\(?:times|cdot)\s*10\s*\^\s*(?:\{\s*([+-]?\d{1,3})\s*\}|(\d))", re.ASCII)
@@ -45,19 +59,35 @@ _FRACTION = re.compile(
     r"\{\s*(?P<q>-?\d+)\s*\}|\s?(?P<p1>\d)\s?(?P<q1>\d)(?!\d))|\s*(?P<p2>\d+)\s*/\s*(?P<q2>\d+))",
     re.ASCII,
 )
-_REPEATING = re.compile(r"([+-]?)(\d*)\.(\d{0,20})\\overline\s*\{?\s*(\d{1,20})\s*\}?", re.ASCII)
+_REPEATING = re.compile(r"([+-]?)(\d*)\.(\d{0,20})\\(?:overline|bar)\s*\{?\s*(\d{1,20})\s*\}?", re.ASCII)
+_AND_SO_ON = re.compile(r"([+-]?)(\d*)\.(\d{0,20}?)(\d{1,6}?)\4{1,20}(?:\\[lc]?dots|\.{3})", re.ASCII)
 
-_POWER = r"(?P<power>\s*\^\s*\{?[23]\}?)?"
-_TEXT_UNIT = re.compile(
-    r"(?:\\[,!;: ]|~|\s)*\\(?:text(?:bf|it|rm)?|math(?:rm|bf)|mbox|operatorname)\s*"
-    rf"\{{\s*(?P<unit>[A-Za-z][A-Za-z ./]*?)\.?\s*\}}{_POWER}$"
+_POWER = r"(?:\s{0,4}\^\s{0,4}\{?-?[23]\}?)?"
+_GAP = r"(?:\\[,!;: ]|~|\s)*"
+_PIECE = rf"\\(?:text(?:bf|it|rm)?|mathrm|mbox|operatorname)\s{{0,4}}\{{[A-Za-z ./()-]{{1,60}}\}}{_POWER}"
+_TEXT_UNIT = re.compile(rf"{_GAP}(?P<unit>\(?{_PIECE}(?:\s{{0,4}}(?:/|\\cdot)?\s{{0,4}}{_PIECE}){{0,2}}\)?)$")
+_SHORT = (
+    "mm|cm|dm|km|kg|mg|ml|mi|ft|mph|inch(?:es)?|feet|met(?:er|re)s?|miles?|hours?|hrs?|minutes?|mins?|seconds?|secs?"
+    "|days?|years?|degrees?|dollars?|USD|cents?|units?"
 )
 _BARE_UNIT = re.compile(
-    r"(?<=[\d}])(?:\\[,!;: ]|~|\s)*(?<!\\)\b(?P<unit>mm|cm|dm|km|kg|mg|ml|mi|ft|mph|inch(?:es)?|feet|met(?:er|re)s?"
-    rf"|miles?|hours?|hrs?|minutes?|mins?|seconds?|secs?|days?|years?|degrees?|dollars?|USD|cents?|units?){_POWER}$"
+    rf"(?<=[\d}}]){_GAP}(?<!\\)\b(?P<unit>(?:{_SHORT})(?:\s?/\s?(?:{_SHORT}|[smhgLl]))?{_POWER}"
+    rf"|(?<=[\s~])[mgLl]\s?/\s?(?:{_SHORT}|[smhgLl]){_POWER})$"
 )
-_NOUN_UNIT = re.compile(rf"(?<=\d)\s{{1,4}}(?P<unit>[A-Za-z]{{3,20}}(?: [A-Za-z]{{2,20}}){{0,3}}){_POWER}$")
-_LONE_UNIT = re.compile(rf"(?<=\d)(?:\\[,!;: ]|~|\s)+(?P<unit>[mgsLlh]){_POWER}$")
+_NOUN_UNIT = re.compile(rf"(?<=\d)\s{{1,4}}(?P<unit>[A-Za-z]{{3,20}}(?:(?: | ?/ ?)[A-Za-z]{{1,20}}){{0,3}}{_POWER})$")
+_LONE_UNIT = re.compile(rf"(?<=\d)(?:\\[,!;: ]|~|\s)+(?P<unit>[mgsLlh]{_POWER})$")
+_RAISED_UNIT = re.compile(r"\s*\^\s*\{?(-?[23])\}?")
+_TIMES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
+# After a number these words make it another number, a bound, a condition or a denial: what has one of them is no unit.
+_LETTERS = frozenset("mgsLlhNJWVAKCF")  # units of one letter
+_CHANGING = {*_MATHS, *_TIMES} | set(
+    "or and not no nor is are isn was be but if when where unless except than least most over under below about "
+    "around almost nearly plus minus multiplied divided factorial root power mod modulo base binary octal "
+    "hexadecimal infinite negative wrong incorrect false double twice triple half halves third thirds fourths "
+    "fifth fifths sixth sixths seventh sevenths eighth eighths ninth ninths tenth tenths hundredth hundredths "
+    "thousandth thousandths millionth millionths zero one two three four five six seven eight nine ten tens "
+    "eleven twelve twenty thirty forty fifty sixty seventy eighty ninety".split()
+)
 _PERCENT = re.compile(r"\s*(?:\\?%|\\(?:text|mathrm)\{\s*(?:%|\\%)\s*\})$")
 _MONEY = re.compile(r"(?P<sign>[+-]?)\s*(?P<coin>\\\$|[\u20ac\u00a3\u00a5\u20b9])\s*(?=[\d.])")
 _MONEY_AFTER = re.compile(r"(?<=\d)\s*(?P<coin>\\\$|[\u20ac\u00a3\u00a5\u20b9])$")
@@ -68,8 +98,20 @@ _ALIASES = {
     "kilometre": "km", "foot": "ft", "feet": "ft", "inch": "in", "inche": "in", "mile": "mi", "gram": "g",
     "kilogram": "kg", "liter": "l", "litre": "l", "second": "s", "sec": "s", "minute": "min", "hour": "h", "hr": "h",
     "dollar": "\\$", "usd": "\\$", "euro": "\u20ac", "pound": "lb", "lb": "lb", "percent": "%", "percentage": "%",
-    "pct": "%", "mile per hour": "mph", "miles per hour": "mph", "unit": "",
+    "pct": "%", "mi per h": "mph", "kph": "km per h", "kmph": "km per h", "unit": "",
 }  # fmt: skip
+
+# What the LaTeX reader would drop (a prime, a transpose) or take apart (the letters of `ABC`), as it keeps it.
+_PRIMED = re.compile(r"([A-Za-z]|\\[a-z]+\s?)(?:_\{?(\w{1,4})\}?)?('{1,4}|\^\s?\{?(?:\\prime\s?){1,4}\}?)")
+_TRANSPOSED = re.compile(
+    r"(?<!matrix\})\^\s{0,4}(?:\{\s{0,4}(?:T|\\top|\\intercal|\\(?:text|math)(?:rm|sf|bf)?\s?\{T\})\s{0,4}\}"
+    r"|T|\\top(?![A-Za-z])|\\intercal(?![A-Za-z])|\\(?:text|math)(?:rm|sf|bf)?\s?\{T\})"
+)
+_CAPITALS = re.compile(
+    r"\\(?:text|math|mbox|over|under|wide|operatorname|vec|bar|hat|tilde)[a-z]*\s*\{[^{}]*\}|\\[A-Za-z]+"
+    r"|([A-Z](?:\s?[A-Z])+)(?!\s?\^\s?\{\s?(?:-|1T))"
+)
+_GAMMA = re.compile(r"\\gamma(?![A-Za-z])(?!\s?\()")
 
 # What is worked out while it is read, or would not fit into memory.
 _HUGE = (
@@ -107,14 +149,23 @@ def clean(text: str) -> str:
     plain = _LOWERED.sub(lambda m: f"_{{{unicodedata.normalize('NFKC', m.group())}}}", plain)
     plain = _VULGAR.sub(_spelled_fraction, plain)
     plain = unicodedata.normalize("NFKC", plain).translate(_SPELLING)
-    plain = _undelimited(_SIZE.sub("", plain).strip().strip("*").strip())
+    plain = _SIZE.sub("", plain).strip()
+    plain = _undelimited(plain.strip("*").strip() if plain.startswith("*") else plain)
     plain = plain.replace("\\langle", "(").replace("\\rangle", ")").replace("\\varnothing", "\\emptyset")
-    plain = plain.removesuffix(".").strip()
+    plain = plain.removesuffix(".").strip() if not plain.endswith("...") else plain
     whole = _TEXT.fullmatch(plain)
-    if whole and any(c.isdigit() for c in whole[1]):
-        plain = whole[1].strip()
+    plain = _undressed(whole[1].strip() if whole and any(c.isdigit() for c in whole[1]) else plain)
     plain = _SCIENTIFIC.sub(r"\1\\times 10^{\2}", _THOUSANDS.sub("", plain))
     return plain if len(plain) <= 2 * MOST_CHARACTERS else ""
+
+
+def _undressed(text: str) -> str:
+    r"""Without colour and weight, braces around all of it, and `=`, `\approx` or `Answer:` before it."""
+    text = _ROMAN.sub(r"\1", _DRESS.sub(" ", text)).strip()
+    while text.startswith("{") and last_box(f"\\boxed{text}") == text[1:-1]:
+        text = text[1:-1].strip()
+    announced = _ANNOUNCED.match(text)
+    return text[announced.end() :].strip() if announced else text
 
 
 def _spelled_fraction(found: re.Match[str]) -> str:
@@ -135,9 +186,11 @@ def _undelimited(text: str) -> str:
 
 def words(text: str) -> str:
     r"""The plain words, in small letters, of `\text{(C)}`, `Evelyn`, `6:00\text{ p.m.}`; "" for mathematics."""
-    plain = " ".join(_SPACE.sub(" ", _TEXT.sub(r"\1", text)).split()).strip(" .\"'")
+    plain = " ".join(_SPACE.sub(" ", _TEXT.sub(r"\1", text)).split()).strip(' ."').removeprefix("'")
     if plain.startswith("(") and plain.find(")") == len(plain) - 1:
         plain = plain[1:-1].strip()
+    if not re.search(r"[^\W\d_]{2}", plain) and plain.casefold() not in _CHOICES:  # `P` is not `p`, `F(x)` not `f(x)`
+        return plain if _WORDS.fullmatch(plain) or _CLOCK.fullmatch(plain) else ""
     return plain.casefold() if _WORDS.fullmatch(plain) or _CLOCK.fullmatch(plain) else ""
 
 
@@ -149,6 +202,48 @@ def is_prose(text: str) -> bool:
     return bool(_TEXT.search(text)) or any(len(w) > 3 and w not in _MATHS for w in re.findall(r"[^\W\d_]+", plain))
 
 
+def is_formula(text: str) -> bool:
+    """Whether LaTeX that no reader reads can still be compared as text: it is short, whole, and has no words in it."""
+    marked = re.search(r"\\[A-Za-z|]|[_^*']", text)
+    whole = all(text.count(a) == text.count(b) for a, b in ("{}", "()", "[]"))
+    return len(text) <= _LONGEST_FORMULA and bool(marked) and whole and not _TEXT.search(text) and not words(text)
+
+
+def spelled(text: str) -> str:
+    r"""What the LaTeX reader keeps all of: primes as subscripts, `^T` as an exponent, `ABC` as one name."""
+    text = text.replace('"', "''")
+    text = _PRIMED.sub(lambda m: f"{m[1]}_{{{m[2] or ''}{'q' * (m[3].count(chr(39)) + m[3].count('prime'))}}}", text)
+    text = _TRANSPOSED.sub(r"^{1T}", text)
+    text = _CAPITALS.sub(lambda m: f"\\text{{{''.join(m[1].split())}}}" if m[1] else m[0], text)
+    return _GAMMA.sub(r"\\text{gammas}", text)
+
+
+def as_typeset(text: str) -> str:
+    r"""The same for two texts that LaTeX sets alike: `\bar z` and `\bar{z}`, `2 x` and `2x`."""
+    return re.sub(r"(?<![A-Za-z\d,])\s+|\s+(?![A-Za-z\d])", "", re.sub(r"\{\s*([\w*])\s*\}", r" \1 ", text)).strip()
+
+
+def enclosure(text: str) -> str:
+    r"""`(` of a tuple `(1,2)`, `{` of a set `\{1,2\}`, `,` of a list without brackets, "" of all others."""
+    if "matrix" in text:
+        return ""
+    inner = text.replace("\\{", "(").replace("\\}", ")")
+    depth, first_closed, commas = 0, len(inner), False
+    for at, character in enumerate(inner):
+        if character in "([{":
+            depth += 1
+        elif character in ")]}":
+            depth -= 1
+            first_closed = min(first_closed, at) if depth == 0 else first_closed
+        elif character in ",;" and depth <= 1:
+            commas |= depth == 1
+            if depth == 0:
+                return ","
+    if not commas or first_closed < len(inner) - 1:
+        return ""
+    return "{" if text.startswith("\\{") else "(" if text[0] == "(" and text[-1] == ")" else ""
+
+
 def rational(text: str) -> Fraction | None:
     r"""The value of a number, `3/4`, `\frac{3}{4}`, `1\frac12`, `1 1/2` or `1.5\times10^{3}`; None for others."""
     number = _NUMBER.match(text)
@@ -157,7 +252,7 @@ def rational(text: str) -> Fraction | None:
     tens = _TENS.fullmatch(text, number.end()) if number else None
     if number and tens:
         return Fraction(number.group().replace(",", "").removesuffix(".")) * Fraction(10) ** int(tens[1] or tens[2])
-    repeating = _REPEATING.fullmatch(text)
+    repeating = _REPEATING.fullmatch(text) or _AND_SO_ON.fullmatch(text)
     if repeating:
         sign, whole, once, again = repeating.groups()
         value = Fraction(int(again), 10 ** len(once) * (10 ** len(again) - 1)) + Fraction(f"{whole or 0}.{once or 0}")
@@ -219,7 +314,8 @@ def split_unit(text: str, other: str) -> tuple[str, str]:
     found = _MONEY.match(text) or _MONEY_AFTER.search(text)
     if found:
         sign = found.groupdict().get("sign") or ""
-        return sign + text[: found.start()].rstrip() + text[found.end() :], found["coin"]
+        amount, _ = split_unit(sign + text[: found.start()].rstrip() + text[found.end() :], other)
+        return amount, found["coin"]  # `\$8 million`, `\$8 per day`
     found = _DEGREES.search(text)
     if found:
         return text[: found.start()], f"degree{found['scale'].lower()}"
@@ -229,17 +325,41 @@ def split_unit(text: str, other: str) -> tuple[str, str]:
     found = _TEXT_UNIT.search(text) or _BARE_UNIT.search(text) or _NOUN_UNIT.search(text)
     if found is None and any(r.search(other) for r in (_TEXT_UNIT, _BARE_UNIT, _LONE_UNIT)):
         found = _LONE_UNIT.search(text)
-    if found is None or not any(c.isdigit() for c in text[: found.start()]):
+    if found is None or not re.search(r"\d|\\pi", text[: found.start()]):
         return text, ""
-    return text[: found.start()], _unit(found["unit"], (found["power"] or "").strip(" ^{}"))
+    return _scaled(text, text[: found.start()], found["unit"])
 
 
-def _unit(name: str, power: str) -> str:
-    """One spelling for each unit: `square meters` and `m^2` are "m2"; `units` is none."""
-    name = " ".join(name.split()) if len(name) == 1 else " ".join(name.lower().split())
+def _scaled(text: str, value: str, tail: str) -> tuple[str, str]:
+    """The value and unit of a number and the words after it: `8`, `million cookies` -> ("8000000", "cookie")."""
+    plain = re.sub(r"\\cdot(?![A-Za-z])|[~(){}]|\\[,!;: ]", " ", _TEXT.sub(r" \1 ", _RAISED_UNIT.sub(r" ^\1 ", tail)))
+    named = re.sub(r"\s*/\s*", " per ", plain.strip().strip(".")).split()
+    factor = 1
+    while named and (times := _TIMES.get(named[0].lower().removesuffix("s"))):
+        factor, named = factor * times, named[1:]
+    if any(w.lower() in _CHANGING for w in named) or (named and named[0].lower() in ("squared", "cubed")):
+        return text, ""
+    if len(named) == 1 and len(named[0]) == 1 and named[0] not in _LETTERS:
+        return text, ""
+    if factor > 1:
+        number = rational(value.strip())
+        value = f"({value}) \\cdot {factor}" if number is None else _plain(number * factor)
+    return value, _unit(named)
+
+
+def _plain(number: Fraction) -> str:
+    return str(number) if number.denominator == 1 else f"\\frac{{{number.numerator}}}{{{number.denominator}}}"
+
+
+def _unit(named: list[str]) -> str:
+    """One spelling for each unit: `square meters`, `meters squared` and `m ^2` are "m2"; `units` is none."""
+    power = "".join(w[1:] for w in named if w[0] == "^" and w == named[-1])
+    named = [w for w in named if w[0] != "^" or w != named[-1]]
+    name = named[0] if len(named) == 1 and len(named[0]) == 1 else " ".join(named).lower()
     for word, raised in (("square", "2"), ("sq", "2"), ("sq.", "2"), ("cubic", "3"), ("squared", "2"), ("cubed", "3")):
         if word in name.split():
             name, power = " ".join(w for w in name.split() if w != word), raised
-    name = name.removesuffix("s") if len(name) > 2 else name
+    singular = (w.removesuffix("s") if len(w) > 2 else w for w in name.split())
+    name = " ".join(_ALIASES.get(w, w) for w in singular)
     name = _ALIASES.get(name, name)
     return name + power if name else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from rewards.format import last_answer
+from rewards.format import after_thought, last_answer
 from rewards.math_text import last_box
 from rlcore.errors import UnparseableGold
 from rlcore.records import Prompt
@@ -13,8 +13,11 @@ from rlcore.records import Prompt
 _LETTERS = "ABCDEFGHIJ"
 _TAIL = 10_000  # characters at the end of a response in which the answer is looked for
 _SAID = re.compile(
-    r"\b(?:answer|choice|option)[\s*]{0,6}(?:is[\s*]{0,6}:?|:)[\s*]{0,6}(?:(?:option|choice)\s)?", re.IGNORECASE
+    r"(?:\b(?:answer|choice|option)[\s*]{0,6}(?:(?:is|must be|has to be|should be)\b[\s*]{0,6}:?|:)"
+    r"|\bI(?:'d| would|'ll| will)?\s(?:choose|pick|select|go with)\b:?)[\s*]{0,6}(?:(?:option|choice)\s)?",
+    re.IGNORECASE,
 )
+_OPTION = re.compile(r"^(?:the\s)?(?:option|choice)\s{1,2}(?=[(*]{0,3}[A-J](?![A-Za-z]))", re.IGNORECASE)
 _WRAPPED = re.compile(r"\\(?:text(?:bf|it|rm)?|math(?:rm|bf))\s*\{([^{}]*)\}")
 _ALONE = re.compile(r"\(?\s?([A-Ja-j])\s?\)?\s?[.:)]?")
 _BRACKETED = re.compile(r"\(([A-Ja-j])\)|([A-J])[).:](?=\s|$)")
@@ -29,6 +32,12 @@ _DELIMITERS = re.compile(r"\\?\$|\\[()\[\]]")
 _ARTICLES = "AI"  # bare letters that begin a sentence as words
 _REASON = re.compile(r"(?:$|[.,;!?]|\s+(?:because|since|as|is)\b)")
 _ANOTHER = re.compile(r"\W{0,4}(?:\s|,|/|\bor\b|\band\b|&|\|){1,8}\(?[A-J]\)?(?=$|[\W_])")
+# What follows a choice may dismiss others: ". C is also wrong".
+_DISMISSED = re.compile(
+    r"\W{0,4}\s(?:(?:and|but|because|since|while|as)\s)?(?P<letters>\(?[A-J]\)?(?:(?:,|,?\s(?:and|or))\s\(?[A-J]\)?){0,8})"
+    r"\s(?:is|are|was|were)(?:\s(?:also|both|all|clearly|just|simply))?"
+    r"\s(?:wrong|incorrect|false|not (?:right|correct|true))\b"
+)
 _BOLD = re.compile(r"\*\*\s?\(?([A-J])\)?[.:)]?\s?\*\*|\(([A-J])\)")
 
 
@@ -36,10 +45,11 @@ def multiple_choice(prompt: Prompt, response: str) -> float:
     r"""1.0 if the response chooses the gold choice, else 0.0.
 
     The choice is read from the first of these that there is: the last `\boxed{B}`; the last `<answer>B</answer>`; what
-    follows the last "answer is" or "answer:" (also "option is", "choice:"), which may stand in the tags too; the last
-    line, if it is only `B`, `(B)`, `**B**`, `B. text` or "so B is correct"; the one letter that stands in bold or in
-    brackets in it. There a letter may be followed by its text, or the text may stand alone if the row has the choices.
-    Two choices ("A or B") are none, and an "A" that could be the article is no choice.
+    follows the last "answer is" or "answer:" (also "must be", "option is", "choice:", "I choose"), which may stand in
+    the tags too; the last line, if it is only `B`, `(B)`, `**B**`, `B. text` or "so B is correct"; the one letter that
+    stands in bold or in brackets in it. There a letter may be followed by its text, or the text may stand alone if the
+    row has the choices. Two choices ("A or B") are none, unless the others are called wrong ("B. C is wrong"), and an
+    "A" that could be the article is no choice. Only what follows the last `</think>` is read.
 
     `prompt.answer` is a letter ("B", "(B)", "B. Paris"), the text of a choice, or its index from 0; for the last two
     the row needs a column `choices`: a list of texts, or the lists `text` and `label` of ARC. Raises UnparseableGold
@@ -92,6 +102,7 @@ def _labels(prompt: Prompt) -> list[Any]:
 
 
 def _chosen(response: str, choices: list[str]) -> str | None:
+    response = after_thought(response)
     box = last_box(response)
     if box is not None:
         return _letter(box, choices)
@@ -116,7 +127,7 @@ def _chosen(response: str, choices: list[str]) -> str | None:
 
 def _letter(text: str, choices: list[str], sentence: bool = False) -> str | None:
     """The one choice that the beginning of the text names; `sentence`: words may follow the letter."""
-    plain = _unmarked(text)
+    plain = _OPTION.sub("", _unmarked(text), count=1)
     letters = _LETTERS[: len(choices) or len(_LETTERS)]
     said = _plain(re.split(r"[.!?](?=\s|$)", plain)[0] if sentence else plain)
     if choices.count(said) == 1:
@@ -127,12 +138,18 @@ def _letter(text: str, choices: list[str], sentence: bool = False) -> str | None
         found = _NAMED.match(plain)
         if found and found[1] in _ARTICLES and not _REASON.match(plain, found.end()):
             return None
-    if found is None or _ANOTHER.match(plain, found.end()):
+    if found is None or (_ANOTHER.match(plain, found.end()) and not _dismissed(plain, found)):
         return None
     if not sentence and re.search(r"\([A-J]\)", plain[found.end() :]):
         return None
     letter = (found[1] or found[found.lastindex or 1]).upper()
     return letter if letter in letters else None
+
+
+def _dismissed(plain: str, found: re.Match[str]) -> bool:
+    """Whether the letters that follow the one found are only called wrong."""
+    others = _DISMISSED.match(plain, found.end(found.lastindex or 0))
+    return others is not None and found[found.lastindex or 0].upper() not in others["letters"]
 
 
 def _unmarked(text: str) -> str:

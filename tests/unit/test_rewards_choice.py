@@ -80,6 +80,18 @@ B = [
     "**Option (B) is the right choice.**",
     "<answer>Answer: B</answer>",
     "<answer>The correct answer is B.</answer>",
+    "I choose B.",
+    "I'd go with option B.",
+    "I choose A. On second thoughts, I choose **B**",
+    "So the answer must be B",
+    "The answer should be (B).",
+    "<answer>option B</answer>",
+    "<answer>Option (B)</answer>",
+    r"\boxed{\text{Option B}}",
+    "A is wrong, so the answer is B. C is also wrong.",
+    "The answer is B. A, C and D are incorrect.",
+    "The answer is B and C is wrong.",
+    r"<think>so \boxed{A}</think>The answer is B.",
 ]
 NOT_B = [
     "",
@@ -120,6 +132,18 @@ NOT_B = [
     "<answer>Not the answer: B</answer>",
     "<answer>A. Answer: B</answer>",
     "<answer>Answer: A. Answer: B</answer>",
+    "I choose B or C",
+    "I choose neither B nor C",
+    "I do not choose B.",
+    "I would choose a better one",
+    "The answer must not be B",
+    "<answer>option B or C</answer>",
+    "The option B is wrong",
+    "The answer is B. C is also right.",
+    "The answer is B. B is wrong.",
+    "The answer is B or C is wrong",
+    r"<think>The answer is B</think>\boxed{A}",
+    "<think>The answer is B</think>",
 ]
 A = ["The answer is A.", "The answer is A because of it", r"\boxed{A}", "A", "a)", "A.", "The answer is a", "(A)"]
 NOT_A = ["The answer is A city in France", "The answer is a city", "A city in France", "\\boxed{A city}", "a b"]

@@ -16,7 +16,7 @@ from rewards.gsm8k import gsm8k, gsm8k_gold
 from rewards.pool import Pool
 from rewards.shapes import Fn
 from rlcore.errors import ConfigError, UnparseableGold
-from rlcore.records import Prompt, Response
+from rlcore.records import Prompt, Response, Score
 from tests.unit.math_verdicts import VERDICTS
 from tests.unit.pools import collect
 
@@ -144,6 +144,171 @@ def test_gold_answers_of_each_data_set(form: str) -> None:
 )
 def test_math(gold: str, response: str, verdict: int) -> None:
     assert math(prompt(gold), response) == (verdict, {"boxed": float("\\boxed{4}" in response)})
+
+
+STATED = [
+    # Thoughts: only what follows the last one counts; in one that never ends, a box or tags.
+    ("72", r"<think>so \boxed{71}</think><answer>72</answer>", 1),
+    ("71", r"<think>so \boxed{71}</think><answer>72</answer>", 0),
+    ("72", "<think>the answer is 71</think>72", 1),
+    ("72", r"<think>\boxed{72}</think>", 0),
+    ("72", r"<think>\boxed{72}", 1),
+    ("72", "<think>so 72", 0),
+    ("72", "<think>a <answer>72</answer>", 1),
+    ("72", "so 71</think> so 72", 1),
+    ("72", r"<think>\boxed{71}</think>so \boxed{72}", 1),
+    # GSM8K's mark.
+    ("60", "She gets $12 x 5 =$<<12*5=60>>60.\n#### 60", 1),
+    ("60", "#### 60\n", 1),
+    ("12", "#### 12 or 13", 0),
+    ("12", "#### half of $12$", 0),
+    ("1234", "#### $1,234", 1),
+    ("12", "#### The answer is 12", 1),
+    ("12", "#### not 12", 0),
+    # Tags.
+    ("3", "<answer>It takes 2/2=1 bolt of white\nSo the total is 2+1=3 bolts of fabric</answer>", 1),
+    ("1", "<answer>It takes 2/2=1 bolt of white\nSo the total is 2+1=3 bolts of fabric</answer>", 0),
+    ("20", "<answer>He got 80-60 = 20 votes.</answer>", 1),
+    ("13", "<answer>12 boys\n13 girls</answer>", 0),
+    ("12", "<answer>twice 12</answer>", 0),
+    ("72", "<answer>The answer is 72</answer>", 1),
+    ("12", "<answer>not $12$</answer>", 0),
+    ("12", "<answer>$12$ or $13$</answer>", 0),
+    ("13", "<answer>$12$ or $13$</answer>", 0),
+    ("13", "<answer>12\n13</answer>", 0),
+    ("72", "<answer>The area is $72$.</answer>", 1),
+    ("72", "<answer>\nThe area is\n\\[ 72 \\]\n</answer>", 1),
+    ("72", "<answer>She sold $48+24=72$ clips</answer>", 1),
+    ("72", "<answer>We have $3+4=7$, so the total is $72$.</answer>", 1),
+    ("12", "<answer>a factor of $12$</answer>", 0),
+    ("12", "<answer>72; 12</answer>", 0),
+    # All of what is said after "answer is", with or without dollars.
+    ("12", "The answer is not $12$.", 0),
+    ("12", "The answer is definitely not $12$, but 13.", 0),
+    ("13", "The answer is definitely not $12$, but 13.", 0),
+    ("12", "The answer is half of $12$.", 0),
+    ("12", "The answer is more than $12$.", 0),
+    ("12", "The answer is $12$ or $13$.", 0),
+    ("13", "The answer is $12$ or $13$.", 0),
+    ("12,13", "The answer is $12$ or $13$.", 1),
+    ("12", "The answer is wrong: $12$", 0),
+    ("12", "Is the answer $12$? No, it is 13.", 0),
+    ("13", "Is the answer $12$? No, it is 13.", 1),
+    ("72", "The answer is 72 km/h.", 1),
+    ("72", "The answer is $72$ km/h.", 1),
+    (r"72\text{ km/h}", "The answer is 72 km/h.", 1),
+    (r"72\text{ km/h}", "The answer is 72 m/s.", 0),
+    ("12", "The answer is 12 (twelve) cookies.", 1),
+    ("12", "The answer is 12 (thirteen) cookies.", 0),
+    ("12", "The answer is that she has 12 cookies.", 1),
+    ("12", "The answer is that she has $12$ cookies.", 1),
+    ("12", "The answer is that she does not have 12 cookies.", 0),
+    ("12", "The answer is that she has more than 12 cookies.", 0),
+    ("12", "The answer is that she has half of 12 cookies.", 0),
+    ("12", "The answer is that she has 12 cookies and he has 13.", 0),
+    ("12", "The answer is that if she has 12 cookies, he has 13.", 0),
+    ("12", "The answer is $12$ cookies.", 1),
+    ("12", "The answer is $12$ or more.", 0),
+    ("12", "The answer is $12$, not $13$.", 1),
+    ("13", "The answer is $12$, not $13$.", 0),
+    ("12", "The answer is 12, not 13.", 1),
+    ("12", "The answer is $12$, $13$.", 0),
+    ("12", "The answer is $12$ as shown in step 3.", 1),
+    ("1/2", r"The answer is $\frac{1}{2}$ of the total.", 1),
+    ("12 cm", "The answer is $12$ m.", 0),
+    ("12 cm", "The answer is $12$ cm.", 1),
+    ("12", r"The answer is therefore \(12\).", 1),
+    ("12", "The answer is given by $x = 12$.", 1),
+    ("12", "The answer is 12? No, it is 13.", 0),
+    ("13", "The answer is 12? No, it is 13.", 1),
+    ("12", "The answer is found when x is 12", 0),
+    ("5", "The answer is x = 5; y = 6.", 0),
+    ("12", "The answer is 12; that is all.", 1),
+    ("5", "The answer is $$5$$ or $$6$$.", 0),
+    ("5", "The answer is\n$$5$$\n", 1),
+    ("120", "The answer is $5! + 0$.", 1),
+    ("72", "The final answer is **72**.", 1),
+    ("72", "The final answer is **$72$**.", 1),
+    ("72", "The final answer is: $72$ dollars", 1),
+    ("72", "The answer is $72.00$ dollars.", 1),
+    ("12", "**Final Answer**\nThe final answer is $12$. I hope it is correct.", 1),
+    ("72", r"The answer is \$72.", 1),
+    (r"\sqrt{2}", r"The answer is $\sqrt{2}$ units.", 1),
+    ("(1,2)", "The answer is the point $(1,2)$.", 1),
+    ("(1,2)", "The answer is (1, 2).", 1),
+    ("x+1", "The answer is $y = x+1$", 1),
+    ("12", "The answer is $12$ million", 0),
+    ("12", "The answer is 12 million", 0),
+    ("12", "The answer is $12$ times $3$", 0),
+    ("5", "Answer: 5 apples and 6 pears", 0),
+    ("3", "Answer: $3$", 1),
+    ("2", "the answer is $2$ pi", 0),
+    ("12000000", "The answer is $12$ million.", 1),
+    ("$12$ hours", "The answer is $12$ hours", 1),
+    # The last number, formula or side, unless it is denied or one of several.
+    ("13", "x = 12 or x = 13", 0),
+    ("12", "x = 12 or x = 13", 0),
+    ("12,13", "x = 12 or x = 13", 1),
+    ("12,13", "So $x = 12$ or $x = 13$.", 1),
+    ("13", "So $x = 12$ or $x = 13$.", 0),
+    ("13", "So it is 12 or 13.", 0),
+    ("12,13", "So it is 12 or 13.", 1),
+    ("13", "12 cookies or 13", 0),
+    ("13", "It is either 12 cookies or 13 cookies", 0),
+    ("12", "It is not 12.", 0),
+    ("12", "It isn't $12$.", 0),
+    ("12", "x != 12", 0),
+    ("12", "x >= 12", 0),
+    ("12", r"so $x \ne 12$", 0),
+    ("12", "It is more than 12.", 0),
+    ("12", "There are fewer than $12$.", 0),
+    ("12", "Whether odd or even, there are 12.", 1),
+    ("12", "They do not share, so there are 12.", 1),
+    ("12", "There are 3 or 4 boys, so 12 in all", 1),
+    ("18", "She makes $18 every day at the farmers' market.", 1),
+]
+
+
+@pytest.mark.parametrize(("gold", "response", "verdict"), STATED)
+def test_math_reads_what_is_said(gold: str, response: str, verdict: int) -> None:
+    assert math(prompt(gold), response).reward == verdict
+
+
+# The ends of worked solutions of GSM8K in which money and annotations look like formulas.
+WORKED = [
+    "Eliza will receive a total of $400 + $60 = $<<400+60=460>>460 for this week's work.\n#### 460",
+    "Since a total of $400 profit was made, the total is $400/$8=<<400/8=50>>50 bags\n#### 50",
+    "If the twenty dozen cups cost $34800, each cup costs $34800/240=$<<34800/240=145>>145\n#### 145",
+    "She earns in total 150 * 5/10=$<<150*5/10=75>>75.\n#### 75",
+    "So he pays $30000+$1800=$<<30000+1800=31800>>31,800 a year\n#### 31800",
+    "She had $10 and spent $7 so she had $10-$7 = $<<10-7=3.00>>3.00 left over\n#### 3",
+    "His total bill is $50 minus his discount of $5.00 so 50-5 = $<<50-5=45.00>>45.00\n#### 45",
+    "Thus, if both work 20 hours, Billy will be paid $230-$210=$20 more.\n#### 20",
+    "Thus, she spends $100*(40/100)=$<<100*40/100=40>>40 per week.\n#### 40",
+    "At $72, she makes a profit of $99-$72=$27\n#### 27",
+    "She gets $12 x 5 =$<<12*5=60>>60.\n#### 60",
+    "So it is 12 or 13 a day, $1,234 a year.\n#### 1,234",
+]
+
+
+@pytest.mark.parametrize("solution", WORKED)
+def test_math_says_1_of_the_gold_solution_itself(solution: str) -> None:
+    assert math(prompt(solution), solution).reward == 1.0
+    wrong = solution.replace("####", "#### 9")
+    assert math(prompt(solution), wrong).reward == 0.0
+
+
+@pytest.mark.parametrize("rule", [boxed_math, boxed_math_strict])
+def test_a_box_in_the_thought_is_work(rule: Callable[[Prompt, str], Score]) -> None:
+    for response, verdict, boxed in [
+        (r"<think>\boxed{71}</think>\boxed{72}", 1, 1),
+        (r"<think>\boxed{72}</think>\boxed{71}", 0, 1),
+        (r"<think>\boxed{72}</think><answer>72</answer>", 0, 0),
+        (r"<think>\boxed{72}</think>", 0, 0),
+        (r"<think>so \boxed{72}", 1, 1),
+        (r"\boxed{71}</think>\boxed{72}", 1, 1),
+    ]:
+        assert rule(prompt("72"), response) == (verdict, {"boxed": boxed}), response
 
 
 def test_boxed_math_strict_wants_the_box_at_the_end() -> None:

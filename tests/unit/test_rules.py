@@ -34,7 +34,7 @@ LAYERS = [
     },
     {"rlcore.parts", "rlcore.compose", "rlcore.pairs"},
     {"rlcore.build"},
-    {"rlcore.fit"},
+    {"rlcore.fit", "rlcore.serve_requests"},
     {"rlcore.sft", "rlcore.train", "rlcore.train_rm", "rlcore.reward_test", "rlcore.serve"},
     {"rlcore.embedded"},
     {"rlcore.cli"},

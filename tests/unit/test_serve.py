@@ -26,7 +26,8 @@ from rlcore import serve
 from rlcore.compose import compose
 from rlcore.errors import ConfigError, RewardError, UnparseableGold
 from rlcore.records import Prompt, Response, Score
-from rlcore.serve import Refusal, Scorer, Server, samples_of, serve_command
+from rlcore.serve import Scorer, Server, serve_command
+from rlcore.serve_requests import Refusal, samples_of
 
 REPO = Path(__file__).parents[2]
 
