@@ -19,10 +19,19 @@ _VALUE = (
     r"|(?P<digits>\d{1,3}(?:\ \d{3})+(?!\d)(?:\.\d+)?|\d[\d,]*(?:\.\d+)?|\.\d+)"
     r"(?:\s?/\s?(?P<under>\d[\d,]*(?:\.\d+)?)|[eE](?P<tens>[+-]?\d+))?)"
 )
-_NUMBER = re.compile(_SIGN + _VALUE, re.ASCII)
+_NUMBER = re.compile(
+    _SIGN + _VALUE + r"(?P<scale>[kK](?![A-Za-z\d])|\s{1,2}(?:thousand|million|billion)(?![A-Za-z]))?", re.ASCII
+)
 _STRICT = re.compile(rf"####\s{{0,80}}{_SIGN}{_VALUE}%?\.?(?=\s|$)(?![^\d\n]{{0,200}}\d)", re.ASCII)
 _HEDGE = re.compile(r"(?:\b(?:or|not|than)\b|n't\b|\^)[\s$*({]{0,4}$")  # before a number that is not the answer
 _MORE = re.compile(r"[\s*%]{0,4}(?:or|and|to|times|[-,&|^:x*/+])\s{0,4}[$({]{0,2}\d")  # `72 or 73`, `72 * 2`, `72:30`
+# `3 * 12, or`, `3 dozen, or`, `2 pairs (or`: an amount that the number after "or" may only say again.
+_RESTATED = re.compile(
+    r"(?<![\d.,/])(?:(\d{1,9})\s{0,2}[*x]\s{0,2})?(\d{1,9})(?:\s(dozens?|pairs?)\b)?(?:\s(?:of\s)?[a-z]{2,20})?[,\s$(]{1,4}or[\s$]{0,3}$",
+    re.ASCII,
+)
+_SCALES = {"k": 10**3, "thousand": 10**3, "million": 10**6, "billion": 10**9, "dozen": 12, "pair": 2}
+_GROUPED = re.compile(r"\d{1,3}(?:,\d{2,3})*,\d{3}(?:\.\d+)?,?|[^,]*,?", re.ASCII)  # `1,00,000`; not `12,00`
 _FRACTIONS = frozenset("\u00bc\u00bd\u00be\u2153\u2154\u2155\u2156\u2157\u2158\u2159\u215a\u215b\u215c\u215d\u215e")
 _LONGEST = 400  # characters of a number
 _TAIL = 10_000  # characters at the end of a response in which its last number is looked for
@@ -34,14 +43,13 @@ def gsm8k(prompt: Prompt, response: str) -> float:
     The answer is the first number after the last `####`, or what follows `=` on its line; else the last number of the
     response. Only what follows the last `</think>` is read. Commas, spaces between thousands, `$`, `%`, a trailing
     `.0` and words after the number do not matter; `5/2`, `2 1/2` and `72e3` are one number each. "72 or 73", "72 - 2"
-    and "72:30" after `####` are none, nor is the last number if it comes right after "or", "not" or "than". Raises
-    UnparseableGold if the gold answer has no number.
+    and "72:30" after `####` are none, nor is "12,00", nor the last number if it comes right after "or" (unless it only
+    says again what stands there: "3 dozen, or 36"), "not" or "than". `10k` is 10000. "5 million" is 5000000, but also
+    5: some questions ask how many million. Raises UnparseableGold if the gold answer has no number.
     """
     gold = _gold(prompt)
-    head, mark, after = after_thought(response).rstrip().rpartition("####")
-    found = _marked(after[:_TAIL]) if mark else []
-    found = found or _numbers(head[-_TAIL:] if mark else after[-_TAIL:])[-1:]
-    return float(found == [gold])
+    text = after_thought(response).rstrip()
+    return float(_answer(text) == [gold] or _answer(text, scaled=True) == [gold])
 
 
 def gsm8k_strict(prompt: Prompt, response: str) -> float:
@@ -68,19 +76,29 @@ def _gold(prompt: Prompt) -> Fraction:
     return found[-1]
 
 
-def _marked(text: str) -> list[Fraction | None]:
+def _answer(text: str, scaled: bool = False) -> list[Fraction | None]:
+    """The number after the last `####`, else the last one, as a list; [] if there is none."""
+    head, mark, after = text.rpartition("####")
+    found = _marked(after[:_TAIL], scaled) if mark else []
+    return found or _numbers(head[-_TAIL:] if mark else after[-_TAIL:], scaled)[-1:]
+
+
+def _marked(text: str, scaled: bool) -> list[Fraction | None]:
     """The number of the first line that has one, [None] if it has no single one; [] if no line has any."""
     for line in _plain(text).split("\n"):
         right = line.rpartition("=")[2]
         said = right if _NUMBER.search(right) else line
         found = _NUMBER.search(said)
         if found:
-            return [None] if _MORE.match(said, found.end()) else _numbers(said)[:1]
+            return [None] if _MORE.match(said, found.end()) else _numbers(said, scaled)[:1]
     return []
 
 
-def _numbers(text: str) -> list[Fraction | None]:
-    """All numbers, in order, None for one that is denied. `is -7` is negative; `9-7` and `9 - 7` take 7 away."""
+def _numbers(text: str, scaled: bool = False) -> list[Fraction | None]:
+    """All numbers, in order, None for one that is denied. `is -7` is negative; `9-7` and `9 - 7` take 7 away.
+
+    `scaled`: "5 million" is 5000000, else 5.
+    """
     plain = _plain(text)
     numbers = []
     for found in _NUMBER.finditer(plain):
@@ -89,9 +107,16 @@ def _numbers(text: str) -> list[Fraction | None]:
         if plain[found.end("sign")].isspace():
             before = before.rstrip()
         taken = found["sign"] and before and (before[-1].isalnum() or before[-1] == ")")
-        value = _value(found)
+        value = _value(found, scaled)
+        hedged = hedged and not _restates(plain[max(0, found.start() - 60) : found.start()], value)
         numbers.append(None if hedged or value is None else abs(value) if taken else value)
     return numbers
+
+
+def _restates(before: str, value: Fraction | None) -> bool:
+    """Whether the value says again what stands before "or": 36 after `3 * 12, or` and `3 dozen, or`."""
+    said = _RESTATED.search(before)
+    return said is not None and int(said[1] or 1) * int(said[2]) * _SCALES.get((said[3] or "").rstrip("s"), 1) == value
 
 
 def _plain(text: str) -> str:
@@ -109,14 +134,19 @@ def _ascii(character: str) -> str:
     return f" {plain}" if character in _FRACTIONS else plain
 
 
-def _value(found: re.Match[str]) -> Fraction | None:
-    """None for a number that is too long to be worth reading, or divided by 0."""
+def _value(found: re.Match[str], scaled: bool = False) -> Fraction | None:
+    """None for a number that is too long to be worth reading, divided by 0, or with commas as in `12,00`."""
+    if not _GROUPED.fullmatch(found["digits"] or "") or not _GROUPED.fullmatch(found["under"] or ""):
+        return None
     if len(found.group()) > _LONGEST or len(found["tens"] or "") > 4:
         return None
     over, under = (_fraction(found[a] or found[b] or "1") for a, b in (("over", "digits"), ("below", "under")))
     if not under:
         return None
     value = int(found["whole"] or 0) + over / under * Fraction(10) ** int(found["tens"] or 0)
+    scale = (found.groupdict().get("scale") or "").strip().lower()
+    if scale == "k" or scaled:
+        value *= _SCALES.get(scale, 1)
     return -value if "-" in (found["sign"], found["after"]) else value
 
 

@@ -41,8 +41,10 @@ from sympy.parsing import sympy_parser
 from rewards.math_numbers import equal_values, rounds_to
 from rewards.math_text import (
     MOST_CHARACTERS,
+    apart,
     as_typeset,
     clean,
+    clock,
     enclosure,
     is_formula,
     is_prose,
@@ -73,6 +75,7 @@ _ONE_OF, _ALL_OF = (
     re.compile(rf",?\s{{0,4}}(?:\\text\s{{0,4}}\{{\s{{0,4}}{w}\s{{0,4}}\}}|(?<![A-Za-z]){w}(?![A-Za-z]))")
     for w in ("or", "and")
 )
+_METRES = re.compile(r"(?<=\d)(?:\\[,!;: ]|~|\s)*m$")
 _INDEX = re.compile(r"_\s*\{?\s*i\s*=")
 _INVERTED = re.compile(r"[A-Z]\s?\^\s?(?:\{\s?(?:-1|T|\\top)|T|\\top)")
 _LETTER_I = sympy.Symbol("i", real=True)
@@ -116,10 +119,11 @@ def equal(gold: str, answer: str) -> bool:
         return False
     if as_typeset(gold) == as_typeset(answer):
         return True
-    called = _CALL.fullmatch(answer)
-    if called and "=" not in gold:  # math-verify would solve f(3) = 17 for f
-        answer = called[1].strip()
-    if (plain := words(gold)) and plain == words(answer):
+    gold, answer = _called(gold, answer), _called(answer, gold)
+    time, other_time = clock(gold), clock(answer)
+    if time and other_time:
+        return time[:2] == other_time[:2] and (time[2] == other_time[2] or "" in (time[2], other_time[2]))
+    if gold not in ("e", "i") and (plain := words(gold)) and plain == words(answer):
         return True
     gold_value, gold_unit = split_unit(gold, answer)
     value, unit = split_unit(answer, gold)
@@ -127,14 +131,25 @@ def equal(gold: str, answer: str) -> bool:
         return False
     if too_big(value) or unfinished(gold_value, value):
         return False
-    if _same(gold_value, value):
+    number = rational(gold_value)
+    if number is not None and not gold_unit and not unit:
+        value = _METRES.sub("", value)
+    fraction = number is not None and 0 < abs(number) < 1  # a probability: 7/20 is 35%, not 0.35%
+    if not (fraction and unit == "%" and not gold_unit) and _same(gold_value, value):
         return True
     if unit == "%" and not gold_unit:
         return _same(gold_value, f"\\frac{{{value}}}{{100}}")
     return gold_unit == "%" and not unit and _same(f"\\frac{{{gold_value}}}{{100}}", value)
 
 
+def _called(text: str, other: str) -> str:
+    """`17` of `f(3) = 17` where the other is no equation: math-verify would solve it for f."""
+    called = _CALL.fullmatch(text)
+    return called[1].strip() if called and "=" not in other else text
+
+
 def _same(gold: str, answer: str) -> bool:
+    gold, answer = apart(gold, answer if enclosure(answer) != "," else ""), apart(answer, gold)
     p, q = rational(gold), rational(answer)
     if p is not None and q is not None:
         return p == q or (("." in gold) != ("." in answer) and rounds_to(p, q))
@@ -180,7 +195,15 @@ def _bracketed(text: str, other: str) -> str:
 
 
 def _alike(a: Any, b: Any, gold: str, answer: str) -> tuple[Any, Any]:
-    """A row or column and a tuple both as tuples; a list of inequalities and a set both as sets."""
+    """A row or column and a tuple both as tuples; a list of inequalities and a set both as sets.
+
+    Of `5>x>1` and `1<x<5` both are written the same way.
+    """
+    if isinstance(a, sympy.And) and isinstance(b, sympy.And) and _bounds(a) and _bounds(b):
+        a, b = (sympy.And(*(getattr(r, "canonical", r) for r in both.args)) for both in (a, b))
+        return a, b
+    if isinstance(a, sympy.Eq) and isinstance(b, sympy.Eq) and a.lhs == b.lhs and isinstance(a.rhs, sympy.FiniteSet):
+        return a.rhs, b.rhs  # y = \pm x
     if {_kind(a), _kind(b)} & {"matrix"} and "(" in (enclosure(gold), enclosure(answer)):
         return _tuple(a), _tuple(b)
     if isinstance(b, sympy.FiniteSet) and isinstance(a, (sympy.Interval, sympy.Union)):

@@ -20,7 +20,7 @@ _LEAST = Fraction(1, 10**4)  # below it a decimal may be off by 2 in a million, 
 def equal_values(a: Any, b: Any) -> bool | None:
     """Two expressions at one point. True is said of numbers only; None where they have no value or the same one."""
     if a == b:
-        return True
+        return not a.has(sympy.zoo, sympy.nan)
     names = sorted({s.name for s in a.free_symbols})
     if names and (isinstance(a, sympy.Symbol) or isinstance(b, sympy.Symbol)):
         return None

@@ -40,6 +40,8 @@ _ANNOUNCED = re.compile(
     r"|\\text\s*\{\s*(?:the\s)?(?:final\s)?answer(?:\sis)?\s*:?\s*\}:?|(?:the\s)?(?:final\s)?answer(?:\sis|\s?:))\s*",
     re.IGNORECASE,
 )
+_OF = r"\s*(\{[^{}]{1,40}\}|[^{}\\]{1,40}?)\s*"
+_CHOOSE = re.compile(rf"(?:\{{|^){_OF}\\choose(?![A-Za-z]){_OF}(?:\}}|$)")
 _ROMAN = re.compile(r"\\(?:text|math)(?:rm|it|up)?\s{0,4}\{([ie])\}")
 _THOUSANDS = re.compile(r"(?<=\d)(?:\\[,!;:]|\{,\}|,\\!|\\ |\s)(?=\d{3}(?!\d))")
 _SCIENTIFIC = re.compile(r"(?<![\w.}])(\d+(?:\.\d+)?|\.\d+)[eE]([+-]?\d{1,3})(?![\w.{])", re.ASCII)
@@ -49,10 +51,11 @@ _SPACE = re.compile(r"\\[,!;: ]|~|\\q?quad(?![A-Za-z])|\s")
 _WORDS = re.compile(r"[^\W\d_][\w '\u2019.,:;!?&/()-]*")
 _CHOICES = frozenset("abcdefghij")
 _CLOCK = re.compile(r"\d[\w '.,:/-]*")
+_TIME = re.compile(r"(\d{1,2}):(\d\d)([ap]\.?m\.?)?", re.ASCII | re.IGNORECASE)
 _GREEK = "alpha beta gamma delta epsilon theta lambda sigma omega"
 _MATHS = frozenset(f"sqrt cbrt frac infinity infty sin cos tan cot sec csc log exp sinh cosh tanh {_GREEK}".split())
 
-_NUMBER = re.compile(r"[+-]?(?:\d+|\d{1,3}(?:,\d{3})+)(?:\.\d*)?|[+-]?\.\d+", re.ASCII)
+_NUMBER = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d*)?|[+-]?\.\d+", re.ASCII)
 _TENS = re.compile(r"\s*\\(?:times|cdot)\s*10\s*\^\s*(?:\{\s*([+-]?\d{1,3})\s*\}|(\d))", re.ASCII)
 _FRACTION = re.compile(
     r"(?P<sign>[+-]?)\s*(?:(?P<whole>\d+)\s*(?=\\|\s\d))?(?:\\[dtc]?frac\s*(?:\{\s*(?P<p>-?\d+)\s*\}\s*"
@@ -66,12 +69,13 @@ _POWER = r"(?:\s{0,4}\^\s{0,4}\{?-?[23]\}?)?"
 _GAP = r"(?:\\[,!;: ]|~|\s)*"
 _PIECE = rf"\\(?:text(?:bf|it|rm)?|mathrm|mbox|operatorname)\s{{0,4}}\{{[A-Za-z ./()-]{{1,60}}\}}{_POWER}"
 _TEXT_UNIT = re.compile(rf"{_GAP}(?P<unit>\(?{_PIECE}(?:\s{{0,4}}(?:/|\\cdot)?\s{{0,4}}{_PIECE}){{0,2}}\)?)$")
+_UNIT_OVER = re.compile(rf"\\[dt]?frac\s*\{{\s*({_PIECE})\s*\}}\s*\{{\s*({_PIECE})\s*\}}")
 _SHORT = (
     "mm|cm|dm|km|kg|mg|ml|mi|ft|mph|inch(?:es)?|feet|met(?:er|re)s?|miles?|hours?|hrs?|minutes?|mins?|seconds?|secs?"
     "|days?|years?|degrees?|dollars?|USD|cents?|units?"
 )
 _BARE_UNIT = re.compile(
-    rf"(?<=[\d}}]){_GAP}(?<!\\)\b(?P<unit>(?:{_SHORT})(?:\s?/\s?(?:{_SHORT}|[smhgLl]))?{_POWER}"
+    rf"(?<=[\d}}]){_GAP}(?<!\\)(?:\b|(?<=\d)(?!m[gil]|dm))(?P<unit>(?:{_SHORT})(?:\s?/\s?(?:{_SHORT}|[smhgLl]))?{_POWER}"
     rf"|(?<=[\s~])[mgLl]\s?/\s?(?:{_SHORT}|[smhgLl]){_POWER})$"
 )
 _NOUN_UNIT = re.compile(rf"(?<=\d)\s{{1,4}}(?P<unit>[A-Za-z]{{3,20}}(?:(?: | ?/ ?)[A-Za-z]{{1,20}}){{0,3}}{_POWER})$")
@@ -107,9 +111,16 @@ _TRANSPOSED = re.compile(
     r"(?<!matrix\})\^\s{0,4}(?:\{\s{0,4}(?:T|\\top|\\intercal|\\(?:text|math)(?:rm|sf|bf)?\s?\{T\})\s{0,4}\}"
     r"|T|\\top(?![A-Za-z])|\\intercal(?![A-Za-z])|\\(?:text|math)(?:rm|sf|bf)?\s?\{T\})"
 )
-_CAPITALS = re.compile(
-    r"\\(?:text|math|mbox|over|under|wide|operatorname|vec|bar|hat|tilde)[a-z]*\s*\{[^{}]*\}|\\[A-Za-z]+"
-    r"|([A-Z](?:\s?[A-Z])+)(?!\s?\^\s?\{\s?(?:-|1T))"
+_CAPITALS = re.compile(  # a name: all of the text, after an angle, in a ratio of segments that share an end
+    r"^([A-Z](?:\s?[A-Z])+)$|(?<=angle|quare)\s+([A-Z](?:\s?[A-Z])+)(?!\s?\^)"
+    r"|(?<=frac\{)(?=[A-Z]?([A-Z])[A-Z]?\}\{[A-Z]?\3[A-Z]?\}$)([A-Z]{2})"
+)
+_AND = r"(?:\\text\s{0,4}\{\s{0,4},?\s{0,4}(?:and|or)\s{0,4}\}|(?:and|or)(?![A-Za-z]))"
+_JOINED = re.compile(rf"(?<=\d)\s{{0,4}},?\s{{0,4}}{_AND}\s{{0,4}}(?=\d{{3}}(?!\d))")
+_SEPARATED = re.compile(rf",(?!\d{{3}}(?!\d))|(?<=\d)\s{{0,4}}{_AND}")  # no thousands
+_PI_OVER = re.compile(r"frac\s*\\pi\s*([2-9])(?!\d)")
+_BEFORE_BINOM = re.compile(  # which the reader would add: 2+120
+    r"((?<![\^_\d.])\d+|\\[dt]?binom\s*\{\s*\w+\s*\}\s*\{\s*\w+\s*\})\s*(?=\\[dt]?binom)"
 )
 _GAMMA = re.compile(r"\\gamma(?![A-Za-z])(?!\s?\()")
 
@@ -152,7 +163,9 @@ def clean(text: str) -> str:
     plain = _SIZE.sub("", plain).strip()
     plain = _undelimited(plain.strip("*").strip() if plain.startswith("*") else plain)
     plain = plain.replace("\\langle", "(").replace("\\rangle", ")").replace("\\varnothing", "\\emptyset")
+    plain = re.sub(r"\^?\\degree(?![A-Za-z])", r"^\\circ", plain)
     plain = plain.removesuffix(".").strip() if not plain.endswith("...") else plain
+    plain = _UNIT_OVER.sub(r"\1/\2", plain)
     whole = _TEXT.fullmatch(plain)
     plain = _undressed(whole[1].strip() if whole and any(c.isdigit() for c in whole[1]) else plain)
     plain = _SCIENTIFIC.sub(r"\1\\times 10^{\2}", _THOUSANDS.sub("", plain))
@@ -162,6 +175,7 @@ def clean(text: str) -> str:
 def _undressed(text: str) -> str:
     r"""Without colour and weight, braces around all of it, and `=`, `\approx` or `Answer:` before it."""
     text = _ROMAN.sub(r"\1", _DRESS.sub(" ", text)).strip()
+    text = _CHOOSE.sub(lambda m: f"\\binom{{{m[1].strip('{} ')}}}{{{m[2].strip('{} ')}}}", text)
     while text.startswith("{") and last_box(f"\\boxed{text}") == text[1:-1]:
         text = text[1:-1].strip()
     announced = _ANNOUNCED.match(text)
@@ -194,6 +208,12 @@ def words(text: str) -> str:
     return plain.casefold() if _WORDS.fullmatch(plain) or _CLOCK.fullmatch(plain) else ""
 
 
+def clock(text: str) -> tuple[int, str, str] | None:
+    r"""(6, "00", "pm") of `6:00\text{ p.m.}`, the last "" of `06:00`; None of what is no time of day."""
+    found = _TIME.fullmatch(_SPACE.sub("", _TEXT.sub(r"\1", text)))
+    return (int(found[1]), found[2], (found[3] or "").replace(".", "").lower()) if found else None
+
+
 def is_prose(text: str) -> bool:
     """Whether it is words for sure, to be compared as such: as mathematics `east` is a product equal to `seat`."""
     plain = words(text)
@@ -214,13 +234,25 @@ def spelled(text: str) -> str:
     text = text.replace('"', "''")
     text = _PRIMED.sub(lambda m: f"{m[1]}_{{{m[2] or ''}{'q' * (m[3].count(chr(39)) + m[3].count('prime'))}}}", text)
     text = _TRANSPOSED.sub(r"^{1T}", text)
-    text = _CAPITALS.sub(lambda m: f"\\text{{{''.join(m[1].split())}}}" if m[1] else m[0], text)
-    return _GAMMA.sub(r"\\text{gammas}", text)
+    text = _CAPITALS.sub(lambda m: f"\\text{{{''.join(m[m.lastindex or 1].split())}}}", text.strip())
+    text = _BEFORE_BINOM.sub(r"\1\\cdot ", text)
+    return _GAMMA.sub(r"\\text{gammas}", _PI_OVER.sub(r"frac{\\pi}{\1}", text))
 
 
 def as_typeset(text: str) -> str:
-    r"""The same for two texts that LaTeX sets alike: `\bar z` and `\bar{z}`, `2 x` and `2x`."""
-    return re.sub(r"(?<![A-Za-z\d,])\s+|\s+(?![A-Za-z\d])", "", re.sub(r"\{\s*([\w*])\s*\}", r" \1 ", text)).strip()
+    r"""The same for texts that mean the same for sure: `\bar z` and `\bar{z}`, `2 x` and `2x`, `bmatrix` as well."""
+    text = re.sub(r"\{\s*([\w*]|\\circ)\s*\}", r" \1 ", text.replace("{bmatrix}", "{pmatrix}"))
+    return re.sub(r"(?<![A-Za-z\d,])\s+|\s+(?![A-Za-z\d])", "", text).strip()
+
+
+def apart(text: str, other: str) -> str:
+    r"""`200 or 300` as `200, 300`; the same of `200,300` in a set, or where the other is a list: no number 200300."""
+    if re.search(r"[<>]|\\[lg]eq?(?![A-Za-z])", text):
+        return text
+    if _JOINED.search(text):
+        return _JOINED.sub(", ", text)
+    several = enclosure(text) == "{" or enclosure(other) in ("{", "(") or _SEPARATED.search(other)
+    return text if not several or _SEPARATED.search(text) else text.replace(",", ", ")
 
 
 def enclosure(text: str) -> str:

@@ -13,22 +13,30 @@ from rlcore.records import Prompt
 _LETTERS = "ABCDEFGHIJ"
 _TAIL = 10_000  # characters at the end of a response in which the answer is looked for
 _SAID = re.compile(
-    r"(?:\b(?:answer|choice|option)[\s*]{0,6}(?:(?:is|must be|has to be|should be)\b[\s*]{0,6}:?|:)"
+    r"(?:\b(?:answer|choice|option)[\s*\"']{0,6}(?:(?:is|(?:must|should|would|has to) be)\b"
+    r"(?:\s(?:therefore|thus|hence|then|clearly|probably|definitely|most likely)\b)?[\s*]{0,6}:?|:)"
+    r"|^\W{0,6}(?:(?:the|final|correct)\s){0,2}answer[\s*]{1,6}[-\u2013\u2014](?=\s)"
     r"|\bI(?:'d| would|'ll| will)?\s(?:choose|pick|select|go with)\b:?)[\s*]{0,6}(?:(?:option|choice)\s)?",
-    re.IGNORECASE,
+    re.IGNORECASE | re.MULTILINE,
 )
 _OPTION = re.compile(r"^(?:the\s)?(?:option|choice)\s{1,2}(?=[(*]{0,3}[A-J](?![A-Za-z]))", re.IGNORECASE)
 _WRAPPED = re.compile(r"\\(?:text(?:bf|it|rm)?|math(?:rm|bf))\s*\{([^{}]*)\}")
-_ALONE = re.compile(r"\(?\s?([A-Ja-j])\s?\)?\s?[.:)]?")
+_ALONE = re.compile(r"[(\[]?\s?([A-Ja-j])\s?[)\]]?\s?[.:)]?")
 _BRACKETED = re.compile(r"\(([A-Ja-j])\)|([A-J])[).:](?=\s|$)")
-_NAMED = re.compile(r"([A-J])(?=$|[.,;!?\s])")  # a bare letter at the beginning of a sentence
+_NAMED = re.compile(r"([A-J])(?=$|[.,;!?\s\"\u201d])")  # a bare letter at the beginning of a sentence
 _CORRECT = re.compile(
-    r"(?:(?:so|thus|hence|therefore),?\s)?(?:(?:the\s)?(?:option|choice|answer)\s)?\(?([A-J])\)?\s"
+    r"(?:(?:so|thus|hence|therefore),?\s)?(?:only\s)?(?:(?:the\s)?(?:option|choice|answer)\s)?\(?([A-J])\)?\s"
     r"is\s(?:the\s)?(?:correct|right)(?:\s(?:answer|choice|option))?[.!\s]{0,4}",
     re.IGNORECASE,
 )
+_IT_IS = re.compile(
+    r"(?i:(?:(?:so|thus|hence|therefore),?\s)?(?:I\s(?:think|believe|guess|say)\s)?(?:it|that)(?:['\u2019]s|\sis|\s(?:must|should"
+    r"|would|has to)\sbe)\s(?:(?:option|choice)\s)?)\(?([A-J])\)?[.!\s]{0,4}"
+)
 _BEFORE = re.compile(r"\W*(?:(?:so|the|my|final|correct|right|best)\W+)*", re.IGNORECASE)
 _DELIMITERS = re.compile(r"\\?\$|\\[()\[\]]")
+_TAG = re.compile(r"</?(?:b|strong|em|i)>")
+_QUOTES = " \t\r\n*`'\"\u201c\u201d{}"
 _ARTICLES = "AI"  # bare letters that begin a sentence as words
 _REASON = re.compile(r"(?:$|[.,;!?]|\s+(?:because|since|as|is)\b)")
 _ANOTHER = re.compile(r"\W{0,4}(?:\s|,|/|\bor\b|\band\b|&|\|){1,8}\(?[A-J]\)?(?=$|[\W_])")
@@ -46,10 +54,10 @@ def multiple_choice(prompt: Prompt, response: str) -> float:
 
     The choice is read from the first of these that there is: the last `\boxed{B}`; the last `<answer>B</answer>`; what
     follows the last "answer is" or "answer:" (also "must be", "option is", "choice:", "I choose"), which may stand in
-    the tags too; the last line, if it is only `B`, `(B)`, `**B**`, `B. text` or "so B is correct"; the one letter that
-    stands in bold or in brackets in it. There a letter may be followed by its text, or the text may stand alone if the
-    row has the choices. Two choices ("A or B") are none, unless the others are called wrong ("B. C is wrong"), and an
-    "A" that could be the article is no choice. Only what follows the last `</think>` is read.
+    the tags too; the last line, if it is only `B`, `(B)`, `**B**`, `B. text`, "so B is correct" or "it is B"; the one
+    letter that stands in bold or in brackets in it. There a letter may be followed by its text, or the text may stand
+    alone if the row has the choices. Two choices ("A or B") are none, unless the others are called wrong ("B. C is
+    wrong"), and an "A" that could be the article is no choice. Only what follows the last `</think>` is read.
 
     `prompt.answer` is a letter ("B", "(B)", "B. Paris"), the text of a choice, or its index from 0; for the last two
     the row needs a column `choices`: a list of texts, or the lists `text` and `label` of ARC. Raises UnparseableGold
@@ -117,7 +125,7 @@ def _chosen(response: str, choices: list[str]) -> str | None:
     if said:
         return _letter(text[said[-1] :].partition("\n")[0], choices, sentence=True)
     line = text.rstrip().rpartition("\n")[2]
-    correct = _CORRECT.fullmatch(_unmarked(line))
+    correct = _CORRECT.fullmatch(_unmarked(line)) or _IT_IS.fullmatch(_unmarked(line))
     letter = _letter(correct[1] if correct else line, choices)
     if letter is None:
         marked = {a or b for a, b in _BOLD.findall(line)}
@@ -154,7 +162,7 @@ def _dismissed(plain: str, found: re.Match[str]) -> bool:
 
 def _unmarked(text: str) -> str:
     """The beginning of the text without LaTeX's delimiters, bold and quotes."""
-    return _DELIMITERS.sub("", _WRAPPED.sub(r"\1", text[:400])).replace("**", "").strip(" \t\r\n*`'\"")
+    return _TAG.sub("", _DELIMITERS.sub("", _WRAPPED.sub(r"\1", text[:400]))).replace("**", "").strip(_QUOTES)
 
 
 def _plain(text: str) -> str:

@@ -104,6 +104,23 @@ def prompt(answer: str) -> Prompt:
         ("72", "#### 72\n73", 1, 1),
         ("72", "#### **72**", 1, 0),
         ("72", "##### 72", 1, 0),
+        # "or" that says the same again.
+        ("36", "That's 3 * 12, or 36.", 1, 0),
+        ("36", "He sold 3 dozen, or 36 eggs.", 1, 0),
+        ("4", "That is 2 pairs (or 4 shoes).", 1, 0),
+        ("6", "That is 2 pairs (or 6 shoes).", 0, 0),
+        ("13", "12 cookies, or 13 cookies", 0, 0),
+        ("13", "12 (or 13)", 0, 0),
+        # Thousands, millions, and commas that group nothing.
+        ("10", "#### 10k", 0, 0),
+        ("10000", "#### 10k", 1, 0),
+        ("10", "#### 10kg", 1, 0),
+        ("1000000", "#### 1 million", 1, 0),
+        ("5", "#### 5 million", 1, 1),
+        ("6", "#### 5 million or 6 million", 0, 0),
+        ("1200", "12,00", 0, 0),
+        ("1200", "#### 12,00", 0, 0),
+        ("100000", "#### 1,00,000", 1, 1),
         # What follows the thought.
         ("72", "<think>#### 71</think>it is 72", 1, 0),
         ("71", "<think>#### 71</think>it is 72", 0, 0),

@@ -132,7 +132,8 @@ def test_gold_answers_of_each_data_set(form: str) -> None:
         ("50%", "that is 50%", 1),
         ("0.5", "that is 50%", 1),
         ("-7", "so it is -7", 1),
-        ("7", "so it is 9-7", 1),
+        ("2", "so it is 9-7", 1),
+        ("7", "so it is 9-7", 0),
         ("3/4", r"so we get \frac{3}{4}.", 1),
         ("4", r"so we get \frac{3}{4}.", 0),
         ("3/4", "It is 3/4 of it", 1),
@@ -266,6 +267,56 @@ STATED = [
     ("12", "They do not share, so there are 12.", 1),
     ("12", "There are 3 or 4 boys, so 12 in all", 1),
     ("18", "She makes $18 every day at the farmers' market.", 1),
+    # Arrows, quotes and tags; bounds.
+    *[("4", text, 1) for text in ("2 + 2 -> 4", "2+2 --> 4", "Answer -> 4", "> 4", "> **4**", "<b>4</b>", "<answer>4")],
+    *[("4", text, 1) for text in ("So x => 4", r"$2+2 \implies 4$", "The answer is <b>4</b>", "<strong>4</strong>")],
+    *[("4", text, 0) for text in ("x > 4", "x >= 4", "x != 4", "The answer is > 4", "so x > $4$", "$x > 4$", "3 > 4")],
+    # Alternatives: right if each is.
+    (r"\frac34", "The probability is 3/4, or 0.75.", 1),
+    (r"\frac34", r"The probability is $\frac{3}{4}$ or $0.75$.", 1),
+    (r"\frac34", r"The probability is $\frac{3}{4}$ (or $0.75$).", 1),
+    (r"\frac34", "The answer is 3/4 (or 0.75).", 1),
+    (r"\frac34", "The answer is 3/4 (or 0.8).", 0),
+    *[("12", text, 0) for text in ("It is 12, or 13.", "It is $12$ (or $13$).", "The answer is 12 (or 13).")],
+    *[("13", text, 0) for text in ("It is 12, or 13.", "It is $12$ (or $13$).", "The answer is 12 (or 13).")],
+    # Lists: all of it is the answer.
+    *[("2", text, 0) for text in ("The solutions are $x=1$ and $x=2$.", "x = 1, 2", "So $x=3$ and $y=2$.", "1 and 2")],
+    *[("1,2", text, 1) for text in ("The solutions are $x=1$ and $x=2$.", "x = 1, 2", "The roots are 1 and 2.")],
+    ("-5", "So $x = 5, x = -5$.", 0),
+    ("5,-5", "So $x = 5, x = -5$.", 1),
+    ("(3,2)", "Thus $x = 3$ and $y = 2$.", 1),
+    ("5", "With $a=2$ and $b=3$, $a+b=5$.", 1),
+    ("x^2+y^2=4", "Therefore the equation is $x^2+y^2=4$.", 1),
+    ("4", "Therefore the equation is $x^2+y^2=4$.", 0),
+    # The whole expression around the last number.
+    *[
+        ("3", text, 0)
+        for text in ("it is \u22123.", "20 m^3.", "2\u221a3", "17_3", "(1, 3)", "3x", "it is 3 + x", "3 million")
+    ],
+    *[
+        ("2", text, 0)
+        for text in ("The area is 12 cm^2.", "The side is \u221a2.", "It is x^2 + 2.", "log 2", "4 - 2 = y")
+    ],
+    ("9", "The area is 9\u03c0.", 0),
+    (r"9\pi", "The area is 9\u03c0.", 1),
+    (r"2\sqrt{3}", "The side is 2\u221a3.", 1),
+    ("-3", "The minimum value is \u22123.", 1),
+    ("20", "The volume is 20 m^3.", 1),
+    ("(1,2)", "It is (1, 2).", 1),
+    *[
+        ("12", text, 1)
+        for text in ("12 cm^2.", "12 cm\xb2", "12cm", "(12)", "- 12 apples", "12 a day", "12!", "\u2022 12")
+    ],
+    # Reasons, names and labels in the sentence.
+    ("12", r"Answer: 12 (since $3\cdot4=12$)", 1),
+    ("12", "Answer: 12 (since it is 12 or 13)", 0),
+    ("12", "The answer is that $x$ equals $12$.", 1),
+    ("12", "The answer is that $x$ is not $12$.", 0),
+    ("12", "**Answer**: The area of $ABC$ is $12$.", 1),
+    ("42", "**Final Answer:** The value of $x$ is $42$.", 1),
+    ("4", "The answer is (D) 4.", 1),
+    ("4", "The answer is (D) 4 or 5.", 0),
+    ("5", "The answer is: There are **5** of them.", 1),
 ]
 
 
