@@ -3,8 +3,8 @@ r"""Mathematics judged by math-verify: the answer in `\boxed{}` (MATH, arXiv 210
 Three rules that differ in where they look for the answer; how answers are compared is in math_equal.py.
 
 A decimal number counts as an irrational number or a fraction if the two are the same when rounded to 6 decimals:
-1.414214 and 1.4142136 are `\sqrt{2}`, 1.41421 and 1.414213 are not. Between two decimals, or two fractions, nothing is
-rounded.
+1.414214 and 1.4142136 are `\sqrt{2}`, 1.41421 and 1.414213 are not. Below 0.0001 they must agree to 2 in a million.
+Between two decimals, or two fractions, nothing is rounded.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ import string
 from collections.abc import Sequence
 from typing import Any
 
+from rewards.format import after_thought
 from rewards.http import Endpoint, EndpointError, secret
 from rlcore.errors import ConfigError
 from rlcore.records import Prompt, Score
@@ -173,7 +174,7 @@ class Judge:
             raise ValueError(f"judge: the reply is empty (finish_reason {finish!r})")
         if content.lstrip().startswith("<think>") and "</think>" not in content:
             raise ValueError(f"judge: no score in the reply, its <think> is never closed{_end(content)}")
-        content = content.rpartition("</think>")[2]
+        content = after_thought(content)
         score = self._announced(content) if self._pattern is None else self._matched(self._pattern, content)
         if not self._low <= score <= self._high:
             raise ValueError(f"judge: score {score:g} is outside {self._low:g}..{self._high:g}{_end(content)}")

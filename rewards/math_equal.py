@@ -204,7 +204,7 @@ def _alike(a: Any, b: Any, gold: str, answer: str) -> tuple[Any, Any]:
         return a, b
     if isinstance(a, sympy.Eq) and isinstance(b, sympy.Eq) and a.lhs == b.lhs and isinstance(a.rhs, sympy.FiniteSet):
         return a.rhs, b.rhs  # y = \pm x
-    if {_kind(a), _kind(b)} & {"matrix"} and "(" in (enclosure(gold), enclosure(answer)):
+    if "matrix" in (_kind(a), _kind(b)) and "(" in (enclosure(gold), enclosure(answer)):
         return _tuple(a), _tuple(b)
     if isinstance(b, sympy.FiniteSet) and isinstance(a, (sympy.Interval, sympy.Union)):
         return a, _solved(b, answer)

@@ -19,6 +19,7 @@ more in a new one: it may not be its own fault. One thread at a time may use a p
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import selectors
@@ -131,8 +132,7 @@ class Pool:
         """
         readers = range(len(self.names), len(self._rules))
         for key, prompt in prompts:
-            read = Prompt(prompt.id, [], prompt.answer, prompt.row, source=prompt.source)
-            self._queue(key, read, Response(""), readers)
+            self._queue(key, dataclasses.replace(prompt, tokens=[], messages=[]), Response(""), readers)
         self._feed()
 
     def poll(self, wait_seconds: float) -> list[tuple[Any, dict[str, Outcome]]]:

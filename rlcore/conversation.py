@@ -115,7 +115,7 @@ def conversation_of(value: Any, where: str, column: str) -> list[Message]:
             return [{"role": "user", "content": value}]
         value = parsed
     messages = value if isinstance(value, list) else [value]
-    if not all(_is_message(m) for m in messages):
+    if not all(is_message(m) for m in messages):
         raise DataError(f"{where}: column {column} must be text or a list of {{role, content}} messages")
     asked = [m["content"] for m in messages if m["role"] == "user"]
     if not asked:
@@ -125,7 +125,7 @@ def conversation_of(value: Any, where: str, column: str) -> list[Message]:
     return list(messages)
 
 
-def _is_message(value: Any) -> bool:
+def is_message(value: Any) -> bool:
     return isinstance(value, Mapping) and {"role", "content"} <= value.keys()
 
 
@@ -139,7 +139,7 @@ def _parse_messages(text: str, where: str, column: str) -> list[Any] | None:
         if re.match(r"\s*\[\s*\{", text):
             raise DataError(f"{where}: column {column} looks like a list of messages but is not valid JSON: {e}") from e
         return None
-    return value if any(_is_message(m) for m in value) else None
+    return value if any(is_message(m) for m in value) else None
 
 
 def _parse_template(template: str, columns: list[str], answer_column: str | None) -> Template | None:

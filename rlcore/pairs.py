@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rlcore.config import DataConfig
-from rlcore.conversation import Message, cell, read_rows
+from rlcore.conversation import Message, cell, is_message, read_rows
 from rlcore.data import Order
 from rlcore.errors import DataError
 from rlcore.sources import Row, Rows, load_rows
@@ -145,7 +145,7 @@ def _said(loaded: Rows, i: int, column: str) -> list[Message]:
         value = parsed
     if isinstance(value, str):
         return [{"role": "assistant", "content": value}]
-    if not isinstance(value, list) or not value or not all(_is_message(m) for m in value):
+    if not isinstance(value, list) or not value or not all(is_message(m) for m in value):
         raise DataError(f"{loaded.at(i)}: column {column} must be text or a list of {{role, content}} messages")
     return list(value)
 
@@ -156,11 +156,7 @@ def _parsed(text: str) -> list[Any] | None:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    return value if isinstance(value, list) and value and all(_is_message(m) for m in value) else None
-
-
-def _is_message(value: Any) -> bool:
-    return isinstance(value, Mapping) and {"role", "content"} <= value.keys()
+    return value if isinstance(value, list) and value and all(is_message(m) for m in value) else None
 
 
 def _common(a: list[Message], b: list[Message]) -> int:

@@ -40,15 +40,16 @@ def reward_test(args: Sequence[str]) -> int:
         manager.demand_sources(everything)
         manager.ready(_START_SECONDS)
         unread = {p.id: why for p, why in manager.unscorable(prompts, _START_SECONDS)}
-        asked = [(prompt, *response) for prompt in prompts for response in _responses(prompt, column)]
+        responses = [_responses(prompt, column) for prompt in prompts]
+        asked = [(prompt, text) for prompt, each in zip(prompts, responses, strict=True) for _, text in each]
         results = _score(manager, asked)
+        scored = iter(results)
         for i, prompt in enumerate(prompts):
             print(f"\n== {loaded.at(i)}")
             _show("prompt", prompt.messages[-1]["content"])
             _show("gold", prompt.answer + (f"   (cannot be read: {unread[prompt.id]})" if prompt.id in unread else ""))
-            for (of, what, text), result in zip(asked, results, strict=True):
-                if of is prompt:
-                    _show_result(what, text, result)
+            for what, text in responses[i]:
+                _show_result(what, text, next(scored))
     finally:
         manager.close()
     calls = len(results)
@@ -88,9 +89,9 @@ def _responses(prompt: Prompt, column: str | None) -> list[tuple[str, str]]:
     return [*own, ("the gold answer", prompt.answer), ("nothing", "")]
 
 
-def _score(manager: RewardManager, asked: Sequence[tuple[Prompt, str, str]]) -> list[Result]:
+def _score(manager: RewardManager, asked: Sequence[tuple[Prompt, str]]) -> list[Result]:
     """All at once, as in a run: a batched function gets several a call. There is no tokenizer: a word is a token."""
-    for i, (prompt, _, text) in enumerate(asked):
+    for i, (prompt, text) in enumerate(asked):
         manager.submit(i, prompt, Response(text, len(text.split())))
     results: dict[int, Result] = {}
     while manager.pending:
