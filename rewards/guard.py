@@ -35,12 +35,13 @@ def guarded(requests: int, others: Sequence[int], page: Page) -> None:
     guard = os.getpid()
     worker = os.fork()
     if worker:
+        clean = False
         with contextlib.suppress(BaseException):
             for fd in (0, 1, 2, *others):
                 with contextlib.suppress(OSError):
                     os.close(fd)
-            _watch(requests, worker, page)
-        os._exit(0)
+            clean = _watch(requests, worker, page)
+        os._exit(0 if clean else 1)
     os.setsid()  # a signal to its own group does not reach the guard
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != guard:
@@ -48,7 +49,8 @@ def guarded(requests: int, others: Sequence[int], page: Page) -> None:
     page.pid = os.getpid()
 
 
-def _watch(requests: int, worker: int, page: Page) -> None:
+def _watch(requests: int, worker: int, page: Page) -> bool:
+    """Until the worker has ended; whether nothing it started is left."""
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
     os.set_blocking(woken, False)
@@ -67,7 +69,7 @@ def _watch(requests: int, worker: int, page: Page) -> None:
             else:
                 os.read(woken, 4096)
     page.exit_code = code
-    _end_orphans(worker)
+    return _end_orphans(worker)
 
 
 def _reap(worker: int) -> int | None:
@@ -80,8 +82,8 @@ def _reap(worker: int) -> int | None:
     return code
 
 
-def _end_orphans(worker: int) -> None:
-    """SIGKILL the worker's group and all that became our child, until nothing is left."""
+def _end_orphans(worker: int) -> bool:
+    """SIGKILL the worker's group and all that became our child, until nothing is left; else the pool goes on."""
     with contextlib.suppress(OSError):
         os.killpg(worker, signal.SIGKILL)
     until = time.monotonic() + _CLEAN_UP_SECONDS
@@ -90,11 +92,12 @@ def _end_orphans(worker: int) -> None:
             if os.waitpid(-1, os.WNOHANG)[0]:
                 continue
         except ChildProcessError:
-            return
+            return True
         for pid in [pid for pid, each in processes().items() if each.parent == os.getpid()]:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.002)
+    return False
 
 
 class Stat(NamedTuple):

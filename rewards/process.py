@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ _PIPE_READ = 1 << 18
 _STACK_BYTES = 8000
 _STACK_SECONDS = 0.1
 _END_SECONDS = 10.0  # for the guard to clean up; then it is ended too
+_MARK = "RLCORE_REWARD_WORKER"  # in the environment of a worker and of all it starts
 _PROMPT = tuple(f.name for f in dataclasses.fields(Prompt))
 
 
@@ -112,6 +114,7 @@ class Process:
         self._hello = hello
         self._incoming = bytearray()
         self._trace = tempfile.TemporaryFile()
+        self._mark = uuid.uuid4().hex
         self._open = True
         with tempfile.TemporaryFile() as file:
             file.truncate(PAGE_BYTES)
@@ -124,7 +127,7 @@ class Process:
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
                 cwd=cwd,
-                env=_environment(cwd),
+                env=_environment(cwd) | {_MARK: self._mark},
             )
         os.close(requests)
         os.close(answers)
@@ -205,7 +208,10 @@ class Process:
                 os.kill(self.page.pid, signal.SIGKILL)
 
     def wait(self) -> None:
-        """Until nothing of a killed process is left. A guard that something has stopped or ended is replaced by us."""
+        """Until nothing of a killed process is left. A guard that something has stopped or ended is replaced by us:
+
+        what its worker moved to other sessions is nobody's child then, and found by the mark in its environment.
+        """
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.guard.wait(_END_SECONDS)
         if self.guard.returncode != 0:
@@ -215,6 +221,12 @@ class Process:
             with contextlib.suppress(OSError):
                 os.killpg(self.page.pid or self.guard.pid, signal.SIGKILL)
             self.guard.wait()
+            until = time.monotonic() + _END_SECONDS
+            while (left := _marked(f"{_MARK}={self._mark}")) and time.monotonic() < until:
+                for pid in left:
+                    with contextlib.suppress(OSError):
+                        os.kill(pid, signal.SIGKILL)
+                time.sleep(0.002)
 
     def close(self) -> None:
         """Free what a process that has ended still holds here."""
@@ -261,6 +273,16 @@ def tree(pid: int) -> list[int]:
     for parent in found:
         found += [child for child, each in seen.items() if each.parent == parent]
     return [p for p in found if p in seen]
+
+
+def _marked(entry: str) -> list[int]:
+    """Processes with this entry in their environment, but for those that have ended."""
+    found = []
+    for pid in processes():
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/environ", "rb") as file:
+            if entry.encode() in file.read().split(b"\0"):
+                found.append(pid)
+    return found
 
 
 def memory_bytes(guards: Sequence[int]) -> dict[int, int]:

@@ -92,6 +92,15 @@ def test_every_failure_costs_its_own_sample_only(function: str, pools: list[Pool
     tagged.assert_gone()
 
 
+def test_what_moved_to_another_session_ends_without_its_guard_too(pools: list[Pool], tagged: Tagged) -> None:
+    """Orphans of a guard that is killed are nobody's children any more; they are found by their mark."""
+    pools.append(pool := Pool([fn("act")], 1, 60.0, MIB))
+    pool.ready(60)
+    assert [o.status for o in run(pool, ["leave_children", "kill_guard", "fine"])] == ["", "crashed", ""]
+    pool.close()
+    tagged.assert_gone()
+
+
 @pytest.mark.parametrize("returned", ["[1.0]", "[1.0] * (n - 1) if n > 1 else [1.0]", "float(n)"])
 def test_a_list_of_another_length_is_no_reward_of_any_sample(tmp_path: Path, pools: list[Pool], returned: str) -> None:
     """Scored one by one a list of one would fit every sample: a value of one spread over all."""
