@@ -70,10 +70,13 @@ def as_directory(cfg: Config) -> Config:
     return with_model(cfg, str(to_directory(cfg.model, out)))
 
 
-def build(cfg: Config, resolved: DictConfig, say: Callable[[str], None]) -> Parts:
-    """Start everything: data and rewards first, then Ray, then the models. Cleans up if it fails half way.
+def build(
+    cfg: Config, resolved: DictConfig, say: Callable[[str], None], prepare: Callable[[Config], Config] = as_directory
+) -> Parts:
+    """Start everything: rewards and data first, then Ray, then the models. Cleans up if it fails half way.
 
-    `say(text)` tells the user what is being started. Raises ConfigError, DataError or WorkerError.
+    `say(text)` tells the user what is being started. `prepare(cfg)` gives the config with a directory for a model, and
+    may take minutes: what is wrong with the rewards is said before. Raises ConfigError, DataError or WorkerError.
     """
     from rewards.manager import RewardManager
     from rlcore.workers.model import load_tokenizer
@@ -82,13 +85,14 @@ def build(cfg: Config, resolved: DictConfig, say: Callable[[str], None]) -> Part
     run_dir = Path(cfg.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     cfg = with_plugins(cfg)
-    say("data: reading and tokenizing")
-    tokenizer = load_tokenizer(cfg.model)
-    prompts, held_out = _read(cfg, tokenizer, say)
     rewards = RewardManager(cfg.reward, cfg.rollout.max_response_tokens, run_dir / "quarantine.jsonl")
     cluster = None
     try:
         rewards.ready(cfg.deadline.start_seconds)
+        cfg = prepare(cfg)
+        say("data: reading and tokenizing")
+        tokenizer = load_tokenizer(cfg.model)
+        prompts, held_out = _read(cfg, tokenizer, say)
         rewards.demand_sources([p for each in (prompts, *held_out.values()) for p in each.all()])
         for each in (prompts, *held_out.values()):
             _leave_out_unscorable(each, rewards, cfg, say)

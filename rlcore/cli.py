@@ -259,7 +259,7 @@ def _run(cfg: Config, composed: Composed) -> Path:
     from rlcore.checkpoint import export
     from rlcore.train import train
 
-    parts = build(as_directory(_with_embedded(cfg)), composed.config, say)
+    parts = build(cfg, composed.config, say, prepare=lambda cfg: as_directory(_with_embedded(cfg)))
     status = "failed"
     try:
         parts.tracker.event("started", steps=cfg.steps)
