@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from rewards import BUILTIN, GOLD, REWARD_MODEL, names
-from rewards.outcomes import Outcome, kind
+from rewards.outcomes import Outcome
 from rewards.pool import Pool
 from rewards.process import strict
 from rewards.shapes import Fn
 from rlcore.config import RewardConfig
-from rlcore.errors import DataError
+from rlcore.errors import DataError, kind
 from rlcore.records import Prompt, Response
 from rlcore.sources import nearest
 

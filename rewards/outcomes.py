@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import numbers
-import re
 import traceback
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,8 +13,6 @@ from rlcore.records import Score
 
 _MESSAGE = 500  # characters kept of an error's message
 _TRACEBACK = 8000
-_QUOTED = re.compile(r"""(?<!\w)(?:'(?:[^'\\]|\\.)*('|$)|"(?:[^"\\]|\\.)*("|$))""", re.DOTALL)  # $: it was cut
-_NUMBER = re.compile(r"0x[0-9a-f]+|-?\d+(\.\d+)?(e[-+]?\d+)?")
 _OURS = tuple(str(Path(__file__).with_name(name)) for name in ("worker.py", "shapes.py"))
 
 
@@ -102,11 +99,6 @@ def failure(e: BaseException) -> Outcome:
         return Outcome(None, status="unparseable_gold", message=str(e)[:_MESSAGE])
     status = "timeout" if isinstance(e, TimeoutError) else "error"
     return Outcome(None, status=status, message=last_line(e), traceback=_traceback(e))
-
-
-def kind(message: str) -> str:
-    """What messages that differ only in numbers and quoted values have in common: "row 17, 'a'" is "row 0, ''"."""
-    return _NUMBER.sub("0", _QUOTED.sub("''", message))
 
 
 def last_line(e: BaseException) -> str:

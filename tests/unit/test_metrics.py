@@ -59,6 +59,16 @@ def test_failures_of_left_out_groups_and_of_greedy_answers_count() -> None:
         metrics.demand_scores(groups, 0.39, "quarantine.jsonl")
 
 
+def test_the_commonest_error_is_of_the_commonest_kind() -> None:
+    """Each names its own row: taken by their texts two equal ones would be commoner than three that differ."""
+    said = [f"KeyError: 'gold' (row {i})" for i in range(3)] + ["over 10 s"] * 2
+    rollouts = [rollout(None) for _ in said]
+    for r, why in zip(rollouts, said, strict=True):
+        r.status, r.why = {"score": "error"}, {"score": why}
+    with pytest.raises(RewardError, match=r"commonest: score .*'error' 3 times: KeyError: 'gold' \(row 0"):
+        metrics.demand_scores([Group(rollouts)], 0.0, "quarantine.jsonl")
+
+
 def test_accuracy_is_the_first_reward_of_what_is_scored() -> None:
     groups = [Group([rollout(5.0, exact=1.0)]), Group([rollout(4.0, exact=0.0)]), Group([rollout(None)])]
     found = metrics.accuracy(groups, ["exact"])

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from rewards.outcomes import BadValue, Outcome, checked, failure, kind, listed
+from rewards.outcomes import BadValue, Outcome, checked, failure, listed
 from rewards.pool import Pool
 from rewards.shapes import Fn, Rule, Sample, gold_rule, load_rule
-from rlcore.errors import ConfigError, UnparseableGold
+from rlcore.errors import ConfigError, UnparseableGold, kind
 from rlcore.records import Prompt, Response, Score
 from tests.unit.misbehaving import VALUES
 from tests.unit.pools import fn, prompt, run
