@@ -33,7 +33,6 @@ rollouts_per_prompt: 4
 rollout: {{max_response_tokens: 12, kv_cache_gib: 0.1}}
 kl: {{coef: 0.01}}
 actor: {{ranks: 2, learning_rate: 1e-3, minibatches_per_step: 2}}
-reference: {{ranks: 1}}
 ray: {{object_store_mib: 100}}
 sync: {{bucket_mib: 16}}
 """
@@ -50,6 +49,8 @@ EVERYTHING = [
     "critic.warmup_steps=1", "critic.whiten_returns=true", "kl.target=0.001", "kl.horizon=100",
     "reference.refresh_steps=2", "loss.entropy_coef=0.001", "correction.name=truncate_token",
 ]  # fmt: skip
+# The least that can run, where a test is not about the other parts: each process takes seconds to start.
+LEAST = ["actor.ranks=1", "kl.coef=0"]
 PROGRAM = [sys.executable, "-c", "from rlcore.cli import main; main()"]
 
 
@@ -224,7 +225,7 @@ def test_own_functions_greedy_baselines_and_drawing_again(recipe: str, tmp_path:
     (tmp_path / "own.py").write_text(OWN)
     args = (f"advantage.name={tmp_path}/own.py:against_greedy", f"loss.name={tmp_path}/own.py:plain", "steps=2")
     filters = ("rollout.greedy_baseline=true", "rollout.dynamic_draws=2", "reward.overlong_fraction=0.5")
-    code, out = Run("train", recipe, *args, *filters, f"run_dir={tmp_path}").finish()
+    code, out = Run("train", recipe, *LEAST, *args, *filters, f"run_dir={tmp_path}").finish()
     assert code == 0, out
     assert metrics(tmp_path)[1]["actor/mine"] < 0
     for step, row in enumerate(metrics(tmp_path)[1:], 1):
@@ -239,10 +240,10 @@ def test_own_functions_greedy_baselines_and_drawing_again(recipe: str, tmp_path:
 @pytest.mark.parametrize(
     ("process", "role", "args"),
     [
-        ("ray::ActorRank", "actor rank", []),
-        ("ray::ReferenceRank", "reference rank 0", []),
-        ("ray::CriticRank", "critic rank 0", EVERYTHING),
-        ("ray::Engine", "rollout rank 0", []),
+        ("ray::ActorRank", "actor rank", ["kl.coef=0"]),
+        ("ray::ReferenceRank", "reference rank 0", ["actor.ranks=1"]),
+        ("ray::CriticRank", "critic rank 0", [*LEAST, "algorithm=ppo", "critic.ranks=1"]),
+        ("ray::Engine", "rollout rank 0", LEAST),
     ],
 )
 def test_a_killed_worker_ends_the_run_by_name(
@@ -257,7 +258,7 @@ def test_a_killed_worker_ends_the_run_by_name(
 
 
 def test_ctrl_c_ends_the_run_and_a_dead_reward_worker_does_not(recipe: str, tmp_path: Path) -> None:
-    run = Run("train", recipe, "steps=100000", f"run_dir={tmp_path}")
+    run = Run("train", recipe, *LEAST, "steps=100000", f"run_dir={tmp_path}")
     run.wait_for_step(tmp_path, 1)
     os.kill(run.pid_of("rewards.worker"), signal.SIGKILL)
     run.wait_for_step(tmp_path, metrics(tmp_path)[-1]["step"] + 3)
@@ -270,7 +271,7 @@ def test_ctrl_c_ends_the_run_and_a_dead_reward_worker_does_not(recipe: str, tmp_
 def test_hanging_rewards_end_the_run_with_exit_3(recipe: str, tmp_path: Path) -> None:
     flag = tmp_path / "hang"
     args = ("steps=100000", f"run_dir={tmp_path / 'run'}", "reward.timeout_seconds=0.5")
-    run = Run("train", recipe, *args, HANG_WHEN=str(flag))
+    run = Run("train", recipe, *LEAST, *args, HANG_WHEN=str(flag))
     run.wait_for_step(tmp_path / "run", 1)
     flag.write_text("")
     code, out = run.finish(120)
@@ -280,7 +281,7 @@ def test_hanging_rewards_end_the_run_with_exit_3(recipe: str, tmp_path: Path) ->
 
 
 def test_a_key_nothing_read_fails_the_run_at_its_end(recipe: str, tmp_path: Path) -> None:
-    run = Run("train", recipe, "steps=1", f"run_dir={tmp_path}", "data.response_column=x")
+    run = Run("train", recipe, *LEAST, "steps=1", f"run_dir={tmp_path}", "data.response_column=x")
     code, out = run.finish()
     assert code == 2 and "nothing read" in out and "data.response_column (command line)" in out, out
     assert (tmp_path / "export/config.json").is_file()
@@ -313,7 +314,7 @@ def test_rewards_of_every_kind_score_one_run(recipe: str, tmp_path: Path) -> Non
     (tmp_path / "kinds.py").write_text(OF_EVERY_KIND)
     fns = [*(f"{tmp_path}/kinds.py:{n}" for n in ("slow", "even", "compute_score", "Held")), "reward_model"]
     run = Run(
-        "train", recipe, "steps=1", f"run_dir={tmp_path}/run", f"reward.fns=[{','.join(fns)}]",
+        "train", recipe, *LEAST, "steps=1", f"run_dir={tmp_path}/run", f"reward.fns=[{','.join(fns)}]",
         f"reward_model.path={model}", "reward.args.Held.bonus=0.25", "reward.weights=[1,1,1,1,2]", "reward.gate=[slow]",
     )  # fmt: skip
     code, out = run.finish()
