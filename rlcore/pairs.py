@@ -109,6 +109,8 @@ def _conversations(loaded: Rows, cfg: DataConfig) -> list[tuple[list[Message], l
         return said
     if whole[0]:
         cut = [_common(*both) for both in said]
+        for i, n in enumerate(cut):
+            _check_beginning(loaded.at(i), said[i][0][:n])
         rows: list[Row] = [{**row, _PROMPT: both[0][:n]} for row, both, n in zip(loaded.rows, said, cut, strict=True)]
         loaded, cfg = loaded._replace(rows=rows), copy.copy(cfg)
         cfg.prompt_column = _PROMPT
@@ -120,6 +122,17 @@ def _conversations(loaded: Rows, cfg: DataConfig) -> list[tuple[list[Message], l
                 f"{loaded.at(i)}: a prompt must end before the assistant speaks, chosen and rejected with what it says"
             )
     return [([*prompt, *a], [*prompt, *b]) for prompt, (a, b) in zip(prompts.messages, said, strict=True)]
+
+
+def _check_beginning(where: str, prompt: Sequence[Message]) -> None:
+    """Of two whole conversations: DataError when there is no prompt in what both begin with."""
+    if not prompt:
+        raise DataError(f"{where}: chosen and rejected do not begin with the same message; both must have the prompt")
+    roles = [str(message["role"]) for message in prompt]
+    if "user" not in roles:
+        raise DataError(
+            f"{where}: chosen and rejected both begin with messages of {', '.join(roles)}, and none of the user"
+        )
 
 
 def _kind(whole: bool) -> str:

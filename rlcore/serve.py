@@ -52,7 +52,7 @@ _LOAD_SECONDS = 300.0  # for the function to load in every worker
 _BODY_BYTES = 64 << 20
 _WAITING_SAMPLES = 20_000  # more than this and a request is told to come again
 _LOOK_SECONDS = 0.2
-_GRACE_SECONDS = 2  # of Ctrl-C, for the requests that are being answered
+_GRACE_SECONDS = 2  # of Ctrl-C, for the requests that are being answered; after half of it clients are hung up on
 _TRACEBACKS = 20  # shown on stderr, one a message: the first failures tell, the thousandth does not
 
 
@@ -166,8 +166,9 @@ class Server:
         return handle
 
     def _check_token(self, request: Request) -> None:
-        given = request.headers.get("authorization", "").encode()
-        if self._token is not None and not hmac.compare_digest(given, f"Bearer {self._token}".encode()):
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        known = self._token is None or hmac.compare_digest(given.encode(), self._token.encode())
+        if self._token is not None and not (known and scheme.lower() == "bearer"):
             raise Refusal(401, "Authorization: Bearer TOKEN is missing or wrong", {"WWW-Authenticate": "Bearer"})
 
     async def _health(self, request: Request) -> dict[str, Any]:
@@ -246,7 +247,8 @@ def serve_command(args: list[str]) -> int:
 
 
 class Listener(uvicorn.Server):
-    """uvicorn, whose patience with unanswered requests ends when it is told to stop: they are answered with 503."""
+    """uvicorn, whose patience with unanswered requests ends when it is told to stop: they are answered with 503, and
+    those that have not been sent whole a second later are hung up on."""
 
     def __init__(self, config: uvicorn.Config, scorer: Scorer) -> None:
         super().__init__(config)
@@ -254,7 +256,13 @@ class Listener(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._scorer.stop()
+        asyncio.get_running_loop().call_later(_GRACE_SECONDS / 2, self._hang_up)
         await super().shutdown(sockets)
+
+    def _hang_up(self) -> None:
+        for connection in list(self.server_state.connections):
+            if connection.transport is not None:
+                connection.transport.abort()
 
 
 def _serve(pool: Pool, name: str, token: str | None, listening: socket.socket) -> None:
@@ -294,8 +302,11 @@ def _arguments(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=8010, help="0: any free one")
     parser.add_argument("--workers", type=int, default=1, help="processes that score side by side")
     parser.add_argument("--timeout", type=float, default=10.0, metavar="S", help="seconds for one sample")
-    parser.add_argument("--memory-mib", type=int, default=4096, help="memory of one worker")
-    return parser.parse_args(args)
+    parser.add_argument("--memory-mib", type=int, default=4096, help="memory of one worker, at least 256")
+    given = parser.parse_args(args)
+    if given.workers < 1 or not given.timeout > 0 or given.memory_mib < 256:
+        raise ConfigError("--workers must be at least 1, --timeout above 0, --memory-mib at least 256")
+    return given
 
 
 def _options(text: str) -> dict[str, Any]:

@@ -195,6 +195,13 @@ def test_an_open_gate_counts_too_and_the_rest_is_asked() -> None:
     assert result.reward == 1.25 and result.parts == {"a": 1.0, "form": 1.0, "gated": 0.0}
 
 
+def test_a_functions_own_part_is_never_taken_for_the_gates() -> None:
+    """`gated` 1 means accuracy 0."""
+    assert score(of("a"), a=value(1.0, gated=1.0)).parts == {"a": 1.0, "a/gated": 1.0}
+    result = score(of("a", "form", gate=["form"]), a=value(1.0, gated=1.0), form=value(1.0))
+    assert result.parts == {"a": 1.0, "form": 1.0, "a/gated": 1.0, "gated": 0.0}
+
+
 def test_a_gate_of_two_needs_both() -> None:
     cfg = of("a", "f", "g", gate=["f", "g"])
     assert score(cfg, a=value(5.0), f=value(1.0), g=value(-1.0)).reward == 0.0

@@ -273,6 +273,7 @@ def test_token(tmp_path: Path) -> None:
             assert httpx.get(running.health, headers=wrong).status_code == 401
         with_bytes = httpx.Headers([(b"Authorization", b"Bearer t0ken-\xff")])
         assert post(running.url, sample("4"), headers=with_bytes).status_code == 401
+        assert httpx.get(running.health, headers={"Authorization": "bearer t0ken-u"}).status_code == 200
         right = {"Authorization": "Bearer t0ken-u"}
         assert httpx.get(running.health, headers=right).status_code == 200
         reply = post(running.url, sample("4"), sample("token"), headers=right).json()
@@ -298,6 +299,23 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
     assert errors.count("RuntimeError: no such luck") == 2 and "in act" in errors  # shown once, with its traceback
     assert (waiting[0].status_code, waiting[0].json()) == (503, {"error": "the server is stopping"})
     assert not running.left()
+
+
+def test_ctrl_c_hangs_up_on_who_never_ends_a_request(tmp_path: Path) -> None:
+    running = Program(tmp_path)
+    url = httpx.URL(running.url)
+    with socket.create_connection((url.host, url.port)) as client:
+        headers = ("POST /score HTTP/1.1", "Host: a", "Content-Type: application/json", "Content-Length: 9")
+        client.sendall("\r\n".join([*headers, "", "{"]).encode())
+        post(running.url, sample("4"))  # the other one has been read by then
+        code, errors = running.stop()
+    assert code == 130 and errors.strip() == "rlcore: stopped by Ctrl-C", errors
+
+
+@pytest.mark.parametrize("args", [["--workers", "0"], ["--timeout", "0"], ["--timeout", "nan"], ["--memory-mib", "1"]])
+def test_limits_are_refused_by_their_flags(args: list[str]) -> None:
+    with pytest.raises(ConfigError, match="--workers must be at least 1, --timeout above 0, --memory-mib at least 256"):
+        serve_command(["x.py:f", *args])
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "::", "example.invalid", ""])
