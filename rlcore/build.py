@@ -79,7 +79,6 @@ def build(
     may take minutes: what is wrong with the rewards is said before. Raises ConfigError, DataError or WorkerError.
     """
     from rewards.manager import RewardManager
-    from rlcore.workers.model import load_tokenizer
 
     assert cfg.run_dir is not None
     run_dir = Path(cfg.run_dir)
@@ -90,6 +89,8 @@ def build(
     try:
         rewards.ready(cfg.deadline.start_seconds)
         cfg = prepare(cfg)
+        from rlcore.workers.model import load_tokenizer  # takes seconds: nothing is refused only after them
+
         say("data: reading and tokenizing")
         tokenizer = load_tokenizer(cfg.model)
         prompts, held_out = _read(cfg, tokenizer, say)
