@@ -283,7 +283,8 @@ def _last_words(run_dir: Path, exported: Path, again: str, seconds: float) -> No
     for key in sorted({k for line in lines for k in line if k.startswith("eval/") and k.endswith("/accuracy")}):
         values = [line[key] for line in lines if line.get(key) is not None]
         if values:
-            say(f"  {key}: before {values[0]:.1%}, after {values[-1]:.1%}")
+            form = ".1%" if all(0 <= v <= 1 for v in values) else ".3g"  # a reward of 1.2 is no share of the answers
+            say(f"  {key}: before {values[0]:{form}}, after {values[-1]:{form}}")
     say(f"  run directory:   {run_dir} (metrics.jsonl, events.jsonl, config.yaml, checkpoints)")
     say(f"  exported model:  {exported}")
     say(f"  sample rollouts: {run_dir / 'rollouts'}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import tomllib
@@ -568,6 +569,20 @@ def test_a_suggested_command_can_be_pasted_into_a_shell(
     monkeypatch.setattr(sys, "argv", ["/my programs/rlcore"])
     monkeypatch.setattr("shutil.which", lambda name: None)
     assert cli._command("export", "r") == "'/my programs/rlcore' export r"
+
+
+def test_the_last_words_call_only_shares_percent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A reward of 1.2 is no accuracy of 120 %."""
+    from rlcore import cli
+
+    lines = [
+        {"time": 0.0, "step": i, "eval/a/accuracy": i * 0.5, "eval/b/accuracy": i * 1.2, "eval/c/accuracy": None}
+        for i in range(2)
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    cli._last_words(tmp_path, tmp_path / "export", "again", 1.0)
+    out = capsys.readouterr().out
+    assert "eval/a/accuracy: before 0.0%, after 50.0%" in out and "eval/b/accuracy: before 0, after 1.2" in out
 
 
 def test_a_wrong_key_exits_2_before_anything_heavy_is_imported() -> None:
