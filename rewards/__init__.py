@@ -5,11 +5,13 @@ Values of BUILTIN are dotted paths, not functions, so that only a worker that sc
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 REWARD_MODEL = "reward_model"  # in reward.fns, no function: a group of Ray actors
+GATED = "gated"  # the part that says whether a gate kept a sample from the other functions
 
 BUILTIN = {
     "gsm8k": "rewards.gsm8k.gsm8k",
@@ -36,7 +38,7 @@ BUILTIN = {
 }
 
 # The rules that read their gold answer have a function that says at once whether they can: `check(prompt) -> None`, or
-# UnparseableGold. It is run over all rows when the data loads.
+# UnparseableGold, with those of the rule's options that it has. It is run over all rows when the data loads.
 GOLD = {
     "gsm8k": "rewards.gsm8k.gsm8k_gold",
     "gsm8k_strict": "rewards.gsm8k.gsm8k_gold",
@@ -49,6 +51,7 @@ GOLD = {
     "knights_knaves": "rewards.knights_knaves.knights_knaves_gold",
     "knights_knaves_solved": "rewards.knights_knaves.knights_knaves_gold",
     "reasoning_gym": "rewards.reasoning_gym.reasoning_gym_gold",
+    "length_cosine": "rewards.length.length_cosine_gold",
     "code": "rewards.code_tests.code_gold",
 }
 
@@ -56,13 +59,23 @@ GOLD = {
 def names(fns: Sequence[str]) -> list[str]:
     """What each function is called in parts, status and metrics: a built-in's name, else the name of the function.
 
-    Functions of one name in two files get the file's or module's name too: `a.score`, `b.score`.
+    Functions of one name in two files get the file's or module's name too: `a.score`, `b.score`; in two files of one
+    name also the folders that tell them apart, as far as the paths are written: `f.score`, `sub.f.score`. Only the same
+    function, however its path is written, has the same name twice. `f.gated` is one that would have the gate's name.
     """
-    short = [f if f in BUILTIN else f.replace(":", ".").rpartition(".")[2] for f in fns]
-    twice = {n for n, count in Counter(short).items() if count > 1}
-    return [f"{_home(f)}.{n}" if n in twice else n for f, n in zip(fns, short, strict=True)]
+    written = {os.path.abspath(f): f for f in reversed(fns)}
+    parts = [_parts(written[os.path.abspath(f)]) for f in fns]
+    found = [each[-1] for each in parts]
+    for length in range(2, 1 + max(map(len, parts), default=1)):
+        twice = {n for n, count in Counter(found).items() if count > 1 or n == GATED}
+        found = [".".join(each[-length:]) if n in twice else n for each, n in zip(parts, found, strict=True)]
+    return found
 
 
-def _home(spec: str) -> str:
-    file, colon, _ = BUILTIN.get(spec, spec).rpartition(":")
-    return Path(file).stem if colon else BUILTIN.get(spec, spec).rpartition(".")[0]
+def _parts(spec: str) -> list[str]:
+    """What a name may be made of, the function last."""
+    file, colon, name = spec.rpartition(":")
+    if colon:
+        return [*Path(file).parent.parts, Path(file).stem, name]
+    module, dot, name = BUILTIN.get(spec, spec).rpartition(".")
+    return [*([module] if dot else []), spec if spec in BUILTIN else name]

@@ -6,9 +6,10 @@ it as Python on floats, so it takes `2**3`, `7//2` and a result that is off by l
 
 from __future__ import annotations
 
+import json
 import re
 from fractions import Fraction
-from typing import Any
+from typing import Any, TypeGuard
 
 from rewards.format import last_answer
 from rlcore.errors import UnparseableGold
@@ -25,9 +26,9 @@ def countdown(prompt: Prompt, response: str, *, format_score: float = 0.0) -> Sc
     """1.0 if the last `<answer>` is an equation that makes the target of each given number used exactly once.
 
     Any other answer in tags gets `format_score` (TinyZero: 0.1), a response without gets 0.0; part `answered` tells
-    which. The row has `nums` or `numbers`, a list of whole numbers, and `target`. An equation is made of those,
-    + - * / ( ) and spaces; signs as in `-3 + 5`, the signs \u00d7 \u00f7 \u2212, and `= TARGET` at its end are allowed.
-    Raises UnparseableGold when the row lacks a column or has something else in it.
+    which. The row has `nums` or `numbers`, a list of whole numbers, and `target`; either may be text in JSON, as from a
+    CSV file. An equation is made of those, + - * / ( ) and spaces; signs as in `-3 + 5`, \u00d7 \u00f7 \u2212, and
+    `= TARGET` at its end are allowed. Raises UnparseableGold when the row lacks a column or has something else in it.
     """
     numbers, target = _gold(prompt)
     answer = last_answer(response)
@@ -59,20 +60,31 @@ def makes(equation: str, numbers: list[int], target: int) -> bool:
 def _gold(prompt: Prompt) -> tuple[list[int], int]:
     row = prompt.row
     column = "nums" if "nums" in row else "numbers"
-    numbers, target = row.get(column), row.get("target")
+    numbers, target = _from_text(row.get(column)), _from_text(row.get("target"))
+    if isinstance(target, float) and target.is_integer():  # a column of a table with gaps holds floats
+        target = int(target)
     if not isinstance(numbers, list) or not numbers or not all(map(_is_whole, numbers)):
         raise UnparseableGold(
             f"prompt {prompt.id}: countdown needs a column nums or numbers with a list of whole numbers, "
-            f"not {repr(numbers)[:80]}"
+            f"not {repr(row.get(column))[:80]}"
         )
-    if target is None or not _is_whole(target):
+    if not _is_whole(target):
         raise UnparseableGold(
-            f"prompt {prompt.id}: countdown needs a column target with a whole number, not {repr(target)[:80]}"
+            f"prompt {prompt.id}: countdown needs a column target with a whole number, "
+            f"not {repr(row.get('target'))[:80]}"
         )
     return numbers, target
 
 
-def _is_whole(value: Any) -> bool:
+def _from_text(value: Any) -> Any:
+    """What a CSV file's text says in JSON; any other value as it is."""
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except (ValueError, RecursionError):
+        return None
+
+
+def _is_whole(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 

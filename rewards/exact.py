@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 
-from rewards.format import last_answer
+from rewards.format import after_thought, last_answer
 from rlcore.errors import UnparseableGold
 from rlcore.records import Prompt
 
@@ -13,10 +13,11 @@ def exact_match(prompt: Prompt, response: str, *, case_sensitive: bool = False, 
     """1.0 if the response's answer is the text of `prompt.answer`, else 0.0. Runs of white space count as one space.
 
     The answer is what stands in the last `<answer>...</answer>`; without one the whole response, or with `last_line`
-    its last line that is not empty. Case does not matter unless `case_sensitive`. Raises UnparseableGold if the gold
-    answer is empty.
+    its last line that is not empty. Only what follows the last `</think>` is read. Case does not matter unless
+    `case_sensitive`. Raises UnparseableGold if the gold answer is empty.
     """
     exact_match_gold(prompt)
+    response = after_thought(response)
     answer = last_answer(response)
     if answer is None:
         answer = response.rstrip().rpartition("\n")[2] if last_line else response

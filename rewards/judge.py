@@ -50,7 +50,7 @@ _NUMBER = r"[+-]?\d++(?:\.\d++)?"
 _ANNOUNCED = re.compile(
     r"""[#*_•{\s-]*
     (?:(?:so|thus|hence|therefore|the|my|final|overall|total)[,\s]\s*)*
-    (?: (?:score\b|(["'])score\1) [*_\s]* (?:\([^()]{1,40}\)[*_\s]*)? [:=][*_"'`\s]* (?:\$*\\boxed\s*\{\s*)?
+    (?: (?:score\b|(["'])score\1) [*_\s]* (?:\([^()]{1,40}\)[*_\s]*)? [:=\uff1a][*_"'`\s]* (?:\$*\\boxed\s*\{\s*)?
       | (?:score\s+is\s*)? \$*\\boxed\s*\{\s*
     )""",
     re.IGNORECASE | re.VERBOSE,
@@ -164,14 +164,15 @@ class Judge:
         """The score in a chat completion."""
         try:
             choice = reply["choices"][0]
-            content, finish = _content(choice["message"]["content"]), choice.get("finish_reason")
+            message, finish = choice["message"], choice.get("finish_reason")
+            content, refusal = _content(message["content"]), _refusal(message)
         except (KeyError, IndexError, TypeError, AttributeError):
             said = json.dumps(reply)[:_QUOTED]
             raise EndpointError(f"{self._endpoint.url}: the reply is not a chat completion: {said}") from None
         if finish == "length":
             raise ValueError("judge: the reply was cut off before its end; raise max_tokens or ask for a shorter one")
         if not content.strip():
-            raise ValueError(f"judge: the reply is empty (finish_reason {finish!r})")
+            raise ValueError(f"judge: the reply is empty (finish_reason {finish!r}){refusal}")
         if content.lstrip().startswith("<think>") and "</think>" not in content:
             raise ValueError(f"judge: no score in the reply, its <think> is never closed{_end(content)}")
         content = after_thought(content)
@@ -211,7 +212,7 @@ class Judge:
         if not isinstance(usage, dict):
             return {}
         names = {"judge_tokens_in": "prompt_tokens", "judge_tokens_out": "completion_tokens"}
-        parts = {part: float(usage[name]) for part, name in names.items() if isinstance(usage.get(name), int)}
+        parts = {part: float(usage[name]) for part, name in names.items() if _is_count(usage.get(name))}
         if self._prices is not None and len(parts) == 2:
             tokens_in, tokens_out = parts.values()
             parts["judge_cost"] = (tokens_in * self._prices[0] + tokens_out * self._prices[1]) / 1e6
@@ -222,6 +223,18 @@ def _content(content: Any) -> str:
     """A message's content: text, or a list of parts, of which those that are text are joined. "" for anything else."""
     parts = [part.get("text") for part in content if isinstance(part, dict)] if isinstance(content, list) else [content]
     return "".join(part for part in parts if isinstance(part, str))
+
+
+def _refusal(message: dict[str, Any]) -> str:
+    """What a message, or a part of its content, says in its field `refusal`, for an error; "" without one."""
+    content = message["content"]
+    parts = [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
+    said = " ".join(part["refusal"] for part in [message, *parts] if isinstance(part.get("refusal"), str))
+    return f"; it refuses: {' '.join(said[:_QUOTED].split())!r}" if said else ""
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _member(content: str) -> str | None:

@@ -1,19 +1,22 @@
 """Rewards of how long a response is: linear, cosine (arXiv 2502.03373), overlong (DAPO, arXiv 2503.14476).
 
-The worker fills in `response_tokens` and `max_response_tokens`; the end-of-sequence token counts where it was sampled.
+The worker fills in `response_tokens`, `max_response_tokens` and `finish`; the end-of-sequence token counts where it was
+sampled.
 """
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import math
-from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
 
-from rewards import BUILTIN
+from rewards import BUILTIN, GOLD
+from rewards.outcomes import checked
+from rewards.shapes import Fn, Rule, Sample, load, load_rule
 from rlcore.errors import ConfigError
 from rlcore.protocols import plugin
-from rlcore.records import Prompt, Score
+from rlcore.records import Prompt, Response, Score
 
 
 def length_linear(
@@ -27,22 +30,30 @@ def length_linear(
 def length_cosine(
     prompt: Prompt, response: str, *, of: str, response_tokens: int, max_response_tokens: int,
     correct_short: float = 2.0, correct_long: float = 1.0, wrong_short: float = -10.0, wrong_long: float = 0.0,
-    at_limit: float = -10.0,
+    at_limit: float = -10.0, finish: str = "stop",
 ) -> Score:  # fmt: skip
     """The cosine reward of arXiv 2502.03373: short is good when right, long is less bad when wrong.
 
     It takes the place of the rule `of` (a name, dotted path or file.py:function, called as `(prompt, response)`), which
-    says what is right: a reward of at least 1; its value is the part `correct`. A right response goes along half a
+    says what is right: a reward of at least 1. The part `correct` tells which. A right response goes along half a
     cosine from `correct_short` at no tokens to `correct_long` at the limit, a wrong one from `wrong_short` to
-    `wrong_long`; one that reaches the limit gets `at_limit`. The defaults are the paper's in section 4.2. An error or
-    UnparseableGold of `of` is this rule's.
+    `wrong_long`; one that reaches the limit gets `at_limit`. The defaults are the paper's in section 4.2. What `of`
+    raises, and BadValue for what is no reward, is this rule's. ConfigError for an `of` that cannot be called so.
     """
-    correct = _reward(_rule(of)(prompt, response)) >= 1.0
+    rule = _rule(of, max_response_tokens)
+    (call,) = rule.calls([Sample(prompt, Response(response, response_tokens, finish))])
+    correct = checked(of, rule.fn(*call.args, **call.kwargs)).reward >= 1.0
     parts = {"correct": float(correct)}
     if response_tokens >= max_response_tokens:
         return Score(at_limit, parts)
     short, long = (correct_short, correct_long) if correct else (wrong_short, wrong_long)
     return Score(cosine(response_tokens / max_response_tokens, short, long), parts)
+
+
+def length_cosine_gold(prompt: Prompt, *, of: str) -> None:
+    """UnparseableGold if the rule `of` reads gold answers and cannot read this one."""
+    if of in GOLD:
+        load(GOLD[of])(prompt)
 
 
 def cosine(progress: float, start: float, end: float) -> float:
@@ -73,9 +84,15 @@ def overlong_penalty(tokens: int, limit: int, fraction: float, penalty: float) -
 
 
 @lru_cache(maxsize=8)
-def _rule(of: str) -> Callable[..., Any]:
-    return plugin(BUILTIN.get(of, of), "reward.args: length_cosine.of")
-
-
-def _reward(value: Any) -> float:
-    return value.reward if isinstance(value, Score) else float(value)
+def _rule(of: str, max_response_tokens: int) -> Rule:
+    """The function `of`; ConfigError unless it is called for one sample as `(prompt, response)`."""
+    key = "reward.args.length_cosine.of"
+    with contextlib.suppress(ConfigError):  # it would name another key
+        rule = load_rule(Fn(of, of), {"max_response_tokens": max_response_tokens})
+        if rule.shape == "plain" and not rule.asynchronous and inspect.isroutine(rule.fn):
+            return rule
+    plugin(BUILTIN.get(of, of), key)
+    raise ConfigError(
+        f"{key}: {of} must be a function fn(prompt, response) that judges one sample: no class, no async def, none of "
+        "TRL's, veRL's or the batched form, and every other parameter needs a default"
+    )

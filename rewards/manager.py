@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from rewards import BUILTIN, GOLD, REWARD_MODEL, names
+from rewards import BUILTIN, GATED, GOLD, REWARD_MODEL, names
 from rewards.outcomes import Outcome
 from rewards.pool import Pool
 from rewards.process import strict
@@ -287,8 +287,9 @@ class RewardManager:
         parts = {n: o.reward for n, o in outcomes.items() if o.reward is not None}
         for name, outcome in outcomes.items():
             for part, value in outcome.parts.items():
-                parts[f"{name}/{part}" if part in parts or part in self.names else part] = value
-        return parts if gated is None else parts | {"gated": float(gated)}
+                taken = part in parts or part in self.names or part == GATED
+                parts[f"{name}/{part}" if taken else part] = value
+        return parts if gated is None else parts | {GATED: float(gated)}
 
     def _report(self, sample: _Sample, name: str, outcome: Outcome) -> None:
         said = f"{name}: {outcome.status}: {outcome.message}"

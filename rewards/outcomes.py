@@ -1,10 +1,16 @@
-"""What a reward function returned or raised, as an outcome: nothing is ever repeated, guessed or turned into a 0."""
+"""What a reward function returned or raised, as an outcome: nothing is ever repeated, guessed or turned into a 0.
+
+Also whether what it returns is to be awaited first.
+"""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 import numbers
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +19,9 @@ from rlcore.records import Score
 
 _MESSAGE = 500  # characters kept of an error's message
 _TRACEBACK = 8000
-_OURS = tuple(str(Path(__file__).with_name(name)) for name in ("worker.py", "shapes.py"))
+_OURS = tuple(str(Path(__file__).with_name(name)) for name in ("worker.py", "shapes.py", "outcomes.py"))
+_RUNS = {"run", "run_until_complete", "run_coroutine_threadsafe"}  # how an ordinary function gets a coroutine's result
+_MOST_LAYERS = 100
 
 
 class Outcome(NamedTuple):
@@ -36,13 +44,40 @@ class BadValue(Exception):
     """A reward function returned something that is not a reward."""
 
 
+def is_async(fn: Any) -> bool:
+    """Whether what `fn` returns is to be awaited, also behind functools.partial and functools.wraps.
+
+    A decorator that itself runs the coroutine, by asyncio.run or the like, returns a plain value.
+    """
+    for _ in range(_MOST_LAYERS):  # an object may claim to have any attribute, so to wrap another one without end
+        if isinstance(fn, functools.partial):
+            fn = fn.func
+            continue
+        call = type(fn).__call__ if callable(fn) and not inspect.isroutine(fn) else fn
+        if inspect.iscoroutinefunction(call):
+            return True
+        used = getattr(getattr(call, "__code__", None), "co_names", ())
+        wrapped = getattr(fn, "__wrapped__", getattr(call, "__wrapped__", None))
+        if wrapped is None or _RUNS.intersection(used):
+            return False
+        fn = wrapped
+    return False
+
+
+async def settled(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    """What a call of `fn` comes to: a decorator of an async function may answer some calls without it."""
+    value = fn(*args, **kwargs)
+    return await value if inspect.isawaitable(value) else value
+
+
 def listed(name: str, value: Any, count: int) -> list[Any]:
     """`value` as the `count` items that one call for `count` samples must return; never repeated to fit."""
     if getattr(value, "ndim", None) == 1 and hasattr(value, "tolist"):
         value = value.tolist()
     if not isinstance(value, (list, tuple)) or isinstance(value, Score):
         shape = f" of shape {tuple(getattr(value, 'shape', ()))}" if getattr(value, "ndim", 0) else ""
-        raise BadValue(f"{name} returned {type(value).__name__}{shape} {_shown(value)}, not a list of {count} rewards")
+        wrong = _unawaited(value) or f"not a list of {count} rewards"
+        raise BadValue(f"{name} returned {type(value).__name__}{shape} {_shown(value)}, {wrong}")
     if len(value) != count:
         raise BadValue(f"{name} returned a {type(value).__name__} of {len(value)} for {count} samples")
     return list(value)
@@ -78,10 +113,23 @@ def _finite(name: str, value: Any, where: str) -> float:
     number = _number(value)
     kind = type(value).__name__
     if number is None:
-        raise BadValue(f'{name} returned{where} {kind} {_shown(value)}, not a float, a dict with "score" or a Score')
+        wrong = _unawaited(value) or 'not a float, a dict with "score" or a Score'
+        raise BadValue(f"{name} returned{where} {kind} {_shown(value)}, {wrong}")
     if not math.isfinite(number):
         raise BadValue(f"{name} returned{where} {number} ({kind}), not a finite number")
     return number
+
+
+def _unawaited(value: Any) -> str:
+    """What to do about a coroutine and the like; "" for any other value."""
+    if not inspect.isawaitable(value):
+        return ""
+    if inspect.iscoroutine(value):
+        value.close()  # or Python prints that it was never awaited
+    return (
+        "which has to be awaited: declare the function `async def` and await what it calls; a decorator of an async "
+        "function must use functools.wraps"
+    )
 
 
 def _shown(value: Any) -> str:

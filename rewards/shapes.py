@@ -18,6 +18,7 @@ the failure of this one. Anything else, a list of the wrong length, NaN and infi
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +26,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, get_type_hints
 
 from rewards import BUILTIN
-from rewards.outcomes import BadValue, Outcome, checked, failure, last_line, listed
+from rewards.outcomes import BadValue, Outcome, checked, failure, is_async, last_line, listed, settled
 from rlcore.errors import ConfigError, UnparseableGold
 from rlcore.protocols import plugin
 from rlcore.records import Prompt, Response
@@ -213,7 +214,10 @@ def _rule(
     taken = by_name or _SAMPLE.get(shape) or _positional(parameters or {})[:2]
     options = _options(name, args, parameters, taken, context, needs_all=shape != "trl")
     given = tuple(n for n in _OF_RESPONSE if n in own and n not in options)
-    rule = Rule(name, target, shape, _is_async(target), options, given, by_name)
+    asynchronous = is_async(target)
+    if asynchronous and not inspect.iscoroutinefunction(target):
+        target = functools.partial(settled, target)
+    rule = Rule(name, target, shape, asynchronous, options, given, by_name)
     if parameters is None or shape not in ("trl", "verl"):
         return rule
     if not _takes_any(parameters):
@@ -237,11 +241,6 @@ def _demand_types(name: str, target: Any, args: Mapping[str, Any]) -> None:
         fits = isinstance(value, (int, float) if hint is float else hint)
         if not fits or (isinstance(value, bool) and hint is not bool):
             raise ConfigError(f"reward.args.{name}.{option}: {value!r} is not {hint.__name__}")
-
-
-def _is_async(target: Any) -> bool:
-    target = getattr(target, "func", target)  # of functools.partial
-    return inspect.iscoroutinefunction(target) or inspect.iscoroutinefunction(type(target).__call__)
 
 
 def _parameters(target: Any) -> Mapping[str, inspect.Parameter] | None:
@@ -289,6 +288,9 @@ def _detect(name: str, parameters: Mapping[str, inspect.Parameter] | None) -> st
     if len(first) == 2:
         return "plain"
     seen = "has no readable parameters" if parameters is None else f"has the parameters ({', '.join(parameters)})"
+    options = [n for n, p in (parameters or {}).items() if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
+    if sample := [n for n in options if n not in _OF_RESPONSE]:
+        seen += f", but {sample[0]} is keyword-only, as an option is; if it is none, remove the * before it"
     raise ConfigError(
         f"reward.fns: {name} {seen}; it is called as fn(prompt, response), the first of: {_FORMS}. "
         f"reward.args.{name}.signature names one: {', '.join(SHAPES)}"

@@ -16,6 +16,8 @@ import asyncio
 import contextlib
 import errno
 import faulthandler
+import functools
+import inspect
 import json
 import os
 import random
@@ -150,8 +152,8 @@ class Worker:
             self._rules = [load_rule(fn, hello["context"]) for fn in fns]
             for fn, rule in zip(fns, self._rules, strict=True):
                 if fn.spec in BUILTIN and fn.args and not (rule.many or rule.asynchronous):
-                    _try_options(fn, rule)
-            self._rules += [gold_rule(fn.name, load(GOLD[fn.spec])) for fn in fns if fn.spec in GOLD]
+                    _try_options(rule)
+            self._rules += [gold_rule(fn.name, _gold_check(fn)) for fn in fns if fn.spec in GOLD]
         except ConfigError as e:
             self._answer(0, {"failed": str(e)})
             return False
@@ -312,7 +314,14 @@ class Worker:
         return TimeoutError(f"took longer than {self._timeout:g} s (reward.timeout_seconds)")
 
 
-def _try_options(fn: Fn, rule: Rule) -> None:
+def _gold_check(fn: Fn) -> Callable[[Prompt], None]:
+    """What reads the gold answers of a rule of rewards.GOLD, with those of the rule's options that it has."""
+    check = load(GOLD[fn.spec])
+    shared = inspect.signature(check).parameters.keys() & fn.args.keys()
+    return functools.partial(check, **{option: fn.args[option] for option in shared})
+
+
+def _try_options(rule: Rule) -> None:
     """Call a built-in rule once: what it says of its options' values is known before the run."""
     sample = Sample(Prompt("", [], ""), Response("one two " * 100, 200))
     try:
@@ -320,9 +329,7 @@ def _try_options(fn: Fn, rule: Rule) -> None:
             rule.fn(*call.args, **call.kwargs)
     except ConfigError:
         raise
-    except TypeError as e:
-        raise ConfigError(f"reward.args.{fn.name}: {e}") from e
-    except Exception:  # about the sample, which is none
+    except (Exception, SystemExit):  # about the sample, which is none
         return
 
 

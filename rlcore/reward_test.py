@@ -1,7 +1,7 @@
 """`rlcore rewards test FUNCTION --data FILE`: what a reward function says of a few rows, before any run.
 
-Of every row it scores the row's own response, where it has one, the gold answer as if a model had said it, and an empty
-response: what is right should score, what is empty should not.
+Of every row it scores the row's own response, where it has one (text, a number or TRL's list of messages), the gold
+answer as if a model had said it, and an empty response: what is right should score, what is empty should not.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from collections.abc import Sequence
 
 from rewards.manager import Result, RewardManager
 from rlcore.compose import compose_rewards
+from rlcore.conversation import as_text, is_message
 from rlcore.data import untokenized
-from rlcore.errors import ConfigError, RewardError
+from rlcore.errors import ConfigError, DataError, RewardError
 from rlcore.records import Prompt, Response
-from rlcore.sources import load_rows
+from rlcore.sources import Rows, load_rows, nearest
 
 _START_SECONDS = 120.0
 _SHOWN = 400  # characters of a text
@@ -30,17 +31,14 @@ def reward_test(args: Sequence[str]) -> int:
     given = _arguments(args)
     cfg = compose_rewards({"reward.fns": given.functions, "data.train": [given.data]}, given.settings)
     loaded = load_rows(given.data)
-    column = given.responses or ("response" if "response" in loaded.rows[0] else None)
-    if column is not None and column not in loaded.rows[0]:
-        raise ConfigError(f"--responses: {given.data} has no column {column}; there are {', '.join(loaded.rows[0])}")
     everything = untokenized(loaded, cfg.data, loaded.name)
     prompts = everything[: given.rows]
+    responses = _responses(loaded, prompts, given.responses)
     manager = RewardManager(cfg.reward, cfg.rollout.max_response_tokens)
     try:
         manager.demand_sources(everything)
         manager.ready(_START_SECONDS)
         unread = {p.id: why for p, why in manager.unscorable(prompts, _START_SECONDS)}
-        responses = [_responses(prompt, column) for prompt in prompts]
         asked = [(prompt, text) for prompt, each in zip(prompts, responses, strict=True) for _, text in each]
         results = _score(manager, asked)
         scored = iter(results)
@@ -70,10 +68,15 @@ def _arguments(args: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("test", choices=["test"])
     parser.add_argument("functions", nargs="+", metavar="FUNCTION|key=value")
-    parser.add_argument("--data", required=True, help="as data.train: a .jsonl, .parquet or .csv file, hub name, ...")
+    parser.add_argument(
+        "--data", required=True, action="append", help="as data.train: a .jsonl, .parquet or .csv file, hub name, ..."
+    )
     parser.add_argument("--rows", type=int, default=3, help="how many rows, from the first on (default 3)")
     parser.add_argument("--responses", metavar="COLUMN", help="column with responses (default: response, if there)")
     found = parser.parse_intermixed_args(list(args))
+    if len(found.data) > 1:
+        raise ConfigError(f"--data is given {len(found.data)} times ({', '.join(found.data)}); test one file at a time")
+    found.data = found.data[0]
     if found.rows < 1:
         raise ConfigError(f"--rows is {found.rows}; it must be at least 1")
     found.settings = [f for f in found.functions if "=" in f]
@@ -84,9 +87,37 @@ def _arguments(args: Sequence[str]) -> argparse.Namespace:
     return found
 
 
-def _responses(prompt: Prompt, column: str | None) -> list[tuple[str, str]]:
-    own = [(f"column {column}", str(prompt.row.get(column) or ""))] if column is not None else []
-    return [*own, ("the gold answer", prompt.answer), ("nothing", "")]
+def _responses(loaded: Rows, prompts: Sequence[Prompt], asked: str | None) -> list[list[tuple[str, str]]]:
+    """Of each prompt the texts to score, each with what it is. Not every row need have a response of its own."""
+    columns = list(dict.fromkeys(name for prompt in prompts for name in prompt.row))
+    if asked is not None and asked not in columns:
+        raise ConfigError(
+            f"--responses: {loaded.source} has no column {asked}{nearest(asked, columns)} in the rows to score "
+            f"(--rows {len(prompts)}); there are {', '.join(columns)}"
+        )
+    column = asked or "response"
+    texts = [_own(loaded, i, column) for i in range(len(prompts))]
+    return [
+        [*([] if text is None else [(f"column {column}", text)]), ("the gold answer", prompt.answer), ("nothing", "")]
+        for prompt, text in zip(prompts, texts, strict=True)
+    ]
+
+
+def _own(loaded: Rows, i: int, column: str) -> str | None:
+    """The response that row i has: None if it has none. Of messages it is what the assistant said last."""
+    value = loaded.rows[i].get(column)
+    if isinstance(value, (bool, int, float)):
+        return as_text(value)
+    if value is None or isinstance(value, str):
+        return value
+    messages = value if isinstance(value, list) and all(is_message(m) for m in value) else []
+    said = [m["content"] for m in messages if m["role"] == "assistant"]
+    if not said or not isinstance(said[-1], str):
+        raise DataError(
+            f"{loaded.at(i)}: column {column} is {as_text(value)[:80]}; a response must be text, a number, or a list "
+            "of {role, content} messages whose last one by the assistant has text as its content"
+        )
+    return said[-1]
 
 
 def _score(manager: RewardManager, asked: Sequence[tuple[Prompt, str]]) -> list[Result]:

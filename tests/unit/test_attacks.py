@@ -77,7 +77,8 @@ REPEATED = [
     "\\[", "\\", "{", "}", "(", ")", "[", "]", "\\frac{", "\\frac{1", "\\text{", "\\text{a ", "^{", "^", "*", "**",
     "** ", "=", "1=", "#", "####", "#### ", "####1 ", "\\boxed{", "\\boxed ", "<answer>", "</answer>", "<think>",
     "</think>", "<answer>1</answer>", "answer ", "answer is ", "answer is: ", "the answer is a ", "option ", "A ",
-    "A or ", "A, ", "(A) ", "a", "a ", "a.", "Zoey is a ", "Zoey ", "is a ", "knight ", "x is a knight ", "(1) ",
+    "A or ", "A, ", "so ", "hence B", "A\nso ", "(A) ", "a", "a ", "a.", "Zoey is a ", "Zoey ", "is a ", "knight ",
+    "x is a knight ", "(1) ",
     "(1+", "1+", "1 + ", "-(", "\u00e9", "\u4e09", "\u0e01", "\u0301", "\u00bd", "\u00b2", "\U0001f600",
 ]  # fmt: skip
 _WATCH = """

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
+import rewards
 from rlcore.algo import advantage, loss
 from rlcore.algo.correction import correct
 from rlcore.check import check
@@ -185,6 +186,37 @@ def test_a_combination_that_makes_no_sense_is_refused(base: DictConfig, settings
         at = found[0].find(word, at)
         assert at >= 0, f"{word!r} is not where it should be in: {found[0]}"
     assert errors(base, f"{settings} {remedy}") == []
+
+
+@pytest.mark.parametrize(
+    ("fns", "called"),
+    [
+        (["gsm8k", "a.py:score", "pkg.mod.other"], ["gsm8k", "score", "other"]),
+        (["a.py:score", "x/b.py:score", "pkg.mod.score"], ["a.score", "b.score", "pkg.mod.score"]),
+        (["gsm8k", "mine.py:gsm8k"], ["rewards.gsm8k.gsm8k", "mine.gsm8k"]),
+        (["reward_model", "mine.py:reward_model"], ["reward_model", "mine.reward_model"]),
+        (["f.py:ok", "sub/f.py:ok"], ["f.ok", "sub.f.ok"]),
+        (["sub/f.py:ok", "f.py:ok", "f.py:other"], ["sub.f.ok", "f.ok", "other"]),
+        (["/x/a/f.py:ok", "/y/a/f.py:ok", "z/f.py:ok"], ["x.a.f.ok", "y.a.f.ok", "z.f.ok"]),
+        (["f.py:ok", "sub/f.py:ok", "f.py:ok"], ["f.ok", "sub.f.ok", "f.ok"]),
+        (["f.py:ok", "./f.py:ok", "sub/../f.py:ok", str(Path("f.py").absolute()) + ":ok"], ["f.ok"] * 4),
+        ([], []),
+        (["f.py:gated", "g.py:score"], ["f.gated", "score"]),
+    ],
+)
+def test_every_function_has_a_name_of_its_own(fns: list[str], called: list[str]) -> None:
+    assert rewards.names(fns) == called
+
+
+def test_two_files_of_one_name_are_two_functions(base: DictConfig, tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    files = [tmp_path / "f.py", tmp_path / "sub" / "f.py"]
+    for path in files:
+        path.write_text("def ok(prompt, response): ...\n")
+    one, other = (f"{path}:ok" for path in files)
+    assert errors(base, f"reward.fns=[{one},{other}] reward.gate=[sub.f.ok]") == []
+    (error,) = errors(base, f"reward.fns=[{one},{other},{one}]")
+    assert "names " in error and "f.ok twice; name it once and set its reward.weights" in error
 
 
 @pytest.mark.parametrize(

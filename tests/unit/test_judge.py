@@ -40,6 +40,10 @@ def said(content: Any, finish: str = "stop", usage: Any = None, **answer: Any) -
     return Answer(body if usage is None else body | {"usage": usage}, **answer)
 
 
+def refused(content: Any, refusal: Any) -> Answer:
+    return Answer({"choices": [{"message": {"content": content, "refusal": refusal}, "finish_reason": "stop"}]})
+
+
 def judge(server: Loopback | str, **options: Any) -> Judge:
     options = {"url": server if isinstance(server, str) else f"{server.url}/v1", "model": "m"} | options
     return Judge(**options)
@@ -76,6 +80,14 @@ def test_request_and_score() -> None:
     ):
         assert text in asked[1]["content"]
     assert "authorization" not in server.headers[0]
+
+
+@pytest.mark.parametrize("wrong", [True, -1, "50", 1.5, None])
+def test_a_usage_that_is_no_count_is_not_counted(wrong: Any) -> None:
+    usage = {"prompt_tokens": 1000, "completion_tokens": wrong}
+    with serving(said("Score: 7", usage=usage)) as server:
+        got = grade(judge(server, price_per_million_tokens=[2, 10]))
+    assert got.parts.keys() == {"judge_score", "judge_seconds", "judge_retries", "judge_tokens_in"}
 
 
 def test_whole_address_and_fields_left_to_the_endpoint() -> None:
@@ -115,6 +127,10 @@ SCORES = [
     ("**Score**: 8.", 8.0),
     ("Final score: **8**", 8.0),
     ("Score (0-10): 6", 6.0),
+    ("Score\uff1a 7", 7.0),
+    ("**Score\uff1a** 7/10", 7.0),
+    ("Score\uff1a7\uff1a9", None),
+    ("Score\uff1aseven", None),
     ("Score: 7/10", 7.0),
     ("Score: 7 / 10.0!", 7.0),
     ("Score: 7 out of 10", 7.0),
@@ -260,6 +276,9 @@ def test_scale(scale: list[float], reply: str, reward: float) -> None:
         (said([]), ValueError, "empty"),
         (said([{"type": "refusal", "refusal": "Score: 9"}, None, {"type": "text", "text": " "}]), ValueError, "empty"),
         (said({"text": "Score: 9"}), ValueError, "empty"),
+        (refused(None, "I cannot\n" + "help " * 100), ValueError, "empty .*'stop'.*it refuses: 'I cannot help help"),
+        (said([{"type": "refusal", "refusal": "I cannot"}]), ValueError, "empty .*it refuses: 'I cannot'"),
+        (refused("", {"why": "no"}), ValueError, r"empty \(finish_reason 'stop'\)$"),
         (Answer({"choices": []}), EndpointError, "not a chat completion"),
         (Answer({"error": {"message": "no model"}}), EndpointError, "not a chat completion.*no model"),
         (Answer([1]), EndpointError, "not a chat completion"),

@@ -94,6 +94,61 @@ def test_a_source_of_rows_that_are_not_shown_is_known(data: str, capsys: pytest.
     assert reward_test(["test", "gsm8k", "--data", data, "--rows", "1", *settings]) == 0
 
 
+def rows_of(tmp_path: Path, *rows: dict) -> str:
+    path = tmp_path / "own.jsonl"
+    path.write_text("".join(json.dumps({"question": "?", "answer": "#### 0"} | row) + "\n" for row in rows))
+    return str(path)
+
+
+def said(out: str) -> list[str]:
+    """Of each row the text of its own response; "none" where it has none."""
+    rows = out.split("\n== ")[1:]
+    marked = [row.partition("-- response: column ")[2].partition("response: ")[2] for row in rows]
+    return [text.partition("\n")[0] or "none" for text in marked]
+
+
+def test_a_row_is_scored_with_its_own_response_where_it_has_one(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    talk = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "5"}]
+    texts = [{}, {"response": None}, {"response": ""}, {"response": "It is 0."}]
+    values = [{"response": value} for value in (0, False, 0.5, talk[1:], [talk[1], *talk, talk[0]])]
+    assert reward_test(["test", "gsm8k", "--data", rows_of(tmp_path, *texts, *values), "--rows", "9"]) == 0
+    out = capsys.readouterr().out
+    assert said(out) == ["none", "none", "(empty)", "It is 0.", "0", "false", "0.5", "5", "5"]
+    assert "25 calls on 9 rows, each ended with a score" in out
+    late = rows_of(tmp_path, {"mine": None}, {"mine": "1"})
+    assert reward_test(["test", "gsm8k", "--data", late, "--responses", "mine"]) == 0
+    assert said(capsys.readouterr().out) == ["none", "1"]
+    with pytest.raises(
+        ConfigError, match=r"no column mine in the rows to score \(--rows 1\); there are question, answer"
+    ):
+        reward_test(
+            ["test", "gsm8k", "--data", rows_of(tmp_path, {}, {"mine": "1"}), "--rows", "1", "--responses", "mine"]
+        )
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [],
+        ["5"],
+        {"text": "5"},
+        [{"role": "user", "content": "5"}],
+        [{"role": "assistant", "content": "5"}, {"role": "assistant", "content": None}],
+    ],
+)
+def test_a_response_that_is_no_text_is_named(tmp_path: Path, value: object) -> None:
+    data = rows_of(tmp_path, {}, {"response": value})
+    with pytest.raises(
+        DataError, match=r"own\.jsonl, line 2: column response is .*; a response must be text, a number"
+    ):
+        reward_test(["test", "gsm8k", "--data", data])
+
+
+def test_two_files_are_refused(data: str) -> None:
+    with pytest.raises(ConfigError, match=r"--data is given 2 times \(a.jsonl, .*\); test one file at a time"):
+        reward_test(["test", "gsm8k", "--data", "a.jsonl", "--data", data])
+
+
 def test_settings_may_stand_after_the_options(data: str, capsys: pytest.CaptureFixture) -> None:
     assert reward_test(["test", "gsm8k", "--data", data, "--rows", "1", "reward.weights=[2]"]) == 0
     assert "reward: 2   parts: gsm8k 1" in capsys.readouterr().out

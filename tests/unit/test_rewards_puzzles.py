@@ -111,13 +111,35 @@ def test_countdown_reads_the_last_answer(response: str, reward: float, answered:
         ({}, "nums or numbers.*None"),
         ({"target": 3}, "nums or numbers"),
         ({"nums": [], "target": 3}, "nums or numbers"),
-        ({"nums": "[1, 2]", "target": 3}, "nums or numbers"),
+        ({"nums": "1, 2", "target": 3}, "nums or numbers.*'1, 2'"),
+        ({"nums": "[1, 2", "target": 3}, "nums or numbers"),
+        ({"nums": "", "target": 3}, "nums or numbers"),
+        ({"nums": "[]", "target": 3}, "nums or numbers"),
+        ({"nums": '[1, "2"]', "target": 3}, "nums or numbers"),
+        ({"nums": "[1, 2.5]", "target": 3}, "nums or numbers"),
+        ({"nums": "[true]", "target": 1}, "nums or numbers"),
+        ({"nums": "(1, 2)", "target": 3}, "nums or numbers"),
+        ({"nums": '{"1": 2}', "target": 3}, "nums or numbers"),
+        ({"nums": "[9, __import__('os')]", "target": 3}, "nums or numbers"),
+        ({"nums": "[" * 100_000, "target": 3}, "nums or numbers"),
         ({"nums": [1, "2"], "target": 3}, "nums or numbers"),
         ({"nums": [1, 2.5], "target": 3}, "nums or numbers"),
         ({"nums": [True], "target": 1}, "nums or numbers"),
         ({"nums": [1, 2]}, "target.*None"),
-        ({"nums": [1, 2], "target": "3"}, "target.*'3'"),
-        ({"nums": [1, 2], "target": 3.0}, "target"),
+        ({"nums": [1, 2], "target": "three"}, "target.*'three'"),
+        ({"nums": [1, 2], "target": "1+2"}, "target"),
+        ({"nums": [1, 2], "target": ""}, "target"),
+        ({"nums": [1, 2], "target": "3.5"}, "target.*'3.5'"),
+        ({"nums": [1, 2], "target": "NaN"}, "target"),
+        ({"nums": [1, 2], "target": "1e999"}, "target"),
+        ({"nums": [1, 2], "target": "9" * 5000}, "target"),
+        ({"nums": [1, 2], "target": "true"}, "target"),
+        ({"nums": [1, 2], "target": '"3"'}, "target"),
+        ({"nums": [1, 2], "target": "[3]"}, "target"),
+        ({"nums": [1, 2], "target": 3.5}, "target"),
+        ({"nums": [1, 2], "target": float("nan")}, "target"),
+        ({"nums": [1, 2], "target": float("inf")}, "target"),
+        ({"nums": [1, 2], "target": True}, "target"),
     ],
 )
 def test_countdown_without_its_columns_is_unparseable(row: dict[str, Any], names: str) -> None:
@@ -125,6 +147,17 @@ def test_countdown_without_its_columns_is_unparseable(row: dict[str, Any], names
         countdown_gold(prompt(row))
     with pytest.raises(UnparseableGold, match=names):
         countdown(prompt(row), "<answer>1+2</answer>")
+
+
+@pytest.mark.parametrize(
+    ("nums", "target"), [("[3, 5]", "8"), ("[3,5]", "8.0"), ([3, 5], 8.0), (" [3, 5]\n", " 8 "), ("[3, 5]", 8)]
+)
+def test_countdown_reads_what_a_table_holds(nums: Any, target: Any) -> None:
+    """A CSV file's cells are text, and a column of whole numbers with gaps holds floats."""
+    row = {"nums": nums, "target": target}
+    countdown_gold(prompt(row))
+    assert countdown(prompt(row), "<answer>3 + 5 = 8</answer>").reward == 1.0
+    assert countdown(prompt(row), "<answer>3 - 5</answer>").reward == 0.0
 
 
 def test_countdown_agrees_with_the_generator() -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rewards.language import LANGUAGES, language
-from rewards.length import length_cosine, length_linear, overlong, overlong_penalty
+from rewards.length import length_cosine, length_cosine_gold, length_linear, overlong, overlong_penalty
+from rewards.outcomes import BadValue
+from rewards.pool import Pool
 from rewards.repetition import repetition
-from rlcore.errors import ConfigError
-from rlcore.records import Prompt, Score
+from rewards.shapes import Fn
+from rlcore.errors import ConfigError, UnparseableGold
+from rlcore.records import Prompt, Response, Score
 
 PROMPT = Prompt(id="test:7", tokens=[1], answer="#### 72")
 
@@ -73,6 +78,92 @@ def test_length_cosine_takes_other_ends_and_other_rules() -> None:
     assert length_cosine(prompt, wrong, **(options | at_limit), at_limit=-3.0).reward == -3.0
     with pytest.raises(ConfigError, match="length_cosine.of: no_such_rule"):
         length_cosine(prompt, right, **(options | no_such))
+
+
+OF = """
+from rlcore.records import Score
+def truth(prompt, response): return True
+def number(prompt, response): return {"score": 1.0, "why": "right"}
+def score(prompt, response): return Score(1.0, {"x": 2.0})
+def less(prompt, response): return {"score": 0.9}
+def turned(response, prompt): return float(prompt.id == "test:7" and response == "x")
+def told(prompt, response, response_tokens, finish, max_response_tokens):
+    return (response_tokens, finish, max_response_tokens) == (50, "length", 100)
+def nan(prompt, response): return float("nan")
+def part(prompt, response): return Score(1.0, {"x": float("inf")})
+def none(prompt, response): return None
+def listed(prompt, response): return [1.0]
+async def late(prompt, response): return 1.0
+def batch(prompts, responses): return [1.0] * len(prompts)
+def trl(prompts, completions, **columns): return [1.0] * len(prompts)
+def verl(data_source, solution_str, ground_truth, extra_info=None): return 1.0
+def needs(prompt, response, tolerance): return 1.0
+def one(prompt): return 1.0
+class Made:
+    def __call__(self, prompt, response): return 1.0
+def picky(prompt, response): return len(prompt.row["choices"] if prompt.row else None)
+"""
+
+
+@pytest.fixture
+def of(tmp_path: Path) -> Callable[[str], dict[str, Any]]:
+    (tmp_path / "of.py").write_text(OF)
+    return lambda name: {"of": f"{tmp_path}/of.py:{name}", "response_tokens": 50, "max_response_tokens": 100}
+
+
+@pytest.mark.parametrize(
+    ("name", "correct"), [("truth", 1), ("number", 1), ("score", 1), ("less", 0), ("turned", 1), ("told", 1)]
+)
+def test_length_cosine_reads_every_value_of_a_reward_function(name: str, correct: int, of: Any) -> None:
+    score = length_cosine(PROMPT, "x", **of(name), finish="length")
+    assert score.reward == pytest.approx(1.5 if correct else -5.0)
+    assert score.parts == {"correct": correct}
+
+
+@pytest.mark.parametrize("name", ["nan", "part", "none", "listed"])
+def test_what_is_no_reward_is_not_taken_for_wrong(name: str, of: Any) -> None:
+    with pytest.raises(BadValue, match=rf"of\.py:{name}(, part x)? returned"):
+        length_cosine(PROMPT, "x", **of(name))
+
+
+@pytest.mark.parametrize("name", ["late", "batch", "trl", "verl", "needs", "one", "Made"])
+def test_length_cosine_says_what_its_rule_must_be(name: str, of: Any) -> None:
+    says = rf"^reward\.args\.length_cosine\.of: \S*of\.py:{name} must be a function fn\(prompt, response\)"
+    with pytest.raises(ConfigError, match=says):
+        length_cosine(PROMPT, "x", **of(name))
+
+
+@pytest.mark.parametrize("name", ["judge", "code", "length_cosine"])
+def test_length_cosine_refuses_built_in_rules_that_need_more(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"length_cosine.of: {name} must be a function"):
+        length_cosine(PROMPT, "x", of=name, response_tokens=50, max_response_tokens=100)
+
+
+def test_length_cosine_in_a_worker(of: Any) -> None:
+    """A wrong `of` ends the start; one that fails on a row that is none does not."""
+    context = {"max_response_tokens": 100}
+    for name, fails in (("batch", True), ("picky", False)):
+        args = {"of": of(name)["of"]}
+        pool = Pool([Fn("length_cosine", "length_cosine", args)], 1, 10.0, 2048, context)
+        try:
+            if fails:
+                with pytest.raises(ConfigError, match=f"reward.args.length_cosine.of: .*of.py:{name} must be"):
+                    pool.ready(60.0)
+                continue
+            pool.ready(60.0)
+            pool.submit(0, Prompt("test:0", [1], "", {"choices": ["x"]}), Response("x", 50))
+            ((_, outcomes),) = pool.poll(60.0)
+            assert outcomes["length_cosine"].reward == pytest.approx(1.5)
+        finally:
+            pool.close()
+
+
+def test_the_gold_answers_of_the_rule_behind_length_cosine(tmp_path: Path) -> None:
+    for rule, gold in (("gsm8k", "none"), ("exact_match", " "), ("multiple_choice", "Paris")):
+        with pytest.raises(UnparseableGold):
+            length_cosine_gold(Prompt("test:0", [1], gold), of=rule)
+        length_cosine_gold(Prompt("test:0", [1], gold), of="format")
+        length_cosine_gold(Prompt("test:0", [1], gold), of=f"{tmp_path}/not_read.py:score")
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from tests.unit.misbehaving import VALUES
 from tests.unit.pools import fn, prompt, run
 
 CODE = """
+import asyncio
 import functools
 
 def plain(prompt, response, *, scale=1.0, words: int = 3):
@@ -86,11 +89,84 @@ def verl_any(solution_str, ground_truth, **kwargs):
 def swallow(*args, **kwargs):
     return [float(len(kwargs))]
 
+def one_more(prompt, response):
+    return 1.0
+
 def one(response):
     return 1.0
 
 def first_and_rest(prompt, *args):
     return 1.0
+
+def kwonly(prompt, *, response):
+    return 1.0
+
+def kwonly_own(data, *, text):
+    return 1.0
+
+def forgets(prompt, response):
+    return later(prompt, response)
+
+def batch_forgets(prompts, responses):
+    return [later(p, r) for p, r in zip(prompts, responses)]
+
+def batch_forgets_whole(prompts, responses):
+    return batch_later(responses, prompts)
+
+def ordinary(fn):
+    @functools.wraps(fn)
+    def wrapper(*args, **kwargs):
+        return fn(*args, **kwargs)
+    return wrapper
+
+def guarding(fn):
+    @functools.wraps(fn)
+    def wrapper(prompt, response):
+        return fn(prompt, response) if response else 0.0
+    return wrapper
+
+def running(fn):
+    @functools.wraps(fn)
+    def wrapper(*args, **kwargs):
+        return asyncio.run(fn(*args, **kwargs))
+    return wrapper
+
+def awaiting(fn):
+    @functools.wraps(fn)
+    async def wrapper(*args, **kwargs):
+        return fn(*args, **kwargs)
+    return wrapper
+
+class Retrying:
+    def __init__(self, fn):
+        functools.update_wrapper(self, fn)
+        self.fn = fn
+    def __call__(self, *args, **kwargs):
+        return self.fn(*args, **kwargs)
+
+class Decorated:
+    @ordinary
+    async def __call__(self, prompt, response):
+        return 1.0
+
+class Boundless:
+    def __getattr__(self, name):
+        return Boundless()
+    def __call__(self, prompt, response):
+        return 1.0
+
+async def scaled(prompt, response, scale=1.0):
+    return scale
+
+decorated = ordinary(later)
+twice_decorated = ordinary(ordinary(batch_later))
+guarded = guarding(later)
+partial_decorated = functools.partial(ordinary(scaled), scale=2.0)
+decorated_partial = ordinary(functools.partial(scaled, scale=2.0))
+runs_itself = running(later)
+made_async = ordinary(awaiting(one_more))
+retried = Retrying(later)
+boundless = Boundless()
 
 class Count:
     def __init__(self, start=0, *, max_response_tokens):
@@ -160,6 +236,15 @@ def score(each: Rule, *given: Sample) -> list[Outcome]:
         ("Count", "plain", False),
         ("Later", "trl", True),
         ("obj", "trl", True),
+        ("decorated", "plain", True),
+        ("twice_decorated", "batch", True),
+        ("guarded", "plain", True),
+        ("partial_decorated", "plain", True),
+        ("decorated_partial", "plain", True),
+        ("Decorated", "plain", True),
+        ("made_async", "plain", True),
+        ("retried", "plain", True),
+        ("runs_itself", "plain", False),
     ],
 )
 def test_recognised(file: str, name: str, shape: str, asynchronous: bool) -> None:
@@ -174,6 +259,12 @@ def test_recognised(file: str, name: str, shape: str, asynchronous: bool) -> Non
         ("plain", {"response": "x"}, "args.plain.response: plain has no such option"),
         ("one", {}, r"one has the parameters \(response\); it is called as fn\(prompt, response\).*args.one.signature"),
         ("needs", {}, "args.needs.threshold: needs needs this option; it has no default"),
+        (
+            "kwonly",
+            {},
+            r"\(prompt, response\), but response is keyword-only.* remove the \* before it; it is called as",
+        ),
+        ("kwonly_own", {}, r"\(data, text\), but text is keyword-only"),
         ("swallow", {}, "swallow has the parameters .args, kwargs.*fn.prompts, responses.*TRL.*veRL"),
         ("first_and_rest", {}, r"first_and_rest has the parameters"),
         ("gold_second", {}, r"begins with \(response, answer\), but .* prompt first .*gold_second.signature=plain"),
@@ -216,6 +307,43 @@ def test_our_names_may_stand_in_any_order(file: str) -> None:
     assert score(rule(file, "later_prompt", scale=2), given[0])[0].reward == 6.0
     assert [o.reward for o in score(rule(file, "batch_later"), *given)] == [4.0, 5.0]
     assert score(rule(file, "gold_second", signature="plain"), given[0])[0].reward == 0.0
+
+
+@pytest.mark.parametrize(
+    ("name", "rewards"),
+    [
+        ("decorated", [1.0, 1.0]),
+        ("guarded", [1.0, 0.0]),
+        ("partial_decorated", [2.0, 2.0]),
+        ("decorated_partial", [2.0, 2.0]),
+        ("Decorated", [1.0, 1.0]),
+        ("made_async", [1.0, 1.0]),
+        ("retried", [1.0, 1.0]),
+        ("runs_itself", [1.0, 1.0]),
+    ],
+)
+def test_an_async_function_behind_a_decorator_is_awaited(file: str, name: str, rewards: list[float]) -> None:
+    each = rule(file, name)
+    assert [score(each, *samples(text))[0].reward for text in ("four", "")] == rewards
+
+
+def test_an_object_that_claims_to_wrap_another_without_end_is_called_as_it_is(file: str) -> None:
+    each = rule(file, "boundless", signature="plain")
+    assert not each.asynchronous and score(each, *samples("x"))[0].reward == 1.0
+
+
+def test_a_coroutine_of_a_plain_function_is_no_reward_and_says_what_to_do(
+    file: str, recwarn: pytest.WarningsRecorder
+) -> None:
+    says = "has to be awaited: declare the function `async def` .* must use functools.wraps"
+    (one,) = score(rule(file, "forgets"), *samples("x"))
+    both = score(rule(file, "batch_forgets"), *samples("x", "y"))
+    for outcome, words in zip([one, *both], ["returned", "returned at index 0", "returned at index 1"], strict=True):
+        assert outcome.status == "bad_value" and re.search(f"{words} coroutine .*{says}", outcome.message)
+    with pytest.raises(BadValue, match=f"batch_forgets_whole returned coroutine .*{says}"):
+        score(rule(file, "batch_forgets_whole"), *samples("x", "y"))
+    gc.collect()
+    assert [str(w.message) for w in recwarn if "never awaited" in str(w.message)] == []
 
 
 def test_a_class_is_made_once_and_keeps_its_state(file: str) -> None:

@@ -30,8 +30,9 @@ def prompts(tmp_path: Path, tokenizer, answers: list[str]) -> Prompts:
     return Prompts([str(path)], DataConfig(shuffle=False), tokenizer, 0)
 
 
-def leave_out(found: Prompts, tmp_path: Path, most: float) -> list[str]:
-    cfg = Config(run_dir=str(tmp_path), reward=RewardConfig(fns=["gsm8k"], max_failed_fraction=most))
+def leave_out(found: Prompts, tmp_path: Path, most: float, rule: str = "gsm8k", **args: str) -> list[str]:
+    reward = RewardConfig(fns=[rule], args={rule: args}, max_failed_fraction=most)
+    cfg = Config(run_dir=str(tmp_path), reward=reward)
     manager, said = RewardManager(cfg.reward, 32), list[str]()
     try:
         manager.ready(60.0)
@@ -50,6 +51,14 @@ def test_they_are_left_out_and_listed_by_file_and_line(tmp_path: Path, tokenizer
     for text in (said, listed):
         assert f"{tmp_path}/rows.jsonl, line 2: gsm8k: " in text and f"{tmp_path}/rows.jsonl, line 4: gsm8k: " in text
     assert said.startswith("data: 2 of 4 rows of ")
+
+
+def test_they_are_left_out_where_another_rule_reads_them(tmp_path: Path, tokenizer) -> None:
+    found = prompts(tmp_path, tokenizer, ["#### 1", "none", "#### 2"])
+    assert leave_out(found, tmp_path, 0.5, "length_cosine", of="format") == [] and len(found) == 3
+    (said,) = leave_out(found, tmp_path, 0.5, "length_cosine", of="gsm8k")
+    assert [p.id for p in found.all()] == ["rows:0", "rows:2"]
+    assert f"{tmp_path}/rows.jsonl, line 2: length_cosine: prompt rows:1: no number" in said
 
 
 def test_too_many_of_them_end_the_run_before_it_begins(tmp_path: Path, tokenizer) -> None:
