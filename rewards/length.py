@@ -7,7 +7,6 @@ sampled.
 from __future__ import annotations
 
 import contextlib
-import inspect
 import math
 from functools import lru_cache
 
@@ -89,10 +88,10 @@ def _rule(of: str, max_response_tokens: int) -> Rule:
     key = "reward.args.length_cosine.of"
     with contextlib.suppress(ConfigError):  # it would name another key
         rule = load_rule(Fn(of, of), {"max_response_tokens": max_response_tokens})
-        if rule.shape == "plain" and not rule.asynchronous and inspect.isroutine(rule.fn):
+        if rule.shape == "plain" and not rule.asynchronous:
             return rule
     plugin(BUILTIN.get(of, of), key)
     raise ConfigError(
-        f"{key}: {of} must be a function fn(prompt, response) that judges one sample: no class, no async def, none of "
-        "TRL's, veRL's or the batched form, and every other parameter needs a default"
+        f"{key}: {of} must be called as fn(prompt, response) for one sample: no async def, none of TRL's, veRL's or "
+        "the batched form, and every other parameter needs a default"
     )

@@ -12,14 +12,10 @@ from rlcore.records import Prompt
 
 _LETTERS = "ABCDEFGHIJ"
 _TAIL = 10_000  # characters at the end of a response in which the answer is looked for
-# Letters and marks as Chinese text has them.
-_WIDE = {ord(c) + 0xFEE0: c for c in "ABCDEFGHIJabcdefghij!(),.:"} | {0x3001: ",", 0x3002: "."}
 _ADVERB = r"(?:therefore|thus|hence|then|clearly|probably|definitely|most likely)"
 _SAID = re.compile(
     r"(?:\b(?:answer|choice|option)[\s*\"']{0,6}(?:(?:is|(?:must|should|would|has to) be)\b"
     rf"(?:\s{_ADVERB}\b)?[\s*]{{0,6}}:?|:)"
-    # In Chinese, "answer" with "is" or "choose"; but not "wrong answer".
-    r"|(?<!\u9519\u8bef)(?<!\u932f\u8aa4)\u7b54\u6848[\s*\"']{0,6}(?:[\u662f\u4e3a\u70ba\u9009\u9078][\s*]{0,6}:?|:)"
     r"|^\W{0,6}(?:(?:the|final|correct)\s){0,2}answer[\s*]{1,6}[-\u2013\u2014](?=\s)"
     r"|\bI(?:'d| would|'ll| will)?\s(?:choose|pick|select|go with)\b:?)[\s*]{0,6}(?:(?:option|choice)\s)?",
     re.IGNORECASE | re.MULTILINE,
@@ -38,8 +34,9 @@ _IT_IS = re.compile(
     r"(?i:(?:(?:so|thus|hence|therefore),?\s)?(?:I\s(?:think|believe|guess|say)\s)?(?:it|that)(?:['\u2019]s|\sis|\s(?:must|should"
     rf"|would|has to)\sbe)\s(?:{_ADVERB}\s)?(?:(?:option|choice)\s)?)\(?([A-J])\)?[.!\s]{{0,4}}"
 )
-_HENCE = re.compile(
-    r"(?:.*[,;:.!?]\s)?(?i:(?:and\s)?(?:so|thus|hence|therefore),?\s(?:(?:option|choice)\s)?)\(?([A-J])\)?[.!\s]{0,4}"
+_HENCE = re.compile(  # "so I" may be the beginning of more
+    r"(?:.*[,;:.!?]\s)?(?i:(?:and\s)?(?:so|thus|hence|therefore),?\s(?:(?:option|choice)\s)?)"
+    r"(?:\(?([B-HJ])\)?[.!\s]{0,4}|\(([AI])\)[.!\s]{0,4}|([AI])[.!]{1,4})"
 )
 _BEFORE = re.compile(r"\W*(?:(?:so|the|my|final|correct|right|best)\W+)*", re.IGNORECASE)
 _DELIMITERS = re.compile(r"\\?\$|\\[()\[\]]")
@@ -47,9 +44,7 @@ _TAG = re.compile(r"</?(?:b|strong|em|i)>")
 _QUOTES = " \t\r\n*`'\"\u201c\u201d{}"
 _ARTICLES = "AI"  # bare letters that begin a sentence as words
 _REASON = re.compile(r"(?:$|[.,;!?]|\s+(?:because|since|as|is)\b)")
-_ANOTHER = re.compile(  # the letters: Chinese "and" and "or"
-    r"\W{0,4}(?:\s|,|/|\bor\b|\band\b|[&|\u548c\u6216\u8005\u4e0e\u8207\u53ca]){1,8}\(?[A-J]\)?(?=$|[\W_])"
-)
+_ANOTHER = re.compile(r"\W{0,4}(?:\s|,|/|\bor\b|\band\b|&|\|){1,8}\(?[A-J]\)?(?=$|[\W_])")
 # What follows a choice may dismiss others: ". C is also wrong".
 _DISMISSED = re.compile(
     r"\W{0,4}\s(?:(?:and|but|because|since|while|as)\s)?(?P<letters>\(?[A-J]\)?(?:(?:,|,?\s(?:and|or))\s\(?[A-J]\)?){0,8})"
@@ -65,10 +60,10 @@ def multiple_choice(prompt: Prompt, response: str) -> float:
     The choice is read from the first of these that there is: the last `\boxed{B}`; the last `<answer>B</answer>`; what
     follows the last "answer is" or "answer:" (also "must be", "option is", "choice:", "I choose"), which may stand in
     the tags too; the last line, if it is only `B`, `(B)`, `**B**`, `B. text`, "so B is correct" or "it is B"; the one
-    letter that stands in bold or in brackets in it; ", hence B." at its end; the first line, if it is only a letter and
-    no other is named below it. There a letter may be followed by its text, or the text may stand alone if the row has
-    the choices. Two choices ("A or B") are none, unless the others are called wrong ("B. C is
-    wrong"), and an "A" that could be the article is no choice. Only what follows the last `</think>` is read.
+    letter that stands in bold or in brackets in it; ", hence B." at its end. There a letter may be followed by its
+    text, or the text may stand alone if the row has the choices. Two choices ("A or B") are none, unless the others are
+    called wrong ("B. C is wrong"), and an "A" that could be the article is no choice. Only what follows the last
+    `</think>` is read.
 
     `prompt.answer` is a letter ("B", "(B)", "B. Paris"), the text of a choice, or its index from 0; for the last two
     the row needs a column `choices`: a list of texts, or the lists `text` and `label` of ARC. Raises UnparseableGold
@@ -97,7 +92,7 @@ def _choices(prompt: Prompt) -> list[str]:
 
 def _gold(prompt: Prompt, choices: list[str]) -> str:
     answer = prompt.answer.strip()
-    letters = _letters(choices)
+    letters = _LETTERS[: len(choices) or len(_LETTERS)]
     labels = _labels(prompt)
     if answer in labels and labels.index(answer) < len(letters):
         return letters[labels.index(answer)]
@@ -121,7 +116,7 @@ def _labels(prompt: Prompt) -> list[Any]:
 
 
 def _chosen(response: str, choices: list[str]) -> str | None:
-    response = after_thought(response).translate(_WIDE)
+    response = after_thought(response)
     box = last_box(response)
     if box is not None:
         return _letter(box, choices)
@@ -135,40 +130,22 @@ def _chosen(response: str, choices: list[str]) -> str | None:
     said = [found.end() for found in _SAID.finditer(text)]
     if said:
         return _letter(text[said[-1] :].partition("\n")[0], choices, sentence=True)
-    letter = _on_line(text.rstrip().rpartition("\n")[2], choices)
-    return _on_first_line(text, choices) if letter is None and len(response) <= _TAIL else letter
-
-
-def _on_line(line: str, choices: list[str]) -> str | None:
-    """The choice that a line states."""
+    line = text.rstrip().rpartition("\n")[2]
     correct = _CORRECT.fullmatch(_unmarked(line)) or _IT_IS.fullmatch(_unmarked(line))
     letter = _letter(correct[1] if correct else line, choices)
     if letter is None:
         marked = {a or b for a, b in _BOLD.findall(line)}
         letter = marked.pop() if len(marked) == 1 else None
     if letter is None and (hence := _HENCE.fullmatch(_bare(line).strip(_QUOTES))):
-        letter = hence[1] if hence[1] in _letters(choices) else None
+        letter = next(filter(None, hence.groups()))
+        letter = letter if letter in _LETTERS[: len(choices) or len(_LETTERS)] else None
     return letter
-
-
-def _on_first_line(text: str, choices: list[str]) -> str | None:
-    """The letter that stands alone on the first line, its reasons below; None if these name another."""
-    first, _, rest = text.strip().partition("\n")
-    found = _ALONE.fullmatch(_OPTION.sub("", _unmarked(first), count=1))
-    if found is None or ":" in first or found[1] not in _letters(choices):  # "A:" may be who speaks
-        return None
-    return found[1] if set(re.findall(r"\b[A-J]\b", rest)) <= {found[1]} else None
-
-
-def _letters(choices: list[str]) -> str:
-    """The letters that the choices have."""
-    return _LETTERS[: len(choices) or len(_LETTERS)]
 
 
 def _letter(text: str, choices: list[str], sentence: bool = False) -> str | None:
     """The one choice that the beginning of the text names; `sentence`: words may follow the letter."""
     plain = _OPTION.sub("", _unmarked(text), count=1)
-    letters = _letters(choices)
+    letters = _LETTERS[: len(choices) or len(_LETTERS)]
     said = _plain(re.split(r"[.!?](?=\s|$)", plain)[0] if sentence else plain)
     if choices.count(said) == 1:
         return letters[choices.index(said)]
@@ -202,4 +179,4 @@ def _bare(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    return " ".join(_DELIMITERS.sub("", text.translate(_WIDE)).split()).strip(" .").casefold()
+    return " ".join(_DELIMITERS.sub("", text).split()).strip(" .").casefold()

@@ -1,16 +1,11 @@
-"""What a reward function returned or raised, as an outcome: nothing is ever repeated, guessed or turned into a 0.
-
-Also whether what it returns is to be awaited first.
-"""
+"""What a reward function returned or raised, as an outcome: nothing is ever repeated, guessed or turned into a 0."""
 
 from __future__ import annotations
 
-import functools
 import inspect
 import math
 import numbers
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,9 +14,7 @@ from rlcore.records import Score
 
 _MESSAGE = 500  # characters kept of an error's message
 _TRACEBACK = 8000
-_OURS = tuple(str(Path(__file__).with_name(name)) for name in ("worker.py", "shapes.py", "outcomes.py"))
-_RUNS = {"run", "run_until_complete", "run_coroutine_threadsafe"}  # how an ordinary function gets a coroutine's result
-_MOST_LAYERS = 100
+_OURS = tuple(str(Path(__file__).with_name(name)) for name in ("worker.py", "shapes.py"))
 
 
 class Outcome(NamedTuple):
@@ -42,32 +35,6 @@ class Outcome(NamedTuple):
 
 class BadValue(Exception):
     """A reward function returned something that is not a reward."""
-
-
-def is_async(fn: Any) -> bool:
-    """Whether what `fn` returns is to be awaited, also behind functools.partial and functools.wraps.
-
-    A decorator that itself runs the coroutine, by asyncio.run or the like, returns a plain value.
-    """
-    for _ in range(_MOST_LAYERS):  # an object may claim to have any attribute, so to wrap another one without end
-        if isinstance(fn, functools.partial):
-            fn = fn.func
-            continue
-        call = type(fn).__call__ if callable(fn) and not inspect.isroutine(fn) else fn
-        if inspect.iscoroutinefunction(call):
-            return True
-        used = getattr(getattr(call, "__code__", None), "co_names", ())
-        wrapped = getattr(fn, "__wrapped__", getattr(call, "__wrapped__", None))
-        if wrapped is None or _RUNS.intersection(used):
-            return False
-        fn = wrapped
-    return False
-
-
-async def settled(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-    """What a call of `fn` comes to: a decorator of an async function may answer some calls without it."""
-    value = fn(*args, **kwargs)
-    return await value if inspect.isawaitable(value) else value
 
 
 def listed(name: str, value: Any, count: int) -> list[Any]:
@@ -127,8 +94,8 @@ def _unawaited(value: Any) -> str:
     if inspect.iscoroutine(value):
         value.close()  # or Python prints that it was never awaited
     return (
-        "which has to be awaited: declare the function `async def` and await what it calls; a decorator of an async "
-        "function must use functools.wraps"
+        "which has to be awaited: declare the function `async def` and await what it calls; of a decorated one the "
+        "decorator's own function"
     )
 
 

@@ -210,7 +210,8 @@ class Process:
     def wait(self) -> None:
         """Until nothing of a killed process is left. A guard that something has stopped or ended is replaced by us:
 
-        what its worker moved to other sessions is nobody's child then, and found by the mark in its environment.
+        what its worker moved to other sessions is nobody's child then, and found by the mark in its environment, if it
+        kept that.
         """
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.guard.wait(_END_SECONDS)

@@ -18,7 +18,6 @@ the failure of this one. Anything else, a list of the wrong length, NaN and infi
 from __future__ import annotations
 
 import difflib
-import functools
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +25,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, get_type_hints
 
 from rewards import BUILTIN
-from rewards.outcomes import BadValue, Outcome, checked, failure, is_async, last_line, listed, settled
+from rewards.outcomes import BadValue, Outcome, checked, failure, last_line, listed
 from rlcore.errors import ConfigError, UnparseableGold
 from rlcore.protocols import plugin
 from rlcore.records import Prompt, Response
@@ -214,10 +213,7 @@ def _rule(
     taken = by_name or _SAMPLE.get(shape) or _positional(parameters or {})[:2]
     options = _options(name, args, parameters, taken, context, needs_all=shape != "trl")
     given = tuple(n for n in _OF_RESPONSE if n in own and n not in options)
-    asynchronous = is_async(target)
-    if asynchronous and not inspect.iscoroutinefunction(target):
-        target = functools.partial(settled, target)
-    rule = Rule(name, target, shape, asynchronous, options, given, by_name)
+    rule = Rule(name, target, shape, _is_async(target), options, given, by_name)
     if parameters is None or shape not in ("trl", "verl"):
         return rule
     if not _takes_any(parameters):
@@ -241,6 +237,11 @@ def _demand_types(name: str, target: Any, args: Mapping[str, Any]) -> None:
         fits = isinstance(value, (int, float) if hint is float else hint)
         if not fits or (isinstance(value, bool) and hint is not bool):
             raise ConfigError(f"reward.args.{name}.{option}: {value!r} is not {hint.__name__}")
+
+
+def _is_async(target: Any) -> bool:
+    target = getattr(target, "func", target)  # of functools.partial
+    return inspect.iscoroutinefunction(target) or inspect.iscoroutinefunction(type(target).__call__)
 
 
 def _parameters(target: Any) -> Mapping[str, inspect.Parameter] | None:

@@ -127,11 +127,15 @@ def _conversations(loaded: Rows, cfg: DataConfig) -> list[tuple[list[Message], l
 def _check_beginning(where: str, prompt: Sequence[Message]) -> None:
     """Of two whole conversations: DataError when there is no prompt in what both begin with."""
     if not prompt:
-        raise DataError(f"{where}: chosen and rejected do not begin with the same message; both must have the prompt")
+        raise DataError(
+            f"{where}: chosen and rejected have no prompt in common; both must begin with the same messages, before an "
+            "answer of their own"
+        )
     roles = [str(message["role"]) for message in prompt]
     if "user" not in roles:
         raise DataError(
-            f"{where}: chosen and rejected both begin with messages of {', '.join(roles)}, and none of the user"
+            f"{where}: the prompt that chosen and rejected have in common has no user message, but of "
+            f"{', '.join(roles)}"
         )
 
 

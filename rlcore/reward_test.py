@@ -7,6 +7,7 @@ answer as if a model had said it, and an empty response: what is right should sc
 from __future__ import annotations
 
 import argparse
+import numbers
 import textwrap
 from collections.abc import Sequence
 
@@ -96,28 +97,31 @@ def _responses(loaded: Rows, prompts: Sequence[Prompt], asked: str | None) -> li
             f"(--rows {len(prompts)}); there are {', '.join(columns)}"
         )
     column = asked or "response"
-    texts = [_own(loaded, i, column) for i in range(len(prompts))]
+    texts = [_own(loaded, i, column, demanded=asked is not None) for i in range(len(prompts))]
     return [
         [*([] if text is None else [(f"column {column}", text)]), ("the gold answer", prompt.answer), ("nothing", "")]
         for prompt, text in zip(prompts, texts, strict=True)
     ]
 
 
-def _own(loaded: Rows, i: int, column: str) -> str | None:
-    """The response that row i has: None if it has none. Of messages it is what the assistant said last."""
+def _own(loaded: Rows, i: int, column: str, demanded: bool) -> str | None:
+    """The response that row i has: None if it has none. Of messages it is what the assistant said last. DataError for
+    what is no response in a column that was `demanded`; any other may happen to be called so."""
     value = loaded.rows[i].get(column)
-    if isinstance(value, (bool, int, float)):
-        return as_text(value)
+    if isinstance(value, numbers.Number):
+        return as_text(value) if isinstance(value, (bool, int, float)) else str(value)
     if value is None or isinstance(value, str):
         return value
     messages = value if isinstance(value, list) and all(is_message(m) for m in value) else []
     said = [m["content"] for m in messages if m["role"] == "assistant"]
-    if not said or not isinstance(said[-1], str):
+    if said and isinstance(said[-1], str):
+        return said[-1]
+    if demanded:
         raise DataError(
             f"{loaded.at(i)}: column {column} is {as_text(value)[:80]}; a response must be text, a number, or a list "
             "of {role, content} messages whose last one by the assistant has text as its content"
         )
-    return said[-1]
+    return None
 
 
 def _score(manager: RewardManager, asked: Sequence[tuple[Prompt, str]]) -> list[Result]:

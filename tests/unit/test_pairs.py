@@ -102,11 +102,11 @@ def test_messages_in_a_csv_file_are_json(tmp_path: Path) -> None:
         ([{"chosen": "yes", "rejected": "no"}], "without a prompt column.*data.chat_template=false"),
         ([{"chosen": [ASK, YES], "rejected": [ASK, MORE]}], "line 1: a prompt must end before the assistant speaks"),
         ([{"prompt": [ASK, YES], "chosen": "a", "rejected": "b"}], "line 1: a prompt must end before the assistant"),
-        ([{"chosen": [YES], "rejected": [ASK, NO]}], "line 1: chosen and rejected do not begin with the same message"),
-        ([{"prompt": "Q", "chosen": [ASK, YES], "rejected": [{**ASK, "content": "?"}, NO]}], "1: chosen .* not begin"),
+        ([{"chosen": [YES], "rejected": [ASK, NO]}], "line 1: chosen and rejected have no prompt in common"),
+        ([{"prompt": "Q", "chosen": [ASK, YES], "rejected": [{**ASK, "content": "?"}, NO]}], "chosen .* no prompt"),
         (
             [{"chosen": [{**ASK, "role": "usr"}, YES], "rejected": [{**ASK, "role": "usr"}, NO]}],
-            "line 1: chosen and rejected both begin with messages of usr, and none of the user",
+            "line 1: the prompt .* in common has no user message, but of usr",
         ),
         (
             [{"chosen": [ASK, YES], "rejected": [ASK, NO]}, {"chosen": "a", "rejected": "b"}],

@@ -141,7 +141,8 @@ def test_a_response_that_is_no_text_is_named(tmp_path: Path, value: object) -> N
     with pytest.raises(
         DataError, match=r"own\.jsonl, line 2: column response is .*; a response must be text, a number"
     ):
-        reward_test(["test", "gsm8k", "--data", data])
+        reward_test(["test", "gsm8k", "--data", data, "--responses", "response"])
+    assert reward_test(["test", "gsm8k", "--data", data]) == 0  # it may happen to be called so
 
 
 def test_two_files_are_refused(data: str) -> None:

@@ -177,7 +177,7 @@ NOT_B = [
     r"<think>The answer is B</think>\boxed{A}",
     "<think>The answer is B</think>",
 ]
-# What a response chooses, "" for nothing. First the reasons, then the choice; or the letter alone on the first line.
+# What a response chooses, "" for nothing: the choice at the end of the reasons. A letter before them may be denied.
 CHOSEN = [
     ("Therefore, B.", "B"),
     ("Hence, option (C)", "C"),
@@ -190,14 +190,6 @@ CHOSEN = [
     ("**Both A and B are wrong, hence D.**", "D"),
     ("It is cold. Thus **D**.", "D"),
     (f"It is cold{' and wet' * 100}, hence D.", "D"),
-    ("\u7b54\u6848\uff1aB", "B"),
-    ("\u7b54\u6848\u662fB\u3002", "B"),
-    ("**\u6b63\u786e\u7b54\u6848\uff1a** \uff08\uff22\uff09", "B"),
-    ("\u7b54\u6848\u9009 B\uff0c\u56e0\u4e3a A \u4e0d\u5bf9", "B"),
-    ("The answer is \uff22", "B"),
-    ("\\boxed{\uff22}", "B"),
-    ("<answer>\uff22\uff0e</answer>", "B"),
-    ("\uff22\u3002", "B"),
     ("Therefore, B or C.", ""),
     ("Therefore, not B.", ""),
     ("Therefore, B?", ""),
@@ -211,30 +203,21 @@ CHOSEN = [
     ("It's A or B, so B.", "B"),
     ("It's A/B, hence B.", "B"),
     ("A and B are wrong, hence C or D.", ""),
-    ("So A", "A"),
     ("It is far, so A city is near.", ""),
-    ("\u9519\u8bef\u7b54\u6848\uff1aB", ""),
-    ("\u7b54\u6848\u4e0d\u662fB", ""),
-    ("\u7b54\u6848\uff1aA\u6216B", ""),
-    ("\u7b54\u6848\uff1aA \u6216 B", ""),
-    ("\u7b54\u6848\uff1aA\u3001B", ""),
-    ("\u7b54\u6848\uff1aA\uff0cB", ""),
-    ("\u7b54\u6848\uff1aAB", ""),
     ("**C**\n\nExplanation: because A is...", ""),
-    ("C\nExplanation: x", "C"),
-    ("**C**\n\nExplanation: it is near.", "C"),
-    ("C\nC is right, since it is near.", "C"),
-    ("\n C \n\nBecause.", "C"),
-    ("(C)\nExplanation: x", "C"),
-    ("**(C)**\nx", "C"),
-    ("C.\nx", "C"),
-    ("C)\nx", "C"),
-    ("Option C\nx", "C"),
-    ("$C$\nx", "C"),
-    ("\uff23\nx", "C"),
+    ("C\nExplanation: x", ""),
+    ("**C**\n\nExplanation: it is near.", ""),
+    ("C\nC is right, since it is near.", ""),
+    ("\n C \n\nBecause.", ""),
+    ("(C)\nExplanation: x", ""),
+    ("**(C)**\nx", ""),
+    ("C.\nx", ""),
+    ("C)\nx", ""),
+    ("Option C\nx", ""),
+    ("$C$\nx", ""),
     ("Answer: C\nExplanation: x", "C"),
     ("Answer: C)\nExplanation: x", "C"),
-    ("<think>A\nx</think>C\nx", "C"),
+    ("<think>A\nx</think>C\nx", ""),
     ("C\nA is wrong because it is far. B and D are incorrect.", ""),
     ("C\nC is right, since A is far.", ""),
     ("C\nOption A is a town, option B is a city.", ""),
@@ -282,9 +265,16 @@ CHOSEN = [
     ("A\nA B\nx", ""),
     ("A\nHm, no. B it is, then.", ""),
     ("A\nA and B are wrong.", ""),
-    ("A\nParis\nx", "A"),
+    ("A\nParis\nx", ""),
     ("A\n" + "x " * 6000, ""),  # only the end of so long a response is read
     ("Yes.\nA\nx", ""),
+    ("So A", ""),
+    ("So A.", "A"),
+    ("It is far, hence (A)", "A"),
+    ("It rained, so A", ""),
+    ("I do not know what the question asks, so I", ""),
+    ("B\nB is wrong.", ""),
+    ("B\nNo, that is wrong.", ""),
 ]
 
 
@@ -292,12 +282,6 @@ CHOSEN = [
 def test_what_a_response_chooses(response: str, letter: str) -> None:
     rewards = {gold: multiple_choice(prompt(gold, CITIES_ROW), response) for gold in "ABCD"}
     assert rewards == {gold: float(gold == letter) for gold in "ABCD"}
-
-
-def test_choices_with_full_width_characters() -> None:
-    row: dict[str, object] = {"choices": ["\uff08\u7532\uff09", "\u4e59\u3002", "\u4e19"]}
-    assert multiple_choice(prompt("\uff08\u7532\uff09", row), "\u7b54\u6848\uff1a\uff08\u7532\uff09") == 1.0
-    assert multiple_choice(prompt("B", row), "\\boxed{\u4e59\u3002}") == 1.0
 
 
 A = ["The answer is A.", "The answer is A because of it", r"\boxed{A}", "A", "a)", "A.", "The answer is a", "(A)"]

@@ -112,7 +112,8 @@ def of(tmp_path: Path) -> Callable[[str], dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    ("name", "correct"), [("truth", 1), ("number", 1), ("score", 1), ("less", 0), ("turned", 1), ("told", 1)]
+    ("name", "correct"),
+    [("truth", 1), ("number", 1), ("score", 1), ("less", 0), ("turned", 1), ("told", 1), ("Made", 1)],
 )
 def test_length_cosine_reads_every_value_of_a_reward_function(name: str, correct: int, of: Any) -> None:
     score = length_cosine(PROMPT, "x", **of(name), finish="length")
@@ -126,16 +127,16 @@ def test_what_is_no_reward_is_not_taken_for_wrong(name: str, of: Any) -> None:
         length_cosine(PROMPT, "x", **of(name))
 
 
-@pytest.mark.parametrize("name", ["late", "batch", "trl", "verl", "needs", "one", "Made"])
+@pytest.mark.parametrize("name", ["late", "batch", "trl", "verl", "needs", "one"])
 def test_length_cosine_says_what_its_rule_must_be(name: str, of: Any) -> None:
-    says = rf"^reward\.args\.length_cosine\.of: \S*of\.py:{name} must be a function fn\(prompt, response\)"
+    says = rf"^reward\.args\.length_cosine\.of: \S*of\.py:{name} must be called as fn\(prompt, response\)"
     with pytest.raises(ConfigError, match=says):
         length_cosine(PROMPT, "x", **of(name))
 
 
 @pytest.mark.parametrize("name", ["judge", "code", "length_cosine"])
 def test_length_cosine_refuses_built_in_rules_that_need_more(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"length_cosine.of: {name} must be a function"):
+    with pytest.raises(ConfigError, match=f"length_cosine.of: {name} must be called as fn"):
         length_cosine(PROMPT, "x", of=name, response_tokens=50, max_response_tokens=100)
 
 
