@@ -92,7 +92,7 @@ def _choices(prompt: Prompt) -> list[str]:
 
 def _gold(prompt: Prompt, choices: list[str]) -> str:
     answer = prompt.answer.strip()
-    letters = _LETTERS[: len(choices) or len(_LETTERS)]
+    letters = _letters(choices)
     labels = _labels(prompt)
     if answer in labels and labels.index(answer) < len(letters):
         return letters[labels.index(answer)]
@@ -138,14 +138,19 @@ def _chosen(response: str, choices: list[str]) -> str | None:
         letter = marked.pop() if len(marked) == 1 else None
     if letter is None and (hence := _HENCE.fullmatch(_bare(line).strip(_QUOTES))):
         letter = next(filter(None, hence.groups()))
-        letter = letter if letter in _LETTERS[: len(choices) or len(_LETTERS)] else None
+        letter = letter if letter in _letters(choices) else None
     return letter
+
+
+def _letters(choices: list[str]) -> str:
+    """The letters that the choices have."""
+    return _LETTERS[: len(choices) or len(_LETTERS)]
 
 
 def _letter(text: str, choices: list[str], sentence: bool = False) -> str | None:
     """The one choice that the beginning of the text names; `sentence`: words may follow the letter."""
     plain = _OPTION.sub("", _unmarked(text), count=1)
-    letters = _LETTERS[: len(choices) or len(_LETTERS)]
+    letters = _letters(choices)
     said = _plain(re.split(r"[.!?](?=\s|$)", plain)[0] if sentence else plain)
     if choices.count(said) == 1:
         return letters[choices.index(said)]

@@ -216,17 +216,13 @@ class Process:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.guard.wait(_END_SECONDS)
         if self.guard.returncode != 0:
-            for pid in [*tree(self.guard.pid), *tree(self.page.pid)]:
-                with contextlib.suppress(OSError):
-                    os.kill(pid, signal.SIGKILL)
+            _kill([*tree(self.guard.pid), *tree(self.page.pid)])
             with contextlib.suppress(OSError):
                 os.killpg(self.page.pid or self.guard.pid, signal.SIGKILL)
             self.guard.wait()
             until = time.monotonic() + _END_SECONDS
             while (left := _marked(f"{_MARK}={self._mark}")) and time.monotonic() < until:
-                for pid in left:
-                    with contextlib.suppress(OSError):
-                        os.kill(pid, signal.SIGKILL)
+                _kill(left)
                 time.sleep(0.002)
 
     def close(self) -> None:
@@ -274,6 +270,12 @@ def tree(pid: int) -> list[int]:
     for parent in found:
         found += [child for child, each in seen.items() if each.parent == parent]
     return [p for p in found if p in seen]
+
+
+def _kill(pids: Sequence[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _marked(entry: str) -> list[int]:

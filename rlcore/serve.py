@@ -166,9 +166,10 @@ class Server:
         return handle
 
     def _check_token(self, request: Request) -> None:
+        if self._token is None:
+            return
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        known = self._token is None or hmac.compare_digest(given.encode(), self._token.encode())
-        if self._token is not None and not (known and scheme.lower() == "bearer"):
+        if scheme.lower() != "bearer" or not hmac.compare_digest(given.encode(), self._token.encode()):
             raise Refusal(401, "Authorization: Bearer TOKEN is missing or wrong", {"WWW-Authenticate": "Bearer"})
 
     async def _health(self, request: Request) -> dict[str, Any]:
