@@ -16,9 +16,9 @@ GATED = "gated"  # the part that says whether a gate kept a sample from the othe
 BUILTIN = {
     "gsm8k": "rewards.gsm8k.gsm8k",
     "gsm8k_strict": "rewards.gsm8k.gsm8k_strict",
-    "boxed_math": "rewards.boxed_math.boxed_math",
-    "boxed_math_strict": "rewards.boxed_math.boxed_math_strict",
-    "math": "rewards.boxed_math.math",
+    "boxed_math": "rewards.math.boxed.boxed_math",
+    "boxed_math_strict": "rewards.math.boxed.boxed_math_strict",
+    "math": "rewards.math.boxed.math",
     "exact_match": "rewards.exact.exact_match",
     "multiple_choice": "rewards.multiple_choice.multiple_choice",
     "countdown": "rewards.countdown.countdown",
@@ -32,9 +32,9 @@ BUILTIN = {
     "overlong": "rewards.length.overlong",
     "repetition": "rewards.repetition.repetition",
     "language": "rewards.language.language",
-    "code": "rewards.code.Code",
-    "judge": "rewards.judge.Judge",
-    "remote": "rewards.remote.Remote",
+    "code": "rewards.code.code.Code",
+    "judge": "rewards.over_http.judge.Judge",
+    "remote": "rewards.over_http.remote.Remote",
 }
 
 # The rules that read their gold answer have a function that says at once whether they can: `check(prompt) -> None`, or
@@ -42,9 +42,9 @@ BUILTIN = {
 GOLD = {
     "gsm8k": "rewards.gsm8k.gsm8k_gold",
     "gsm8k_strict": "rewards.gsm8k.gsm8k_gold",
-    "boxed_math": "rewards.boxed_math.boxed_math_gold",
-    "boxed_math_strict": "rewards.boxed_math.boxed_math_gold",
-    "math": "rewards.boxed_math.boxed_math_gold",
+    "boxed_math": "rewards.math.boxed.boxed_math_gold",
+    "boxed_math_strict": "rewards.math.boxed.boxed_math_gold",
+    "math": "rewards.math.boxed.boxed_math_gold",
     "exact_match": "rewards.exact.exact_match_gold",
     "multiple_choice": "rewards.multiple_choice.multiple_choice_gold",
     "countdown": "rewards.countdown.countdown_gold",
@@ -52,7 +52,7 @@ GOLD = {
     "knights_knaves_solved": "rewards.knights_knaves.knights_knaves_gold",
     "reasoning_gym": "rewards.reasoning_gym.reasoning_gym_gold",
     "length_cosine": "rewards.length.length_cosine_gold",
-    "code": "rewards.code_tests.code_gold",
+    "code": "rewards.code.tests.code_gold",
 }
 
 

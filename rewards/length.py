@@ -12,9 +12,9 @@ from functools import lru_cache
 
 from rewards import BUILTIN, GOLD
 from rewards.outcomes import checked
-from rewards.shapes import Fn, Rule, Sample, load, load_rule
+from rewards.signatures import Fn, Rule, Sample, load, load_rule
 from rlcore.errors import ConfigError
-from rlcore.protocols import plugin
+from rlcore.plugins import plugin
 from rlcore.records import Prompt, Response, Score
 
 

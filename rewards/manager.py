@@ -25,13 +25,13 @@ from typing import Any, NamedTuple, Protocol
 
 from rewards import BUILTIN, GATED, GOLD, REWARD_MODEL, names
 from rewards.outcomes import Outcome
-from rewards.pool import Pool
-from rewards.process import strict
-from rewards.shapes import Fn
+from rewards.signatures import Fn
 from rlcore.config import RewardConfig
+from rlcore.data.sources import nearest
 from rlcore.errors import DataError, kind
+from rlcore.isolated.pool import Pool
+from rlcore.isolated.process import strict
 from rlcore.records import Prompt, Response
-from rlcore.sources import nearest
 
 _LOOK_SECONDS = 0.2  # how often the lanes are looked after while nothing arrives
 _ASK_SECONDS = 0.02  # the same where a lane cannot wake us

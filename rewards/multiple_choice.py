@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from rewards.format import after_thought, last_answer
-from rewards.math_text import last_box
+from rewards.math.text import last_box
 from rlcore.errors import UnparseableGold
 from rlcore.records import Prompt
 

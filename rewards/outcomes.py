@@ -14,7 +14,7 @@ from rlcore.records import Score
 
 _MESSAGE = 500  # characters kept of an error's message
 _TRACEBACK = 8000
-_OURS = tuple(str(Path(__file__).with_name(name)) for name in ("worker.py", "shapes.py"))
+_OURS = tuple(str(Path(__file__).with_name(name)) for name in ("worker.py", "signatures.py"))
 
 
 class Outcome(NamedTuple):

@@ -1,13 +1,13 @@
 """Tasks of reasoning-gym (`data.train=reasoning_gym:TASK?size=5000&seed=1`), scored by the task's own scorer.
 
-Which tasks can be used, and how their scorers are kept from running text, is in rlcore/gym.py.
+Which tasks can be used, and how their scorers are kept from running text, is in rlcore/data/generate/reasoning_gym.py.
 """
 
 from __future__ import annotations
 
 from rewards.countdown import makes
 from rewards.format import last_answer
-from rlcore import gym
+from rlcore.data.generate import reasoning_gym as gym
 from rlcore.errors import UnparseableGold
 from rlcore.records import Prompt, Score
 

@@ -32,11 +32,11 @@ from contextvars import Context
 from typing import Any, NamedTuple
 
 from rewards import BUILTIN, GOLD
-from rewards.guard import guarded
 from rewards.outcomes import BadValue, Outcome, failure
-from rewards.page import Page
-from rewards.shapes import Call, Fn, Rule, Sample, gold_rule, load, load_rule
+from rewards.signatures import Call, Fn, Rule, Sample, gold_rule, load, load_rule
 from rlcore.errors import ConfigError
+from rlcore.isolated.guard import guarded
+from rlcore.isolated.shared_state import Page
 from rlcore.records import Prompt, Response
 
 HEADER = struct.Struct("<QQ")  # bytes of JSON that follow, number of the frame (0: about the process)

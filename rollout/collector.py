@@ -17,11 +17,11 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol
 
 from rewards.length import overlong_penalty
+from rlcore.cluster.deadlines import Watch, Worker
 from rlcore.config import RewardConfig, RolloutConfig
 from rlcore.errors import WorkerError
-from rlcore.protocols import Sample, SampleRequest
+from rlcore.plugins import Sample, SampleRequest
 from rlcore.records import Group, Prompt, Response, Rollout
-from rlcore.waits import Watch, Worker
 
 _ADVANCE_SECONDS = 0.5  # an engine that finishes nothing answers after this, so that new samples can reach it
 _SCORE_POLL_SECONDS = 0.05  # while scores are out, the pool is looked after this often

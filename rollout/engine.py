@@ -19,7 +19,7 @@ import psutil
 from rlcore import config
 from rlcore.config import RolloutConfig
 from rlcore.errors import ConfigError, SyncError
-from rlcore.protocols import Sample, SampleRequest
+from rlcore.plugins import Sample, SampleRequest
 from rlcore.weights import WeightInfo
 
 _LINGER_SECONDS = 0.02  # a call of `advance` goes on this long, so that answering it does not cost more than stepping

@@ -22,7 +22,7 @@ from torch import Tensor
 from rlcore.algo.stats import spread, sums
 from rlcore.config import AdvantageConfig
 from rlcore.errors import ConfigError
-from rlcore.protocols import AdvantageFn, call, plugin
+from rlcore.plugins import AdvantageFn, call, plugin
 from rlcore.records import Batch
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from rlcore.algo.kl import MOST_LOG_RATIO
 from rlcore.algo.stats import Totals, spread, sums
 from rlcore.config import Aggregation, LossConfig
-from rlcore.protocols import PolicyLoss, plugin
+from rlcore.plugins import PolicyLoss, plugin
 from rlcore.records import Batch
 
 

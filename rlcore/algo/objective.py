@@ -11,7 +11,7 @@ from rlcore.algo.kl import estimate, loss_term
 from rlcore.algo.loss import BUILTIN
 from rlcore.config import Config, KLPlace
 from rlcore.errors import ConfigError
-from rlcore.protocols import PolicyLoss, call
+from rlcore.plugins import PolicyLoss, call
 from rlcore.records import Batch
 
 

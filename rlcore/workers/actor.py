@@ -13,9 +13,9 @@ from torch import Tensor
 from rlcore.algo.loss import aggregate, policy_loss
 from rlcore.algo.objective import objective
 from rlcore.algo.stats import Stats, Totals
+from rlcore.models.model import TokenLogp, batch_logp, load_path
 from rlcore.records import Batch
 from rlcore.weights import Sender, WeightInfo
-from rlcore.workers.model import TokenLogp, batch_logp, load_path
 from rlcore.workers.packing import Work
 from rlcore.workers.rank import TrainedRank
 

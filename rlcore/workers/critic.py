@@ -11,8 +11,8 @@ from rlcore.algo.loss import aggregate
 from rlcore.algo.stats import Stats, Totals
 from rlcore.algo.value import value_loss
 from rlcore.config import Aggregation
+from rlcore.models.model import TokenValue, batch_value, demand_same_tokens, load_value_path
 from rlcore.records import Batch
-from rlcore.workers.model import TokenValue, batch_value, demand_same_tokens, load_value_path
 from rlcore.workers.packing import Work
 from rlcore.workers.rank import TrainedRank
 

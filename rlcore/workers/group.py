@@ -20,11 +20,11 @@ from torch import Tensor
 from rlcore.algo.schedule import learning_rate
 from rlcore.algo.stats import merge
 from rlcore.algo.value import ReturnScale, explained_variance
+from rlcore.cluster.deadlines import Watch, Worker
+from rlcore.cluster.placement import Cluster
 from rlcore.config import Config, DeadlineConfig
 from rlcore.errors import WorkerError
-from rlcore.placement import Cluster
 from rlcore.records import Batch, Prompt, Response
-from rlcore.waits import Watch, Worker
 from rlcore.workers.packing import Work, plan, split, split_pairs
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from rlcore import config
 from rlcore.algo.stats import Stats, Totals
 from rlcore.config import Config
 from rlcore.errors import CheckpointError, ConfigError
+from rlcore.models.model import TokenLogp, TokenValue, load_tokenizer, microbatch, model_dtype
 from rlcore.records import Batch
 from rlcore.workers import zero
-from rlcore.workers.model import TokenLogp, TokenValue, load_tokenizer, microbatch, model_dtype
 from rlcore.workers.packing import Work
 from rlcore.workers.shards import ShardWriter, read_shards
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from rlcore.models.model import TokenLogp, batch_logp, load_path
 from rlcore.records import Batch
-from rlcore.workers.model import TokenLogp, batch_logp, load_path
 from rlcore.workers.rank import Rank
 
 

@@ -20,8 +20,8 @@ from rewards.outcomes import Outcome
 from rlcore.algo.preference import bradley_terry
 from rlcore.algo.stats import Stats, Totals
 from rlcore.config import ModelConfig
+from rlcore.models.model import TokenValue, batch_value, load_tokenizer, load_tokenizer_path, load_value_path
 from rlcore.records import Batch
-from rlcore.workers.model import TokenValue, batch_value, load_tokenizer, load_tokenizer_path, load_value_path
 from rlcore.workers.packing import Work, plan
 from rlcore.workers.rank import Rank, TrainedRank
 

@@ -15,8 +15,8 @@ import sys
 import time
 from pathlib import Path
 
-from rlcore.compose import compose
-from rlcore.recipe import algorithm_names
+from rlcore.compose.compose import compose
+from rlcore.compose.recipe import algorithm_names
 
 PROGRAM = [sys.executable, "-c", "from rlcore.cli import main; main()"]
 SEEDS = (0, 1, 2)

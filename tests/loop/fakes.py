@@ -22,16 +22,16 @@ from rlcore.algo.loss import aggregate, policy_loss
 from rlcore.algo.objective import objective
 from rlcore.algo.stats import Stats
 from rlcore.algo.value import value_loss
-from rlcore.checkpoint import Checkpoints
+from rlcore.cluster.deadlines import Watch, Worker
+from rlcore.cluster.placement import Phases
+from rlcore.compose.recipe import algorithm_lines
 from rlcore.config import Aggregation, Config
-from rlcore.data import Order
-from rlcore.parts import Parts, columns
-from rlcore.placement import Phases
-from rlcore.protocols import Sample, SampleRequest
-from rlcore.recipe import algorithm_lines
+from rlcore.data.prompts import Order
+from rlcore.plugins import Sample, SampleRequest
 from rlcore.records import Batch, Prompt, Response
-from rlcore.tracker import Tracker
-from rlcore.waits import Watch, Worker
+from rlcore.runs.checkpoint import Checkpoints
+from rlcore.runs.tracker import Tracker
+from rlcore.train.run import Parts, columns
 from rlcore.workers.group import Actor, Critic, Reference
 from rlcore.workers.packing import Work
 from rollout.collector import Collector

@@ -12,10 +12,10 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
-from rlcore import fit as fitting
 from rlcore.config import Config, fields_read, forget_reads
-from rlcore.data import Order
-from rlcore.tracker import Tracker
+from rlcore.data.prompts import Order
+from rlcore.runs.tracker import Tracker
+from rlcore.train import fit as fitting
 
 
 class Numbers:

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from rlcore.compose.recipe import algorithm_names
 from rlcore.config import Correction
 from rlcore.errors import CheckpointError, ConfigError, RewardError, SyncError, WorkerError
-from rlcore.recipe import algorithm_names
-from rlcore.train import train
+from rlcore.train.loop import train
 from tests.loop.fakes import policy, toy_config, toy_parts
 
 

@@ -12,10 +12,10 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from rlcore.algo.value import ReturnScale
+from rlcore.cluster.deadlines import Watch
+from rlcore.cluster.placement import Cluster
 from rlcore.config import Config, DeadlineConfig, Device, Dtype, PlacementConfig, RayConfig
-from rlcore.placement import Cluster
 from rlcore.records import Batch
-from rlcore.waits import Watch
 from rlcore.workers.critic import CriticRank
 from rlcore.workers.group import Critic, rank_group
 from tests.stack.test_actor import assert_same_gradient, batch_of, tensors

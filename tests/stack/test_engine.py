@@ -7,10 +7,10 @@ import ray
 import torch
 from transformers import AutoModelForCausalLM
 
+from rlcore.cluster.deadlines import Watch, Worker
 from rlcore.config import RewardConfig, RolloutConfig
 from rlcore.errors import ConfigError
-from rlcore.protocols import SampleRequest
-from rlcore.waits import Watch, Worker
+from rlcore.plugins import SampleRequest
 from rlcore.weights import Sender, WeightInfo
 from rollout.collector import Collector
 from rollout.engine import Engine

@@ -15,16 +15,16 @@ from omegaconf import OmegaConf
 from transformers import AutoModelForSequenceClassification
 
 from rewards.outcomes import Outcome
-from rlcore import fit
-from rlcore import train_rm as trainer
+from rlcore.cluster.deadlines import Watch
+from rlcore.cluster.placement import Cluster
 from rlcore.config import Config, DeadlineConfig, Device, PlacementConfig, RayConfig
-from rlcore.mistakes import arithmetic_pairs
-from rlcore.placement import Cluster
+from rlcore.data.generate.arithmetic_pairs import arithmetic_pairs
+from rlcore.models.model import demand_same_tokens, load_tokenizer_path, load_value_path
 from rlcore.records import Batch, Prompt, Response
-from rlcore.tracker import Tracker
-from rlcore.waits import Watch
+from rlcore.runs.tracker import Tracker
+from rlcore.train import fit
+from rlcore.train import train_rm as trainer
 from rlcore.workers.group import PreferenceModel, RewardModelLane, WorkerGroup, rank_group
-from rlcore.workers.model import demand_same_tokens, load_tokenizer_path, load_value_path
 from rlcore.workers.reward_model import PreferenceRank, RewardModelRank, conversation_tokens, ending
 from tests.stack.test_actor import assert_same_gradient, tensors
 from tests.tiny import make_tiny_model

@@ -16,9 +16,9 @@ import psutil
 import pytest
 from omegaconf import OmegaConf
 
-from rlcore.compose import as_config, compose
+from rlcore.compose.compose import as_config, compose
+from rlcore.compose.unused_keys import idle
 from rlcore.config import all_keys
-from rlcore.idle import idle
 from tests.tiny import make_tiny_model
 
 RECIPE = """

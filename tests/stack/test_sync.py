@@ -9,10 +9,10 @@ import ray
 import torch
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
+from rlcore.cluster.deadlines import Watch, Worker
 from rlcore.config import RolloutConfig
 from rlcore.errors import SyncError, WorkerError
-from rlcore.protocols import SampleRequest
-from rlcore.waits import Watch, Worker
+from rlcore.plugins import SampleRequest
 from rlcore.weights import Sender, WeightInfo, manifest
 from rollout.engine import Engine
 from tests.tiny import make_tiny_model

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from rewards.outcomes import Outcome
-from rewards.pool import Pool
-from rewards.shapes import Fn
+from rewards.signatures import Fn
+from rlcore.isolated.pool import Pool
 from rlcore.records import Prompt, Response
 
 MISBEHAVING = str(Path(__file__).with_name("misbehaving.py"))

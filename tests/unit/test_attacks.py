@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from rewards import BUILTIN
-from rewards.pool import Pool
-from rewards.shapes import Fn
+from rewards.signatures import Fn
+from rlcore.data.sources import load_rows
+from rlcore.isolated.pool import Pool
 from rlcore.records import Prompt, Response
-from rlcore.sources import load_rows
 from tests.unit.pools import collect
 
 ELSEWHERE = {"judge", "remote", "reward_model", "code"}  # they talk to a server or run programs: their own tests

@@ -12,10 +12,10 @@ from omegaconf import DictConfig, OmegaConf
 import rewards
 from rlcore.algo import advantage, loss
 from rlcore.algo.correction import correct
-from rlcore.check import check
-from rlcore.compose import as_config, compose
+from rlcore.compose.check import check
+from rlcore.compose.compose import as_config, compose
+from rlcore.compose.unused_keys import idle
 from rlcore.config import AdvantageConfig, Correction, CorrectionConfig, LossConfig, all_keys, fields_read, forget_reads
-from rlcore.idle import idle
 from tests.unit.ragged import as_batch, roll
 
 USER_FILE = "def mine(*args): ...\n"

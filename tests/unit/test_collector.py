@@ -6,12 +6,12 @@ from types import SimpleNamespace
 import pytest
 
 from rewards.length import overlong_penalty
+from rlcore.cluster.deadlines import Worker
 from rlcore.config import RewardConfig, RolloutConfig
-from rlcore.data import Order
+from rlcore.data.prompts import Order
 from rlcore.errors import WorkerError
-from rlcore.protocols import Sample
+from rlcore.plugins import Sample
 from rlcore.records import Batch, Prompt
-from rlcore.waits import Worker
 from rollout.collector import Collector, next_draw, sample_seed
 
 Result = namedtuple("Result", "reward parts status why")

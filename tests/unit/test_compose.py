@@ -11,11 +11,19 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from rlcore.check import check
-from rlcore.compose import RECIPES, as_config, compose, compose_run, parse_override, recipe_names, run_with_hydra
+from rlcore.compose.check import check
+from rlcore.compose.compose import (
+    RECIPES,
+    as_config,
+    compose,
+    compose_run,
+    parse_override,
+    recipe_names,
+    run_with_hydra,
+)
+from rlcore.compose.recipe import algorithm_names, layers
 from rlcore.config import Config, Section, all_keys, fields_read, forget_reads
 from rlcore.errors import ConfigError
-from rlcore.recipe import algorithm_names, layers
 
 MINE = """
 model: {path: some/model}
@@ -518,7 +526,7 @@ def test_the_command_line_prints_the_resolved_run() -> None:
     "args", [["--config-name"], ["steps=3", "-cn"], ["--config-name="], ["--config-name", "--cfg"], ["-cd"]], ids=str
 )
 def test_a_flag_without_its_value_exits_2(monkeypatch, capsys, args: list[str]) -> None:
-    from rlcore.train import main
+    from rlcore.cli.hydra_names import main
 
     monkeypatch.setattr(sys, "argv", ["train", *args])
     with pytest.raises(SystemExit) as e:
@@ -527,16 +535,16 @@ def test_a_flag_without_its_value_exits_2(monkeypatch, capsys, args: list[str]) 
 
 
 def test_config_dir_and_overrides_reach_the_command(monkeypatch) -> None:
-    from rlcore import cli, train
+    from rlcore.cli import hydra_names
 
     seen = []
-    monkeypatch.setattr(cli, "train_command", lambda args: seen.append(args) or 0)
+    monkeypatch.setattr(hydra_names, "train_command", lambda args: seen.append(args) or 0)
     for name in ("mine", "mine.yaml"):
         monkeypatch.setattr(
             sys, "argv", ["train", "--config-name", name, "--config-dir=here", "a.b=", "c=d=e", "--cfg"]
         )
         with pytest.raises(SystemExit):
-            train.main()
+            hydra_names.main()
     assert seen == [["here/mine.yaml", "a.b=", "c=d=e", "--cfg"]] * 2
 
 
@@ -551,7 +559,7 @@ def test_a_suggested_command_can_be_pasted_into_a_shell(
         "steps=2",
     ]
     ran = lambda composed, _, flags, task: task(as_config(composed.config), composed)  # noqa: E731
-    monkeypatch.setattr("rlcore.compose.run_with_hydra", ran)
+    monkeypatch.setattr("rlcore.compose.compose.run_with_hydra", ran)
     monkeypatch.setattr(sys, "argv", ["/usr/bin/rlcore"])
     monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
     seen: list[str] = []
@@ -589,7 +597,7 @@ def test_a_wrong_key_exits_2_before_anything_heavy_is_imported() -> None:
     done = rlcore("rlcore.train", "--config-name", "demo", "rollout.engine=2")
     assert done.returncode == 2
     assert "did you mean rollout.engines?" in done.stderr and "Traceback" not in done.stderr
-    code = "import sys, rlcore.compose; print([m for m in ('torch', 'ray', 'vllm') if m in sys.modules])"
+    code = "import sys, rlcore.compose.compose; print([m for m in ('torch', 'ray', 'vllm') if m in sys.modules])"
     heavy = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert heavy.stdout.strip() == "[]", heavy.stdout + heavy.stderr
 

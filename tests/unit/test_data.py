@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from rlcore.config import DataConfig
-from rlcore.data import Examples, Prompts
+from rlcore.data.prompts import Examples, Prompts
+from rlcore.data.sources import load_rows, source_name, source_names
 from rlcore.errors import ConfigError, DataError
-from rlcore.sources import load_rows, source_name, source_names
 from tests.tiny import make_tiny_model
 
 USER = {"role": "user", "content": "a"}
@@ -340,7 +340,7 @@ def test_examples_without_a_response_are_refused_and_long_ones_counted(tmp_path:
 
 
 def test_the_demo_tokenizer_reads_and_writes_any_text(tmp_path: Path) -> None:
-    from rlcore.demo import make_tokenizer
+    from rlcore.models.embedded import make_tokenizer
 
     made = make_tokenizer()
     for text in ("Mia has 14 apples. She buys 7 more. How many now?", "14+7=21\n#### 21", "Ünïcode ∑ 90210 \t<|x|>"):
@@ -355,7 +355,7 @@ def test_the_demo_base_is_the_same_every_time(tmp_path: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from rlcore.demo import make_base
+    from rlcore.models.embedded import make_base
 
     torch.manual_seed(7)
     one = AutoModelForCausalLM.from_pretrained(make_base(tmp_path / "one"))

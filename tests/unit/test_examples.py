@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from rewards.outcomes import Outcome
-from rewards.pool import Pool
-from rewards.shapes import Fn
+from rewards.signatures import Fn
 from rlcore.algo.advantage import advantage_fn
 from rlcore.algo.loss import policy_loss
 from rlcore.config import AdvantageConfig, LossConfig
+from rlcore.isolated.pool import Pool
 from rlcore.records import Batch, Prompt, Response
 
 FILE = "examples/custom_algorithm.py"

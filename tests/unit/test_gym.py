@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from rewards.reasoning_gym import reasoning_gym, reasoning_gym_gold
-from rlcore import gym
+from rlcore.data.generate import reasoning_gym as gym
+from rlcore.data.sources import load_rows, source_name
 from rlcore.errors import DataError, UnparseableGold
 from rlcore.records import Prompt, Score
-from rlcore.sources import load_rows, source_name
 
 # One of each kind: the base class's scorer, its own, tuples in what is kept, numbers as keys, no single answer.
 USED = ("basic_arithmetic", "chain_sum", "leg_counting", "knights_knaves", "countdown", "arc_1d", "graph_color", "maze")

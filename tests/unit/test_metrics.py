@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from rlcore import metrics
 from rlcore.errors import RewardError
 from rlcore.records import Group, Prompt, Rollout
+from rlcore.runs import metrics
 
 
 def rollout(reward: float | None, tokens: int = 2, finish: str = "stop", **parts: float) -> Rollout:

@@ -18,8 +18,8 @@ from transformers import (
 
 from rlcore.config import Dtype, ModelConfig
 from rlcore.errors import CheckpointError, ConfigError
-from rlcore.workers.head import LogpHead
-from rlcore.workers.model import (
+from rlcore.models.heads import LogpHead
+from rlcore.models.model import (
     demand_same_tokens,
     load_model,
     load_tokenizer,

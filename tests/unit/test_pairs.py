@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from rlcore.config import DataConfig
+from rlcore.data.generate.arithmetic_pairs import arithmetic_pairs
+from rlcore.data.generate.problems import arithmetic
+from rlcore.data.preferences import Pairs
 from rlcore.errors import DataError
-from rlcore.mistakes import arithmetic_pairs
-from rlcore.pairs import Pairs
-from rlcore.problems import arithmetic
 
 ASK, YES, NO = ({"role": r, "content": c} for r, c in (("user", "Q"), ("assistant", "yes"), ("assistant", "no")))
 PARTS = {"role": "assistant", "content": [{"type": "text", "text": "yes"}]}

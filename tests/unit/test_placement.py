@@ -11,11 +11,11 @@ from types import SimpleNamespace
 import pytest
 import ray
 
-from rlcore import placement
+from rlcore.cluster import placement
+from rlcore.cluster.deadlines import Watch
+from rlcore.cluster.placement import Cluster
 from rlcore.config import Config
 from rlcore.errors import WorkerError
-from rlcore.placement import Cluster
-from rlcore.waits import Watch
 
 
 @pytest.mark.filterwarnings("error")  # what its guard thread says while it closes

@@ -13,11 +13,11 @@ from omegaconf import OmegaConf
 from rlcore.algo.advantage import advantage_fn, credit
 from rlcore.algo.loss import policy_loss
 from rlcore.algo.objective import objective
-from rlcore.build import build, with_plugins
 from rlcore.config import AdvantageConfig, Config
 from rlcore.errors import ConfigError
-from rlcore.protocols import call, plugin
+from rlcore.plugins import call, plugin
 from rlcore.records import Batch
+from rlcore.train.build import build, with_plugins
 
 BROKEN_IMPORTS = [
     ("import surely_no_such_module\n", 1, "ModuleNotFoundError", "No module named 'surely_no_such_module'"),

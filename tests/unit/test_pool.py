@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 
 from rewards.outcomes import Outcome
-from rewards.page import PAGE_BYTES, Page
-from rewards.pool import Pool
-from rewards.shapes import Fn
+from rewards.signatures import Fn
 from rlcore.errors import ConfigError, RewardError
+from rlcore.isolated.pool import Pool
+from rlcore.isolated.shared_state import PAGE_BYTES, Page
 from rlcore.records import Response
 from tests.unit.misbehaving import FAILS, VALUES, WORKS
 from tests.unit.pools import MISBEHAVING, Tagged, collect, fn, prompt, run
@@ -382,8 +382,8 @@ def test_nothing_outlives_a_killed_driver(tagged: Tagged) -> None:
     """Workers that wait, hang, or have left children behind: all gone after SIGKILL of the driver."""
     code = f"""
 import sys, time
-from rewards.pool import Pool
-from rewards.shapes import Fn
+from rlcore.isolated.pool import Pool
+from rewards.signatures import Fn
 from rlcore.records import Prompt, Response
 pool = Pool([Fn("act", "{MISBEHAVING}:act")], 4, 1000.0, 2000)
 pool.ready(60)
@@ -409,7 +409,7 @@ def test_a_sample_never_seems_to_have_run_since_the_beginning_of_time() -> None:
     """Seen in a real run: a read between two writes of the worker gave start 0 with a number, a false timeout."""
     writer = """
 import sys, time
-from rewards.page import Page
+from rlcore.isolated.shared_state import Page
 page = Page(int(sys.argv[1]))
 number = 0
 while True:

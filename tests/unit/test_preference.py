@@ -16,9 +16,9 @@ from rewards.outcomes import Outcome
 from rlcore.algo.preference import bradley_terry
 from rlcore.config import Config, DeadlineConfig, ModelConfig
 from rlcore.errors import ConfigError, WorkerError
+from rlcore.models.model import TokenValue, batch_value, load_tokenizer, load_tokenizer_path, load_value_path
 from rlcore.records import Prompt, Response
 from rlcore.workers.group import RewardModelLane
-from rlcore.workers.model import TokenValue, batch_value, load_tokenizer, load_tokenizer_path, load_value_path
 from rlcore.workers.packing import plan, split_pairs
 from rlcore.workers.reward_model import conversation_tokens, ending, preference_tokenizer
 from tests.tiny import make_tiny_model

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from rlcore.demo import EMBEDDED
-from rlcore.embedded import made_of
+from rlcore.data.generate.problems import arithmetic, countdown
+from rlcore.data.sources import load_rows
 from rlcore.errors import DataError
-from rlcore.problems import arithmetic, countdown
-from rlcore.sources import load_rows
+from rlcore.models.embedded import EMBEDDED
+from rlcore.train.warm_up import made_of
 
 _OPS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 

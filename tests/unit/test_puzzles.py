@@ -10,10 +10,10 @@ import pytest
 from rewards.format import think_answer
 from rewards.knights_knaves import knights_knaves as score
 from rewards.knights_knaves import knights_knaves_gold, knights_knaves_solved, logic_rl_format
+from rlcore.data.generate.knights_knaves import _key, holds, knights_knaves, solve
+from rlcore.data.sources import load_rows
 from rlcore.errors import DataError
-from rlcore.puzzles import _key, holds, knights_knaves, solve
 from rlcore.records import Prompt
-from rlcore.sources import load_rows
 
 _ATOM = r"([A-Z]\w+) is (not )?a (knight|knave)"
 _PLAIN = _ATOM.replace("(", "(?:")

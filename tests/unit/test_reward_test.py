@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from rlcore.cli.rewards_test import reward_test
 from rlcore.errors import ConfigError, DataError, RewardError
-from rlcore.reward_test import reward_test
 
 
 @pytest.fixture

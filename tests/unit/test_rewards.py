@@ -9,14 +9,14 @@ from collections.abc import Callable
 
 import pytest
 
-from rewards.boxed_math import boxed_math, boxed_math_strict, math
 from rewards.exact import exact_match
 from rewards.format import think_answer
 from rewards.gsm8k import gsm8k, gsm8k_strict
-from rewards.math_text import last_box
+from rewards.math.boxed import boxed_math, boxed_math_strict, math
+from rewards.math.text import last_box
 from rewards.multiple_choice import multiple_choice
 from rewards.outcomes import BadValue, checked
-from rewards.shapes import Fn, load_rule
+from rewards.signatures import Fn, load_rule
 from rlcore.errors import ConfigError, UnparseableGold
 from rlcore.records import Prompt, Score
 
@@ -278,7 +278,7 @@ def test_no_model_text_is_compiled_or_run(tmp_path) -> None:
     responses += [f"\\boxed{{{answer}}}" for gold, answer, _ in BOXED if len(answer) < 400]
     code = """
 import json, sys
-from rewards.shapes import load
+from rewards.signatures import load
 from rlcore.records import Prompt
 fns = [load(n) for n in ("gsm8k", "gsm8k_strict", "boxed_math", "format")]
 fns[2](Prompt("warm", [], "x^2+1"), r"\\boxed{1+x^2}")
@@ -347,8 +347,9 @@ def test_load_names_what_is_wrong(tmp_path) -> None:
 
 def test_rewards_do_not_load_torch() -> None:
     code = (
-        "import sys, rewards.pool, rewards.shapes; [rewards.shapes.load(n) for n in ('gsm8k', 'format')];"
+        "import sys, rlcore.isolated.pool, rewards.signatures; "
+        "[rewards.signatures.load(n) for n in ('gsm8k', 'format')];"
         "heavy = {'torch', 'ray', 'sympy', 'numpy', 'transformers'} & set(sys.modules); assert not heavy, heavy;"
-        "rewards.shapes.load('boxed_math'); assert 'torch' not in sys.modules"
+        "rewards.signatures.load('boxed_math'); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -10,12 +10,13 @@ import pytest
 import sympy
 from sympy.core.sympify import SympifyError
 
-from rewards import GOLD, math_equal
-from rewards.boxed_math import boxed_math, boxed_math_gold, boxed_math_strict, math
+from rewards import GOLD
 from rewards.gsm8k import gsm8k, gsm8k_gold
-from rewards.pool import Pool
-from rewards.shapes import Fn
+from rewards.math import equal as math_equal
+from rewards.math.boxed import boxed_math, boxed_math_gold, boxed_math_strict, math
+from rewards.signatures import Fn
 from rlcore.errors import ConfigError, UnparseableGold
+from rlcore.isolated.pool import Pool
 from rlcore.records import Prompt, Response, Score
 from tests.unit.math_verdicts import VERDICTS
 from tests.unit.pools import collect

@@ -11,10 +11,10 @@ import pytest
 from rewards.language import LANGUAGES, language
 from rewards.length import length_cosine, length_cosine_gold, length_linear, overlong, overlong_penalty
 from rewards.outcomes import BadValue
-from rewards.pool import Pool
 from rewards.repetition import repetition
-from rewards.shapes import Fn
+from rewards.signatures import Fn
 from rlcore.errors import ConfigError, UnparseableGold
+from rlcore.isolated.pool import Pool
 from rlcore.records import Prompt, Response, Score
 
 PROMPT = Prompt(id="test:7", tokens=[1], answer="#### 72")

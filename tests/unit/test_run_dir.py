@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from rlcore.checkpoint import Checkpoints, export
 from rlcore.errors import CheckpointError, ConfigError, RlcoreError, WorkerError
-from rlcore.run_dir import locked, recorded
+from rlcore.runs.checkpoint import Checkpoints, export
+from rlcore.runs.directory import locked, recorded
 
 
 def test_two_at_once_are_refused(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from rewards import sandbox
-from rewards.sandbox import Limits, Ran, SandboxError, SandboxUnavailable, run, start
+from rlcore.isolated.sandbox import sandbox
+from rlcore.isolated.sandbox.sandbox import Limits, Ran, SandboxError, SandboxUnavailable, run, start
 
 REPO = Path(__file__).parents[2]
 PATIENT = Limits(wall_seconds=30)
@@ -299,7 +299,7 @@ def test_stop_ends_it_from_another_side() -> None:
 
 CALLER = """
 import sys
-from rewards.sandbox import Limits, python, run
+from rlcore.isolated.sandbox.sandbox import Limits, python, run
 code = "import os, time\\nos.fork()\\nif os.fork() == 0: os.setsid()\\nprint(1)\\ntime.sleep(1000)"
 run([python(), "-S", "-c", code, sys.argv[1]], limits=Limits(1000))
 """
@@ -332,7 +332,7 @@ def test_a_caller_that_is_killed_leaves_nothing(end: str) -> None:
 
 
 REFUSED = """
-from rewards.sandbox import SandboxUnavailable, missing, run
+from rlcore.isolated.sandbox.sandbox import SandboxUnavailable, missing, run
 try:
     run(["/bin/sh", "-c", "echo ran without isolation"])
 except SandboxUnavailable as e:
@@ -367,7 +367,7 @@ def test_where_processes_cannot_be_limited_nothing_is_run() -> None:
 AS_A_USER = """
 mount -t tmpfs none /mnt && mkdir /mnt/python && mount --bind "$1" /mnt/python || { echo NO MOUNT; exit; }
 cd "$2" && exec setpriv --reuid 65533 --regid 65533 --clear-groups /mnt/python/bin/python3 -S -c '
-from rewards.sandbox import *
+from rlcore.isolated.sandbox.sandbox import *
 ran = run(["/bin/sh", "-c", "id -u; grep CapEff /proc/self/status; (:>/usr/x) 2>&1; (:>/proc/sys/kernel/x) 2>&1"])
 print(ran.stdout)
 loop = "import os\\nn = 0\\ntry:\\n  while n < 200 and os.fork(): n += 1\\nexcept BlockingIOError: print(n)"

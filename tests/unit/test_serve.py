@@ -19,15 +19,15 @@ import httpx
 import psutil
 import pytest
 
-from rewards.http import EndpointError
 from rewards.outcomes import BadValue, Outcome
-from rewards.remote import Remote
-from rlcore import serve
-from rlcore.compose import compose
+from rewards.over_http import serve
+from rewards.over_http.http import EndpointError
+from rewards.over_http.remote import Remote
+from rewards.over_http.serve import Scorer, Server, serve_command
+from rewards.over_http.serve_requests import Refusal, samples_of
+from rlcore.compose.compose import compose
 from rlcore.errors import ConfigError, RewardError, UnparseableGold
 from rlcore.records import Prompt, Response, Score
-from rlcore.serve import Scorer, Server, serve_command
-from rlcore.serve_requests import Refusal, samples_of
 
 REPO = Path(__file__).parents[2]
 

@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from rewards.outcomes import BadValue, Outcome, checked, failure, listed
-from rewards.pool import Pool
-from rewards.shapes import Fn, Rule, Sample, gold_rule, load_rule
+from rewards.signatures import Fn, Rule, Sample, gold_rule, load_rule
 from rlcore.errors import ConfigError, UnparseableGold, kind
+from rlcore.isolated.pool import Pool
 from rlcore.records import Prompt, Response, Score
 from tests.unit.misbehaving import VALUES
 from tests.unit.pools import fn, prompt, run

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from rlcore.config import TrackerConfig
 from rlcore.errors import ConfigError
 from rlcore.records import Group, Prompt, Rollout
-from rlcore.tracker import Tracker
+from rlcore.runs.tracker import Tracker
 
 CONFIG = {"steps": 4, "model": {"path": "demo"}}
 
@@ -137,7 +137,7 @@ def test_a_killed_run_loses_at_most_one_line(tmp_path: Path) -> None:
 import os, signal
 from pathlib import Path
 from rlcore.config import TrackerConfig
-from rlcore.tracker import Tracker
+from rlcore.runs.tracker import Tracker
 run = Tracker(Path({str(tmp_path)!r}), TrackerConfig(), {{"a": 1}}, 10)
 for step in range(1, 6):
     run.log(step, {{"x": step}})

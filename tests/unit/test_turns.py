@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-from rlcore.parts import Turns
+from rlcore.train.run import Turns
 
 
 class Group:

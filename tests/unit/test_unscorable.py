@@ -9,11 +9,11 @@ import pytest
 
 import rewards.manager
 from rewards.manager import RewardManager
-from rlcore.build import _leave_out_unscorable
 from rlcore.config import Config, DataConfig, RewardConfig
-from rlcore.data import Prompts
+from rlcore.data.prompts import Prompts
 from rlcore.errors import DataError
 from rlcore.records import Prompt
+from rlcore.train.build import _leave_out_unscorable
 from tests.tiny import make_tiny_model
 
 

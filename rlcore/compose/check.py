@@ -1,0 +1,371 @@
+"""Every rule about a value, or about several together. Runs in a second, before Ray: no torch, no network.
+
+Each rule is one line of English that names the keys, what they are, and what to do.
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+from rewards import REWARD_MODEL, names
+from rlcore.compose.function_names import WITHOUT_REWARD, built_in, wrong_name
+from rlcore.compose.recipe import nearest
+from rlcore.config import (
+    Aggregation,
+    Config,
+    Correction,
+    KLEstimator,
+    KLPlace,
+    Placement,
+    SyncBackend,
+    all_keys,
+    value_of,
+)
+from rlcore.models.embedded import EMBEDDED
+
+_FILE_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".gguf")
+
+_AT_LEAST: dict[str, float] = {
+    "steps": 1, "prompts_per_step": 1, "rollouts_per_prompt": 1, "save_every_steps": 0, "keep_checkpoints": 1,
+    "data.max_prompt_tokens": 1, "rollout.engines": 1, "rollout.tensor_parallel": 1, "rollout.top_k": 0,
+    "rollout.min_response_tokens": 0, "rollout.max_response_tokens": 1, "rollout.max_sequences": 1, "reward.workers": 1,
+    "reward.memory_mib": 256, "reward_model.ranks": 1,
+    "reward.overlong_fraction": 0, "reward.overlong_penalty": 0, "reward.max_failed_fraction": 0,
+    "advantage.epsilon": 0, "advantage.gamma": 0, "advantage.gae_lambda": 0, "loss.clip_low": 0, "loss.clip_high": 0,
+    "loss.length_constant": 1, "loss.entropy_coef": 0, "correction.low": 0, "correction.high": 1, "kl.coef": 0,
+    "kl.horizon": 1, "actor.ranks": 1, "actor.learning_rate": 0, "actor.warmup_steps": 0, "actor.weight_decay": 0,
+    "actor.beta1": 0, "actor.beta2": 0, "actor.max_grad_norm": 0, "actor.epochs_per_step": 1,
+    "actor.minibatches_per_step": 1, "actor.microbatch_tokens": 1, "actor.logits_chunk_tokens": 1, "reference.ranks": 1,
+    "reference.refresh_steps": 0, "critic.ranks": 0, "critic.learning_rate": 0, "critic.clip": 0,
+    "critic.warmup_steps": 0, "sync.bucket_mib": 1, "eval.every_steps": 0, "eval.prompts": 0, "eval.temperature": 0,
+    "ray.object_store_mib": 80,
+}  # fmt: skip
+_ABOVE_ZERO = (
+    "rollout.temperature", "rollout.top_p", "rollout.kv_cache_gib", "rollout.device_memory_fraction",
+    "reward.timeout_seconds", "loss.tau_positive", "loss.tau_negative", "kl.target", "actor.adam_epsilon",
+    "deadline.start_seconds", "deadline.rollout_seconds", "deadline.update_seconds", "deadline.publish_seconds",
+)  # fmt: skip
+_AT_MOST: dict[str, float] = {
+    "rollout.top_p": 1, "rollout.device_memory_fraction": 1, "reward.overlong_fraction": 1,
+    "reward.max_failed_fraction": 1, "advantage.gamma": 1, "advantage.gae_lambda": 1, "loss.clip_low": 1,
+    "correction.low": 1, "actor.beta1": 1, "actor.beta2": 1, "actor.zero_stage": 3,
+}  # fmt: skip
+_ZERO_OR: dict[str, tuple[str, str, Callable[[float], bool]]] = {
+    "rollout.dynamic_draws": ("no filter", "at least 1", lambda x: x == 0 or x >= 1),
+    "loss.dual_clip": ("no limit", "above 1", lambda x: x == 0 or x > 1),
+}
+# Built-in functions with a time limit of their own: the option and its default, in seconds.
+_OWN_LIMITS = {
+    "code": ("timeout_seconds", 6.0),
+    "judge": ("request_timeout_seconds", 60.0),
+    "remote": ("request_timeout_seconds", 60.0),
+}
+# Advantages that compare the rollouts of one prompt: they need several.
+_OF_A_GROUP = ("grpo", "rloo", "opo", "gpg", "reinforce_plus_plus_baseline")
+
+
+def check(cfg: Config) -> list[str]:
+    """Every error of a config, in words; empty when it can run."""
+    rules = [_ranges, _sampling, _rewards, _sizes, _placement, _names, _files]
+    rules += [_fitting] if cfg.loss.name in WITHOUT_REWARD else [_advantage, _loss, _updates, _kl, _critic]
+    return [error for rule in rules for error in rule(cfg)]
+
+
+def _ranges(cfg: Config) -> list[str]:
+    numbers = {k: v for k in all_keys() if isinstance(v := value_of(cfg, k), (int, float))}
+    lists = {k: v for k in all_keys() if isinstance(v := value_of(cfg, k), list)}
+    broken = {k: v for k, v in numbers.items() if not math.isfinite(v)}
+    broken |= {k: x for k, v in lists.items() for x in v if isinstance(x, float) and not math.isfinite(x)}
+    if broken:
+        return [f"{k} is {v}; it must be a finite number" for k, v in broken.items()]
+
+    n = numbers  # a key that is None is not in it
+    errors = [f"{k} is {n[k]}; it must be at least {m:g}" for k, m in _AT_LEAST.items() if k in n and n[k] < m]
+    errors += [f"{k} is {n[k]}; it must be above 0" for k in _ABOVE_ZERO if k in n and n[k] <= 0]
+    errors += [f"{k} is {n[k]}; it can be at most {m:g}" for k, m in _AT_MOST.items() if k in n and n[k] > m]
+    errors += [
+        f"{k} is {n[k]}; it must be 0 ({off}) or {more}" for k, (off, more, ok) in _ZERO_OR.items() if not ok(n[k])
+    ]
+    if cfg.actor.zero_stage < 0:
+        errors.append(f"actor.zero_stage is {cfg.actor.zero_stage}; it must be 0, 1, 2 or 3")
+    return errors
+
+
+def _sampling(cfg: Config) -> list[str]:
+    r, errors = cfg.rollout, []
+    if (r.top_p < 1 or r.top_k > 0 or r.min_response_tokens > 0) and r.temperature != 1:
+        errors.append(
+            f"rollout.temperature is {r.temperature} with top_p {r.top_p}, top_k {r.top_k}, min_response_tokens "
+            f"{r.min_response_tokens}: when tokens are ruled out, the engine's log-probabilities can be compared with "
+            "the trainer's only at temperature 1"
+        )
+    if r.min_response_tokens > r.max_response_tokens:
+        errors.append(
+            f"rollout.min_response_tokens {r.min_response_tokens} is above max_response_tokens {r.max_response_tokens}"
+        )
+    if r.dynamic_draws > 0 and cfg.rollouts_per_prompt == 1:
+        errors.append(
+            f"rollout.dynamic_draws is {r.dynamic_draws:g} with rollouts_per_prompt 1: a group of one never has "
+            "rewards that differ, so no draw would count; use 2 or more, or rollout.dynamic_draws=0"
+        )
+    if not r.train_truncated and cfg.kl.coef > 0 and cfg.kl.place == KLPlace.reward:
+        errors.append(
+            "rollout.train_truncated is false with kl.place reward: what leaves the loss has no log-probabilities, so "
+            "its outcome would lack the KL that the others' have; set it to true, or kl.place=loss"
+        )
+    return errors
+
+
+def _rewards(cfg: Config) -> list[str]:
+    r, errors = cfg.reward, []
+    if cfg.loss.name not in WITHOUT_REWARD and not r.fns:
+        errors.append("reward.fns is empty: name at least one reward, e.g. reward.fns=[gsm8k] or FILE.py:function")
+    if r.weights and len(r.weights) != len(r.fns):
+        errors.append(f"reward.weights has {len(r.weights)} entries for {len(r.fns)} reward.fns")
+    named = names(r.fns)
+    twice = sorted({name for name in named if named.count(name) > 1})
+    if twice:
+        errors.append(f"reward.fns names {', '.join(twice)} twice; name it once and set its reward.weights")
+    if r.clip and not (len(r.clip) == 2 and r.clip[0] < r.clip[1]):
+        errors.append(f"reward.clip is {list(r.clip)}; write [low, high] with low below high, or [] for no limits")
+    return errors + _named_functions(cfg, named) + _deadlines(cfg) + _reward_model(cfg)
+
+
+def _named_functions(cfg: Config, named: list[str]) -> list[str]:
+    """Where other keys name functions, they are those of reward.fns, by the names they have in the metrics."""
+    r, errors = cfg.reward, []
+    mentioned = {"reward.gate": list(r.gate), "reward.args": list(r.args)}
+    for source, listed in r.sources.items():
+        if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+            errors.append(f"reward.sources.{source} is {listed!r}; it must be a list of functions of reward.fns")
+            continue
+        mentioned[f"reward.sources.{source}"] = listed
+    for key, listed in mentioned.items():
+        for name in listed:
+            if name not in named:
+                known = ", ".join(named) or "none"
+                errors.append(f"{key}: no {name} in reward.fns{nearest(name, named)}; they are called {known}")
+    for name, options in r.args.items():
+        if not isinstance(options, dict):
+            errors.append(f"reward.args.{name} is {options!r}; it must be a mapping of options: {{option: value}}")
+    if r.gate and set(named) <= set(r.gate):
+        errors.append("reward.gate has all of reward.fns: nothing is behind it; leave it empty, or add a function")
+    return errors
+
+
+def _deadlines(cfg: Config) -> list[str]:
+    """A function with a time limit of its own must come to it before the sample is given up."""
+    r, errors = cfg.reward, []
+    for name, (option, default) in _OWN_LIMITS.items():
+        options = r.args.get(name)
+        limit = options.get(option, default) if isinstance(options, dict) else default
+        if name in r.fns and isinstance(limit, (int, float)) and limit >= r.timeout_seconds:
+            errors.append(
+                f"reward.args.{name}.{option} is {limit:g} with reward.timeout_seconds {r.timeout_seconds:g}: the "
+                f"sample would be given up before {name} is; set reward.timeout_seconds above it, or {option} lower"
+            )
+    return errors
+
+
+def _reward_model(cfg: Config) -> list[str]:
+    used, path = REWARD_MODEL in cfg.reward.fns, cfg.reward_model.path
+    if used and path is None:
+        return ["reward.fns has reward_model with reward_model.path null; set it to a sequence-classification model"]
+    return _model("reward_model.path", path) if used and path is not None else []
+
+
+def _sizes(cfg: Config) -> list[str]:
+    rollouts = cfg.prompts_per_step * cfg.rollouts_per_prompt
+    parts = cfg.actor.minibatches_per_step
+    return [
+        f"a step has {rollouts} rollouts (prompts_per_step x rollouts_per_prompt), too few for "
+        f"actor.minibatches_per_step {parts} on {role}.ranks {ranks}"
+        for role, ranks in (("actor", cfg.actor.ranks), ("critic", cfg.critic.ranks))
+        if rollouts < parts * ranks
+    ]
+
+
+def _fitting(cfg: Config) -> list[str]:
+    """Training on given texts: sft and train-rm."""
+    errors, a, name = [], cfg.actor, cfg.loss.name
+    if (a.minibatches_per_step, a.epochs_per_step, cfg.kl.coef, cfg.rollout.temperature) != (1, 1, 0, 1):
+        errors.append(
+            f"loss.name is {name}: one update of prompts_per_step rows or pairs a step, no reference, "
+            "temperature 1; leave actor.minibatches_per_step, actor.epochs_per_step, kl.coef, rollout.temperature alone"
+        )
+    if cfg.critic.ranks > 0:
+        errors.append(f"loss.name is {name} with critic.ranks {cfg.critic.ranks}: there is no reward to guess; use 0")
+    return errors
+
+
+def _advantage(cfg: Config) -> list[str]:
+    """What the advantage function needs, and what is made for nothing when it is a built-in one that reads it not."""
+    name, errors = cfg.advantage.name, []
+    builtin = name in built_in("advantage.name")
+    if name in _OF_A_GROUP and cfg.rollouts_per_prompt == 1:
+        errors.append(
+            f"rollouts_per_prompt is 1 with advantage.name {name}: a group of one has advantage 0, so nothing would be "
+            "learned; use 2 or more"
+        )
+    if builtin and name not in _OF_A_GROUP and cfg.rollout.dynamic_draws > 0:
+        errors.append(
+            f"rollout.dynamic_draws is {cfg.rollout.dynamic_draws:g} with advantage.name {name}, which does not "
+            "compare the rollouts of a group: one of equal rewards teaches too, and would be left out; use "
+            f"rollout.dynamic_draws=0, or an advantage of a group ({', '.join(_OF_A_GROUP)})"
+        )
+    if name == "gae" and cfg.critic.ranks == 0:
+        errors.append(
+            "advantage.name is gae with critic.ranks 0: it needs a critic's values; set critic.ranks, as algorithm=ppo "
+            "does"
+        )
+    if builtin and name != "gae" and cfg.critic.ranks > 0:
+        errors.append(
+            f"critic.ranks is {cfg.critic.ranks} with advantage.name {name}, which uses no values; set critic.ranks=0, "
+            "or advantage.name=gae"
+        )
+    greedy = cfg.rollout.greedy_baseline
+    if name == "remax" and not greedy:
+        errors.append(
+            "advantage.name is remax with rollout.greedy_baseline false: the greedy answer's reward is its baseline; "
+            "set rollout.greedy_baseline=true, as algorithm=remax does"
+        )
+    if builtin and name != "remax" and greedy:
+        errors.append(
+            f"rollout.greedy_baseline is true with advantage.name {name}, which does not use it: the greedy answers "
+            "would be drawn for nothing; set it to false, or advantage.name=remax"
+        )
+    return errors
+
+
+def _loss(cfg: Config) -> list[str]:
+    loss, how, errors = cfg.loss, cfg.loss.aggregation, []
+    builtin = loss.name in built_in("loss.name")
+    if loss.length_constant is not None and how != Aggregation.constant_length:
+        errors.append(
+            f"loss.length_constant is {loss.length_constant} with loss.aggregation {how.value}, which does not divide "
+            "by it; leave it out, or set loss.aggregation=constant_length"
+        )
+    if builtin and loss.name != "ppo_clip" and loss.dual_clip > 0:
+        errors.append(
+            f"loss.dual_clip is {loss.dual_clip:g} with loss.name {loss.name}: it is a limit of ppo_clip's; set it to 0"
+        )
+    if loss.name == "gspo" and how != Aggregation.sequence_mean:
+        errors.append(
+            f"loss.name is gspo with loss.aggregation {how.value}: its objective is the mean over sequences; set "
+            "loss.aggregation=sequence_mean, as algorithm=gspo does"
+        )
+    if loss.name == "gspo" and cfg.correction.name in (Correction.truncate_token, Correction.mask_token):
+        errors.append(
+            f"loss.name is gspo with correction.name {cfg.correction.name.value}: its ratio is a whole sequence's, and "
+            "a weight a token would undo that; use truncate_sequence, reject_sequence or none"
+        )
+    return errors
+
+
+def _updates(cfg: Config) -> list[str]:
+    minibatches, epochs = cfg.actor.minibatches_per_step, cfg.actor.epochs_per_step
+    if cfg.loss.name != "policy_gradient" or minibatches * epochs == 1:
+        return []
+    return [
+        f"loss.name is policy_gradient with actor.minibatches_per_step {minibatches} and actor.epochs_per_step "
+        f"{epochs}: it has no ratio, so only the first update of a step is right; make it one, or loss.name=ppo_clip"
+    ]
+
+
+def _kl(cfg: Config) -> list[str]:
+    kl, errors = cfg.kl, []
+    if kl.coef == 0:  # kl.place alone asks for nothing: an algorithm's KL is left out by kl.coef=0
+        place = "kl.place is reward and " if kl.place == KLPlace.reward else ""
+        none = "with kl.coef 0: there is no reference model; set kl.coef above 0, or"
+        if kl.target is not None:
+            errors.append(f"{place}kl.target is {kl.target:g} {none} kl.target=null")
+        if cfg.reference.refresh_steps > 0:
+            errors.append(f"reference.refresh_steps is {cfg.reference.refresh_steps} {none} reference.refresh_steps=0")
+        return errors
+    in_loss = kl.place == KLPlace.loss
+    if in_loss and kl.estimator == KLEstimator.k1 and not kl.unbiased_gradient:
+        errors.append(
+            "kl.estimator is k1 with kl.place loss: the expectation of its gradient is 0, so it holds nothing; use k2 "
+            "or k3, kl.unbiased_gradient=true, or kl.place=reward"
+        )
+    if kl.unbiased_gradient and not in_loss:
+        errors.append(
+            "kl.unbiased_gradient is true with kl.place reward: what is taken from a reward has no gradient; set it to "
+            "false, or kl.place=loss"
+        )
+    if kl.unbiased_gradient and in_loss and kl.estimator == KLEstimator.k2:
+        errors.append(
+            "kl.unbiased_gradient is true with kl.estimator k2: the expectation of k2 is not the KL, so its gradient "
+            "would not be the KL's; use k1 or k3"
+        )
+    return errors
+
+
+def _critic(cfg: Config) -> list[str]:
+    c = cfg.critic
+    if c.ranks == 0:
+        return []  # what is set of a critic there is none of may be another algorithm's; the user's own: idle.py
+    errors = _model("critic.path", c.path) if c.path is not None else []
+    if c.warmup_steps >= cfg.steps:
+        errors.append(f"critic.warmup_steps is {c.warmup_steps} with steps {cfg.steps}: the policy would never learn")
+    return errors
+
+
+def _placement(cfg: Config) -> list[str]:
+    errors = []
+    if cfg.ray.address is None and 3 * cfg.sync.bucket_mib > cfg.ray.object_store_mib:
+        errors.append(
+            f"sync.bucket_mib {cfg.sync.bucket_mib} is over a third of ray.object_store_mib "
+            f"{cfg.ray.object_store_mib}: two buckets and a step's batch are in it at a time"
+        )
+    split = cfg.placement.mode == Placement.split
+    if cfg.sync.backend == SyncBackend.ipc and split:
+        errors.append("sync.backend is ipc with placement.mode split: ipc needs shared devices; use nccl or auto")
+    if cfg.sync.backend == SyncBackend.nccl and not split:
+        errors.append(
+            "sync.backend is nccl with placement.mode colocated: nccl needs a device a process; use ipc or auto"
+        )
+    return errors
+
+
+def _names(cfg: Config) -> list[str]:
+    sinks = ("wandb", "tensorboard")
+    return [
+        *wrong_name("advantage.name", cfg.advantage.name),
+        *wrong_name("loss.name", cfg.loss.name),
+        *(error for fn in cfg.reward.fns for error in wrong_name("reward.fns", fn)),
+        *(f"tracker.sinks: no sink {s!r}; there are: {', '.join(sinks)}" for s in cfg.tracker.sinks if s not in sinks),
+    ]
+
+
+def _files(cfg: Config) -> list[str]:
+    errors = []
+    sources = [
+        (key, s) for key, listed in (("data.train", cfg.data.train), ("data.eval", cfg.data.eval)) for s in listed
+    ]
+    for key, source in sources:
+        if source.endswith(_FILE_SUFFIXES) and not Path(source).is_file():
+            errors.append(f"{key}: no file {source} (looked for {Path(source).resolve()})")
+    if cfg.model.path not in ("", *EMBEDDED):
+        errors += _model("model.path", cfg.model.path, gguf=True)
+    if cfg.run_dir and (Path(cfg.run_dir) / "metrics.jsonl").exists():
+        errors.append(
+            f"run_dir: {cfg.run_dir} already holds a run; `rlcore resume {shlex.quote(cfg.run_dir)}` continues it, "
+            "or choose another"
+        )
+    return errors
+
+
+def _model(key: str, path: str, gguf: bool = False) -> list[str]:
+    """What is wrong with the path of a model; whether a hub id exists is not asked."""
+    kinds = "a directory, a GGUF file or a hub id (owner/name)" if gguf else "a directory or a hub id (owner/name)"
+    if path.endswith(".gguf") and not gguf:
+        return [f"{key}: {path} is a GGUF file, which only model.path takes; give {kinds}"]
+    if path.endswith(".gguf") or path.startswith(("/", "./", "../", "~")):
+        return [] if Path(path).expanduser().exists() else [f"{key}: nothing at {path}; give {kinds}"]
+    if "/" not in path and not Path(path).exists():
+        return [f"{key}: no directory {path}, and a hub id has an owner: owner/name"]
+    return []

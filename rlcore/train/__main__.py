@@ -1,0 +1,3 @@
+from rlcore.cli.hydra_names import main
+
+main()
