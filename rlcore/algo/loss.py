@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rlcore.algo.kl import MOST_LOG_RATIO
+from rlcore.algo.preference import dpo
 from rlcore.algo.stats import Totals, spread, sums
 from rlcore.config import Aggregation, LossConfig
 from rlcore.plugins import PolicyLoss, plugin
@@ -103,6 +104,7 @@ BUILTIN: dict[str, PolicyLoss] = {
     "policy_gradient": policy_gradient,
     "sapo": sapo,
     "sft": sft,
+    "dpo": dpo,
 }
 
 

@@ -181,7 +181,7 @@ def _sync_backend(cfg: Config, cluster: Cluster) -> str:
 
 
 def start_actor(cfg: Config, cluster: Cluster, watch: Watch) -> Actor:
-    from rlcore.workers.actor import ActorRank
+    from rlcore.workers.actor_rank import ActorRank
     from rlcore.workers.group import Actor, rank_group
 
     return Actor(rank_group("actor", ActorRank, cfg.actor.ranks, cfg, cluster, watch), cfg)
@@ -205,9 +205,9 @@ def _start(
     """The Ray side of build(): every role at once, then one wait for all of them."""
     from rlcore.algo.advantage import advantage_fn
     from rlcore.algo.kl import Controller
-    from rlcore.workers.critic import CriticRank
+    from rlcore.workers.critic_rank import CriticRank
     from rlcore.workers.group import Critic, Reference, WorkerGroup, rank_group
-    from rlcore.workers.reference import ReferenceRank
+    from rlcore.workers.reference_rank import ReferenceRank
     from rollout.collector import Collector
     from rollout.engine import Engine
 

@@ -141,14 +141,6 @@ class TrainedRank(Rank):
             stats.updates += 1
         return stats
 
-    @staticmethod
-    def _note(stats: Stats, share: Tensor, micro: Batch, columns: Mapping[str, Tensor]) -> None:
-        """One micro-batch's share of the loss and its per-token statistics (n,), by metric name, into `stats`."""
-        stats.loss += float(share.detach())
-        stats.tokens += int(micro.mask.sum())
-        for name, values in columns.items():
-            stats.add(name, values, micro.mask)
-
     # -- to disk and back
 
     def save(self, directory: str) -> None:

@@ -15,9 +15,9 @@ import torch
 from rlcore.algo.stats import merge
 from rlcore.config import Config, Dtype
 from rlcore.records import Batch
-from rlcore.workers.actor import ActorRank
+from rlcore.workers.actor_rank import ActorRank
 from rlcore.workers.packing import plan, split
-from rlcore.workers.reference import ReferenceRank
+from rlcore.workers.reference_rank import ReferenceRank
 from tests.tiny import make_tiny_model
 
 
