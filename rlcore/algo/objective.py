@@ -51,8 +51,8 @@ def _checked(found: Any, logp: Tensor, batch: Batch, name: str) -> tuple[Tensor,
         return per_token(x) or (isinstance(x, Tensor) and x.shape == batch.reward.shape)
 
     want = (
-        f"(loss, statistics): a tensor of shape {tuple(logp.shape)}, one number a token, and a dict of such tensors, or "
-        f"of tensors of shape {tuple(batch.reward.shape)}, one number a rollout"
+        f"(loss, statistics): a tensor of shape {tuple(logp.shape)}, one number a token, and a dict of such tensors, "
+        f"or of tensors of shape {tuple(batch.reward.shape)}, one number a rollout"
     )
     if not isinstance(found, tuple) or len(found) != 2 or not isinstance(found[1], dict):
         raise ConfigError(f"loss.name: {name} returned {type(found).__name__}; it must return {want}")

@@ -61,7 +61,7 @@ class ActorRank(TrainedRank):
 
     def connect(self, engines: Sequence[Any], backend: str, seconds: float, join: Callable[..., Any] | None) -> None:
         """Open the way to the engines; see rlcore/weights.py. `join` is needed for nccl only."""
-        self.sender = Sender(backend, list(engines), self.rank, seconds, self.cfg.sync.bucket_mib << 20, join)
+        self.sender = Sender(backend, list(engines), self.place.rank, seconds, self.cfg.sync.bucket_mib << 20, join)
 
     def publish(self, version: int) -> dict[str, float]:
         """Send the weights to every engine as `version`."""

@@ -22,7 +22,7 @@ class CriticRank(TrainedRank):
     those in `critic`."""
 
     def _load_model(self) -> dict[str, Any]:
-        if self.rank == 0 and self.cfg.critic.path is not None:
+        if self.place.rank == 0 and self.cfg.critic.path is not None:
             demand_same_tokens(self.cfg.critic.path, self.cfg.model)
         return super()._load_model()
 

@@ -7,7 +7,7 @@ knows who died.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 
@@ -16,27 +16,44 @@ from rlcore.cluster.placement import Cluster
 from rlcore.config import Config, DeadlineConfig
 
 
+class Place(NamedTuple):
+    """Where a rank is: its number of `world`, the (host, port) where they meet, "cpu" or "gpu"."""
+
+    rank: int
+    world: int
+    meeting: tuple[str, int]
+    device: str
+
+
+class Members(NamedTuple):
+    """Who a group is: `ranks` actors of class `cls`, each over `devices_each` bundles of the placement group."""
+
+    role: str
+    cls: type
+    ranks: int
+    devices_each: int = 1
+
+
 class WorkerGroup:
     """The ranks of one role, each a Ray actor on its own share of a device.
 
-    `make(rank)` gives the constructor's arguments; `devices_each` is how many bundles of the placement group one
-    worker spans. Workers are created at once; `call("start", ...)` does the slow part.
+    `make(rank)` gives the constructor's arguments. Workers are created at once; `call("start", ...)` is the slow part.
     """
 
     def __init__(
-        self, role: str, cls: type, ranks: int, cluster: Cluster, watch: Watch, deadline: DeadlineConfig,
-        make: Callable[[int], tuple[Any, ...]], devices_each: int = 1,
-    ) -> None:  # fmt: skip
-        self.role, self.watch, self.deadline = role, watch, deadline
-        remote = ray.remote(cls)
-        self.workers = [
-            Worker(
-                role,
-                rank,
-                remote.options(**cluster.options(role, rank * devices_each, devices_each)).remote(*make(rank)),
-            )
-            for rank in range(ranks)
-        ]
+        self,
+        members: Members,
+        make: Callable[[int], tuple[Any, ...]],
+        cluster: Cluster,
+        watch: Watch,
+        deadline: DeadlineConfig,
+    ) -> None:
+        self.role, self.watch, self.deadline = members.role, watch, deadline
+        remote, each = ray.remote(members.cls), members.devices_each
+        self.workers = []
+        for rank in range(members.ranks):
+            options = cluster.options(self.role, rank * each, each)
+            self.workers.append(Worker(self.role, rank, remote.options(**options).remote(*make(rank))))
         watch.workers += self.workers
 
     def call(self, method: str, *args: Any, seconds: float, each: list[tuple[Any, ...]] | None = None) -> list[Any]:
@@ -58,7 +75,6 @@ class WorkerGroup:
 
 def rank_group(role: str, cls: type, ranks: int, cfg: Config, cluster: Cluster, watch: Watch) -> WorkerGroup:
     """A group whose ranks meet in one torch process group."""
-    host, port = cluster.address(role)
-    return WorkerGroup(
-        role, cls, ranks, cluster, watch, cfg.deadline, lambda rank: (rank, ranks, host, port, cfg, cluster.device)
-    )
+    meeting = cluster.address(role)
+    make = lambda rank: (Place(rank, ranks, meeting, cluster.device), cfg)  # noqa: E731
+    return WorkerGroup(Members(role, cls, ranks), make, cluster, watch, cfg.deadline)
