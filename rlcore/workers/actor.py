@@ -15,9 +15,10 @@ from rlcore.algo.objective import objective
 from rlcore.algo.stats import Stats, Totals
 from rlcore.models.model import TokenLogp, batch_logp, load_path
 from rlcore.records import Batch
-from rlcore.weights import Sender, WeightInfo
+from rlcore.weights import WeightInfo
 from rlcore.workers.packing import Work
 from rlcore.workers.rank import TrainedRank
+from rlcore.workers.sender import Sender
 
 
 class ActorRank(TrainedRank):
