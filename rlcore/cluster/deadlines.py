@@ -69,11 +69,9 @@ class Calls:
             cause = e.cause if isinstance(e.cause, Exception) else e
             self.blame(worker, cause)
             if isinstance(cause, RlcoreError):
-                error = type(cause)(f"{worker}, {self.during}: {cause}")
-                error.details = cause.details
-            else:
-                error = WorkerError(f"{worker} raised in {self.during}: {type(cause).__name__}: {cause}")
-                error.details = str(e)
+                raise type(cause)(f"{worker}, {self.during}: {cause}") from e
+            error = WorkerError(f"{worker} raised in {self.during}: {type(cause).__name__}: {cause}")
+            error.details = str(e)
             raise error from e
         except (ActorDiedError, ActorUnavailableError) as e:
             raise WorkerError(f"{worker} died during {self.during}: {_short(str(e))}") from e

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from rewards import REWARD_MODEL
 from rlcore.cluster.deadlines import Watch
-from rlcore.cluster.placement import Cluster, Phases
+from rlcore.cluster.placement import Cluster
+from rlcore.cluster.turns import Phases, Turns
 from rlcore.config import Config, SyncBackend, compute_dtype
 from rlcore.data.prompts import Prompts
 from rlcore.data.sources import source_names
@@ -21,7 +22,7 @@ from rlcore.plugins import absolute
 from rlcore.records import Prompt
 from rlcore.runs.checkpoint import Checkpoints
 from rlcore.runs.tracker import Tracker
-from rlcore.train.run import Parts, Turns, columns
+from rlcore.train.run import Parts, columns
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

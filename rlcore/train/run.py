@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from rewards.manager import RewardManager
     from rlcore.algo.kl import Controller
     from rlcore.cluster.deadlines import Watch
-    from rlcore.cluster.placement import Cluster, Phases
+    from rlcore.cluster.placement import Cluster
+    from rlcore.cluster.turns import Phases
     from rlcore.data.prompts import Prompts
     from rlcore.plugins import AdvantageFn
     from rlcore.runs.checkpoint import Checkpoints
@@ -230,27 +231,3 @@ def columns(
     if critic is not None:
         needed["value"] = critic.value
     return needed
-
-
-class Turns:
-    """Whose turn a shared GPU is: who samples (engines, and the reward model that scores as samples finish) and who
-    trains sleep and wake by turns. On CPU, or split, nobody sleeps."""
-
-    def __init__(self, groups: list[WorkerGroup], active: bool) -> None:
-        self.samplers = [g for g in groups if g.role in ("rollout", "reward_model")]
-        self.trainers = [g for g in groups if g not in self.samplers]
-        self.active, self.awake = active, {g.role for g in groups}
-
-    def __call__(self, phase: str) -> None:
-        if not self.active:
-            return
-        # A sleeping engine has dropped its weights: it may sleep only where a publish comes before the next sample.
-        self._set(self.samplers, phase not in ("credit", "update"))
-        self._set(self.trainers, phase not in ("rollout", "eval"))
-
-    def _set(self, groups: list[WorkerGroup], awake: bool) -> None:
-        for group in groups:
-            if (group.role in self.awake) == awake:
-                continue
-            group.call("wake" if awake else "sleep", seconds=group.deadline.publish_seconds)
-            (self.awake.add if awake else self.awake.discard)(group.role)

@@ -23,7 +23,7 @@ from rlcore.algo.objective import objective
 from rlcore.algo.stats import Stats
 from rlcore.algo.value import value_loss
 from rlcore.cluster.deadlines import Watch, Worker
-from rlcore.cluster.placement import Phases
+from rlcore.cluster.turns import Phases
 from rlcore.compose.recipe import algorithm_lines
 from rlcore.config import Aggregation, Config
 from rlcore.data.prompts import Order
