@@ -1,8 +1,8 @@
 """Leaves no process behind: a tiny second process that outlives the driver by seconds and cleans up after it.
 
-Every process of a run inherits RLCORE_RUN_ID. The janitor waits for end-of-file on a pipe from the driver: that comes
-when the driver closes it or is killed in any way, SIGKILL included. Then it kills what still carries the id.
-Run as `python -S janitor.py RUN_ID`: standard library only, a few MB.
+Every process of a run inherits RLCORE_RUN_ID. This one waits for end-of-file on a pipe from the driver: that comes when
+the driver closes it or is killed in any way, SIGKILL included. Then it kills what still carries the id.
+Run as `python -S cleanup.py RUN_ID`: standard library only, a few MB.
 """
 
 import contextlib

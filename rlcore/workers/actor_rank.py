@@ -15,7 +15,8 @@ from rlcore.algo.objective import objective
 from rlcore.algo.stats import Stats, Totals
 from rlcore.models.model import TokenLogp, batch_logp, load_path
 from rlcore.records import Batch
-from rlcore.weights import Sender, WeightInfo
+from rlcore.weights import WeightInfo
+from rlcore.workers.sender import Sender
 from rlcore.workers.packing import Work
 from rlcore.workers.rank import TrainedRank
 
@@ -60,7 +61,7 @@ class ActorRank(TrainedRank):
     # -- weights out
 
     def connect(self, engines: Sequence[Any], backend: str, seconds: float, join: Callable[..., Any] | None) -> None:
-        """Open the way to the engines; see rlcore/weights.py. `join` is needed for nccl only."""
+        """Open the way to the engines; see sender.py. `join` is needed for nccl only."""
         self.sender = Sender(backend, list(engines), self.place.rank, seconds, self.cfg.sync.bucket_mib << 20, join)
 
     def publish(self, version: int) -> dict[str, float]:
