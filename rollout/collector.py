@@ -20,8 +20,8 @@ from rewards.length import overlong_penalty
 from rlcore.cluster.deadlines import Watch, Worker
 from rlcore.config import RewardConfig, RolloutConfig
 from rlcore.errors import WorkerError
-from rlcore.plugins import Sample, SampleRequest
 from rlcore.records import Group, Prompt, Response, Rollout
+from rollout.engine import Sample, SampleRequest
 
 _ADVANCE_SECONDS = 0.5  # an engine that finishes nothing answers after this, so that new samples can reach it
 _SCORE_POLL_SECONDS = 0.05  # while scores are out, the pool is looked after this often

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rewards.manager import RewardManager
+    from rlcore.algo.advantage import AdvantageFn
     from rlcore.algo.kl import Controller
     from rlcore.cluster.deadlines import Watch
     from rlcore.cluster.placement import Cluster, Phases
     from rlcore.data.prompts import Prompts
-    from rlcore.plugins import AdvantageFn
     from rlcore.runs.checkpoint import Checkpoints
     from rlcore.runs.tracker import Tracker
     from rlcore.workers.group import Actor, Critic, Reference, WorkerGroup

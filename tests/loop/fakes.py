@@ -27,7 +27,6 @@ from rlcore.cluster.placement import Phases
 from rlcore.compose.recipe import algorithm_lines
 from rlcore.config import Aggregation, Config
 from rlcore.data.prompts import Order
-from rlcore.plugins import Sample, SampleRequest
 from rlcore.records import Batch, Prompt, Response
 from rlcore.runs.checkpoint import Checkpoints
 from rlcore.runs.tracker import Tracker
@@ -35,6 +34,7 @@ from rlcore.train.run import Parts, columns
 from rlcore.workers.group import Actor, Critic, Reference
 from rlcore.workers.packing import Work
 from rollout.collector import Collector
+from rollout.engine import Sample, SampleRequest
 
 PROMPTS, LETTERS = 8, 6
 
