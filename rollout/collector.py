@@ -17,8 +17,9 @@ from typing import Any, NamedTuple, Protocol
 from rlcore.cluster.deadlines import Watch, Worker
 from rlcore.config import Config
 from rlcore.errors import WorkerError
-from rlcore.plugins import Sample, SampleRequest
 from rlcore.records import Group, Prompt, Response, Rollout
+from rollout.engine import Sample, SampleRequest
+from rollout.engine import Sample, SampleRequest
 
 _ADVANCE_SECONDS = 0.5  # an engine that finishes nothing answers after this, so that new samples can reach it
 _SCORE_POLL_SECONDS = 0.05  # while scores are out, the rewards are looked after this often

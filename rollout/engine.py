@@ -7,7 +7,6 @@ sample leaves at once, and no process is left when the actor dies. vLLM is impor
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 import time
 import warnings
@@ -18,12 +17,29 @@ import psutil
 
 from rlcore import config
 from rlcore.config import RolloutConfig
-from rlcore.errors import ConfigError, SyncError
-from rlcore.plugins import Sample, SampleRequest
+from rlcore.errors import ConfigError, SyncError, nearest
 from rlcore.weights import WeightInfo
 
 _LINGER_SECONDS = 0.02  # a call of `advance` goes on this long, so that answering it does not cost more than stepping
 _NEVER = -1
+
+
+class SampleRequest(NamedTuple):
+    """One sample asked of an engine. `key` comes back with the result."""
+
+    key: tuple[int, int]  # (prompt's position in this collection, sample index)
+    tokens: list[int]  # the prompt
+    seed: int  # of (run seed, prompt id, sample index) alone, so who computes it does not matter
+    temperature: float
+
+
+class Sample(NamedTuple):
+    """One finished sample: the response's tokens and the engine's log-probability of each."""
+
+    key: tuple[int, int]
+    tokens: list[int]
+    logp: list[float]
+    finish: str  # "stop" | "length" | "abort"
 
 
 class EngineSpec(NamedTuple):
@@ -102,8 +118,7 @@ class Engine:
         known = [f.name for f in dataclasses.fields(EngineArgs)]
         for name in self.cfg.vllm_args:
             if name not in known:
-                near = difflib.get_close_matches(name, known, 3, 0.5)
-                hint = f"; nearest: {', '.join(near)}" if near else ""
+                hint = nearest(name, known)
                 raise ConfigError(f"rollout.vllm_args.{name}: vLLM's EngineArgs has no such field{hint}")
 
     def _args(self) -> dict[str, Any]:

@@ -6,12 +6,13 @@ from typing import Any
 
 from torch import Tensor
 
+from rlcore.algo import LOSSES
 from rlcore.algo.correction import correct
 from rlcore.algo.kl import estimate, loss_term
-from rlcore.algo.loss import BUILTIN
+from rlcore.algo.loss import PolicyLoss
 from rlcore.config import Config, KLPlace
 from rlcore.errors import ConfigError
-from rlcore.plugins import PolicyLoss, call
+from rlcore.plugins import call
 from rlcore.records import Batch
 
 
@@ -26,7 +27,7 @@ def objective(
     for a user's function that raises, or gives a number that is not finite to a token whose log-probability is.
     """
     assert batch.old_logp is not None
-    if cfg.loss.name in BUILTIN:
+    if cfg.loss.name in LOSSES:
         found = fn(logp, batch, cfg.loss)
     else:
         found = call(fn, "loss.name", cfg.loss.name, logp, batch, cfg.loss)
@@ -63,7 +64,7 @@ def _checked(found: Any, logp: Tensor, batch: Batch, name: str) -> tuple[Tensor,
         raise ConfigError(f"loss.name: {name} returned {wrong[0]} of another kind or shape; it must return {want}")
     if logp.requires_grad and not loss.requires_grad:
         raise ConfigError(f"loss.name: {name} returned a loss without a gradient; compute it from `logp`, not detached")
-    if name not in BUILTIN and (bad := _not_finite(loss, logp, batch)):
+    if name not in LOSSES and (bad := _not_finite(loss, logp, batch)):
         raise ConfigError(
             f"loss.name: {name} returned a loss that is not finite for {bad} of {int(batch.mask.sum())} masked tokens, "
             "whose log-probabilities are finite; clamp what it divides by or takes exp() or log() of"

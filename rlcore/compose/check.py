@@ -12,7 +12,6 @@ from pathlib import Path
 
 from rewards import REWARD_MODEL, names
 from rlcore.compose.function_names import WITHOUT_REWARD, built_in, wrong_name
-from rlcore.compose.recipe import nearest
 from rlcore.config import (
     Aggregation,
     Config,
@@ -24,6 +23,7 @@ from rlcore.config import (
     all_keys,
     value_of,
 )
+from rlcore.errors import nearest
 from rlcore.models.embedded import EMBEDDED
 
 _FILE_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".gguf")

@@ -9,9 +9,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from rlcore.compose.recipe import OPEN_KEYS, algorithm_lines, decides, flatten, nearest, resets, settable
+from rlcore.compose.recipe import OPEN_KEYS, algorithm_lines, decides, flatten, resets, settable
 from rlcore.config import Config, all_keys
-from rlcore.errors import ConfigError
+from rlcore.errors import ConfigError, nearest
 
 
 def root_key(key: str) -> str:

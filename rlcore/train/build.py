@@ -56,7 +56,7 @@ def build(
     ending.callback(ready.close)
     cfg, watch = ready.cfg, Watch()
     say("Ray: starting" if cfg.ray.address is None else f"Ray: joining {cfg.ray.address}")
-    cluster = Cluster(cfg.ray, cfg.placement, cfg.deadline, ready.roles(), watch)
+    cluster = Cluster(cfg.ray, cfg.placement, cfg.deadline, ready.roles(), watch, cfg.debug)
     ending.callback(cluster.close)
     groups, started = _started(ready, cluster, watch, say)
     tracker = Tracker(run_dir, cfg.tracker, resolved, cfg.steps, decode=ready.tokenizer.decode)

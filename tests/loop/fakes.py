@@ -29,7 +29,6 @@ from rlcore.cluster.turns import Phases
 from rlcore.compose.recipe import algorithm_lines
 from rlcore.config import Aggregation, Config
 from rlcore.data.prompts import Order
-from rlcore.plugins import Sample, SampleRequest
 from rlcore.records import Batch, Prompt, Response
 from rlcore.runs.checkpoint import Checkpoints
 from rlcore.runs.tracker import Tracker
@@ -42,6 +41,7 @@ from rlcore.train.sampling import Sampling
 from rlcore.workers.group import Actor, Critic, Reference
 from rlcore.workers.packing import Work
 from rollout.collector import Collector, response_text
+from rollout.engine import Sample, SampleRequest
 
 PROMPTS, LETTERS = 8, 6
 

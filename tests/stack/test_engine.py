@@ -10,11 +10,10 @@ from transformers import AutoModelForCausalLM
 from rlcore.cluster.deadlines import Watch, Worker
 from rlcore.config import RewardConfig, RolloutConfig
 from rlcore.errors import ConfigError
-from rlcore.plugins import SampleRequest
 from rlcore.weights import WeightInfo
 from rlcore.workers.sender import Sender
 from rollout.collector import Collector
-from rollout.engine import Engine
+from rollout.engine import Engine, SampleRequest
 from tests.tiny import make_tiny_model
 
 EOS = 1

@@ -12,10 +12,9 @@ from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 from rlcore.cluster.deadlines import Watch, Worker
 from rlcore.config import RolloutConfig
 from rlcore.errors import SyncError, WorkerError
-from rlcore.plugins import SampleRequest
 from rlcore.weights import WeightInfo, manifest
 from rlcore.workers.sender import Sender
-from rollout.engine import Engine
+from rollout.engine import Engine, SampleRequest
 from tests.tiny import make_tiny_model
 
 KINDS = ("tied", "untied")

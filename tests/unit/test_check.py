@@ -10,8 +10,10 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 import rewards
-from rlcore.algo import advantage, loss
+from rlcore.algo import ADVANTAGES, LOSSES
+from rlcore.algo.advantage import advantage_fn
 from rlcore.algo.correction import correct
+from rlcore.algo.loss import policy_loss
 from rlcore.compose.check import check
 from rlcore.compose.compose import as_config, compose
 from rlcore.compose.unused_keys import idle
@@ -344,8 +346,8 @@ def test_what_is_called_idle_is_what_the_functions_do_not_read(base: DictConfig)
     logp = batch.old_logp
     assert logp is not None
     cases = [
-        *(("advantage", n, lambda f=f: f(batch, AdvantageConfig())) for n, f in advantage.BUILTIN.items()),
-        *(("loss", n, lambda f=f: f(logp, batch, LossConfig())) for n, f in loss.BUILTIN.items()),
+        *(("advantage", n, lambda n=n: advantage_fn(AdvantageConfig(n))(batch, AdvantageConfig())) for n in ADVANTAGES),
+        *(("loss", n, lambda n=n: policy_loss(LossConfig(n))(logp, batch, LossConfig())) for n in LOSSES),
         *(("correction", c.value, lambda c=c: correct(logp, batch, CorrectionConfig(name=c))) for c in Correction),
     ]
     others = {f"{s}.name" for s in ("advantage", "loss", "correction")}

@@ -10,9 +10,9 @@ from rlcore.cluster.deadlines import Worker
 from rlcore.config import RewardConfig, RolloutConfig
 from rlcore.data.prompts import Order
 from rlcore.errors import WorkerError
-from rlcore.plugins import Sample
 from rlcore.records import Batch, Prompt
 from rollout.collector import Collector, next_draw, sample_seed
+from rollout.engine import Sample
 
 Result = namedtuple("Result", "reward parts status why")
 EOS = 9
