@@ -19,7 +19,6 @@ from rlcore.config import Config
 from rlcore.errors import WorkerError
 from rlcore.records import Group, Prompt, Response, Rollout
 from rollout.engine import Sample, SampleRequest
-from rollout.engine import Sample, SampleRequest
 
 _ADVANCE_SECONDS = 0.5  # an engine that finishes nothing answers after this, so that new samples can reach it
 _SCORE_POLL_SECONDS = 0.05  # while scores are out, the rewards are looked after this often

@@ -24,9 +24,8 @@ class Agreement:
     def __init__(self, cfg: Config, dtype: str, actor: Actor, rollouts: Collector, prompts: list[Prompt]) -> None:
         self.cfg, self.actor, self.rollouts, self.prompts = cfg, actor, rollouts, prompts
         self.by_largest = cfg.correction.name == Correction.none
-        self.most = cfg.sync.max_logp_diff
-        if self.most is None:
-            self.most = 1e-3 if dtype == "float32" else 1.0 if self.by_largest else 0.1
+        default = 1e-3 if dtype == "float32" else 1.0 if self.by_largest else 0.1
+        self.most = default if cfg.sync.max_logp_diff is None else cfg.sync.max_logp_diff
 
     def require(self, learned: Learned, step: int) -> None:
         """Raise SyncError (exit 5) when what the engines said of the step's tokens is not what the trainer says."""

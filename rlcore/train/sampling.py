@@ -108,7 +108,8 @@ class Sampling:
         self.actor = actor
         decode: Callable[[list[int]], str] = lambda tokens: self.tokenizer.decode(tokens, skip_special_tokens=True)  # noqa: E731
         text, teaches = response_text(decode, eos), functools.partial(carries_signal, cfg=cfg.rollout)
-        self.rollouts = Collector(workers, self.prompts, self.rewards, self.watch, cfg, text, teaches)
+        prompts = self.prompts or next(iter(self.held_out.values()))
+        self.rollouts = Collector(workers, prompts, self.rewards, self.watch, cfg, text, teaches)
 
     def publish(self, version: int) -> dict[str, float]:
         """The actor's weights to every engine, whose samples carry `version` from now on."""

@@ -16,9 +16,9 @@ from rlcore.algo.stats import Stats, Totals
 from rlcore.models.model import TokenLogp, batch_logp, load_path
 from rlcore.records import Batch
 from rlcore.weights import WeightInfo
-from rlcore.workers.sender import Sender
 from rlcore.workers.packing import Work
 from rlcore.workers.rank import TrainedRank
+from rlcore.workers.sender import Sender
 
 
 class ActorRank(TrainedRank):

@@ -18,7 +18,6 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from rlcore.algo.advantage import advantage_fn
 from rlcore.algo.loss import aggregate, policy_loss
 from rlcore.algo.objective import objective
 from rlcore.algo.shaping import carries_signal

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -12,7 +11,6 @@ import torch
 from rlcore.compose.recipe import algorithm_names
 from rlcore.config import Correction
 from rlcore.errors import CheckpointError, ConfigError, RewardError, SyncError, WorkerError
-from rlcore.records import Group
 from rlcore.train.loop import train
 from tests.loop.fakes import toy_config, toy_run
 
@@ -248,8 +246,7 @@ def test_in_the_critics_warm_up_only_the_critic_learns(tmp_path: Path) -> None:
 
 def test_the_controller_moves_the_coefficient_towards_its_target(tmp_path: Path) -> None:
     low, high = (
-        toy_run(toy_config(tmp_path / str(t), steps=6, kl__coef=0.1, kl__target=t, kl__horizon=64))
-        for t in (1e-6, 1e3)
+        toy_run(toy_config(tmp_path / str(t), steps=6, kl__coef=0.1, kl__target=t, kl__horizon=64)) for t in (1e-6, 1e3)
     )
     for toy in (low, high):
         train(toy.run)
@@ -338,7 +335,9 @@ def test_resuming_with_another_kl_coefficient_counts(tmp_path: Path) -> None:
 
 def test_the_kl_coefficient_waits_while_the_policy_cannot_move(tmp_path: Path) -> None:
     settings = {"critic__warmup_steps": 3, "kl__target": 0.01, "kl__horizon": 64, "steps": 5}
-    train(toy_run(toy_config(tmp_path, algorithm="ppo", critic__ranks=1, actor__minibatches_per_step=2, **settings)).run)
+    train(
+        toy_run(toy_config(tmp_path, algorithm="ppo", critic__ranks=1, actor__minibatches_per_step=2, **settings)).run
+    )
     coefficients = [row["kl/coef"] for row in lines(tmp_path)[1:]]
     assert coefficients[:4] == [coefficients[0]] * 4 and coefficients[4] != coefficients[0]
 
@@ -373,9 +372,7 @@ def test_a_run_that_cannot_learn_ends(tmp_path: Path) -> None:
 
 def test_a_correction_is_for_tokens_that_differ(tmp_path: Path) -> None:
     for name, ends in (("none", True), ("mask_token", False)):
-        toy = toy_run(
-            toy_config(tmp_path / name, steps=1, correction__name=Correction(name), sync__max_logp_diff=0.1)
-        )
+        toy = toy_run(toy_config(tmp_path / name, steps=1, correction__name=Correction(name), sync__max_logp_diff=0.1))
         take = toy.rollouts.take
 
         def one_token_differs(n, take=take):
