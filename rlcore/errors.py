@@ -3,7 +3,9 @@
 An error a user can cause says which key, row or file it is about and what to do. `assert` is for ourselves.
 """
 
+import difflib
 import re
+from collections.abc import Iterable
 
 _QUOTED = re.compile(r"""(?<!\w)(?:'(?:[^'\\]|\\.)*('|$)|"(?:[^"\\]|\\.)*("|$))""", re.DOTALL)  # $: it was cut
 _NUMBER = re.compile(r"0x[0-9a-f]+|-?\d+(\.\d+)?(e[-+]?\d+)?")
@@ -59,3 +61,13 @@ class CheckpointError(RlcoreError):
 def kind(message: str) -> str:
     """What messages that differ only in numbers and quoted values have in common: "row 17, 'a'" is "row 0, ''"."""
     return _NUMBER.sub("0", _QUOTED.sub("''", message))
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean X?` or nothing. A bare last part (`learning_rate`) finds its full key (`actor.learning_rate`)."""
+    known, word = list(known), word.lower()
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    tail = difflib.get_close_matches(word.split(".")[-1], [k.split(".")[-1] for k in known], n=1, cutoff=0.75)
+    if tail and not (close and close[0].split(".")[-1] == tail[0]):
+        close = difflib.get_close_matches(word, [k for k in known if k.split(".")[-1] == tail[0]], n=1, cutoff=0.0)
+    return f"; did you mean {close[0]}?" if close else ""

@@ -15,8 +15,8 @@ from rewards.manager import Result, RewardManager
 from rlcore.compose.compose import compose_rewards
 from rlcore.data.conversation import as_text, is_message
 from rlcore.data.prompts import untokenized
-from rlcore.data.sources import Rows, load_rows, nearest
-from rlcore.errors import ConfigError, DataError, RewardError
+from rlcore.data.sources import Rows, load_rows
+from rlcore.errors import ConfigError, DataError, RewardError, nearest
 from rlcore.records import Prompt, Response
 
 _START_SECONDS = 120.0

@@ -20,8 +20,8 @@ from rlcore.runs.tracker import Tracker
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from rlcore.data.examples import Examples
     from rlcore.data.preferences import Pairs
-    from rlcore.data.prompts import Examples
     from rlcore.records import Batch
     from rlcore.workers.group import Actor, PreferenceModel
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlcore.config import Config
-from rlcore.data.prompts import Examples
-from rlcore.records import Batch, Group, Rollout
+from rlcore.data.examples import Examples
+from rlcore.records import Batch
 from rlcore.train.build import as_directory, start_actor
 from rlcore.train.fit import fit
 
@@ -23,8 +23,4 @@ def sft(cfg: Config, resolved: DictConfig, say: Callable[[str], None]) -> tuple[
     cfg = as_directory(cfg)
     examples = Examples(cfg.data.train, cfg.data, load_tokenizer(cfg.model), cfg.seed, cfg.rollout.max_response_tokens)
     say(f"data: {len(examples)} examples; {examples.dropped} left out as too long")
-    return fit(cfg, resolved, "sft", "actor", start_actor, examples, _lay_down)
-
-
-def _lay_down(examples: Sequence[Rollout]) -> Batch:
-    return Batch.from_groups([Group([example]) for example in examples])
+    return fit(cfg, resolved, "sft", "actor", start_actor, examples, Batch.from_groups)

@@ -20,6 +20,7 @@ from rewards.outcomes import Outcome
 from rlcore.algo.preference import bradley_terry
 from rlcore.algo.stats import Stats, Totals
 from rlcore.config import ModelConfig
+from rlcore.data.conversation import conversation_tokens as conversation_to_tokens
 from rlcore.models.model import TokenValue, batch_value, load_tokenizer, load_tokenizer_path, load_value_path
 from rlcore.records import Batch
 from rlcore.workers.packing import Work, plan
@@ -27,25 +28,9 @@ from rlcore.workers.rank import Rank, TrainedRank
 
 
 def conversation_tokens(tokenizer: Any, conversation: Sequence[Mapping[str, Any]]) -> list[int]:
-    """The tokens of a whole conversation, the response included, as the reward model reads them.
-
-    With a chat template: its rendering, which has all special tokens. Without: the contents end to end, with the
-    special tokens that the tokenizer puts around any text. Raises ValueError when that cannot be done.
-    """
-    if tokenizer.chat_template:
-        try:
-            text = tokenizer.apply_chat_template([dict(m) for m in conversation], tokenize=False)
-        except Exception as e:  # a template is a program of the model's authors and raises what it likes
-            raise ValueError(f"the reward model's chat template refuses it: {type(e).__name__}: {e}") from e
-        tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
-    else:
-        contents = [m["content"] for m in conversation]
-        if not all(isinstance(content, str) for content in contents):
-            raise ValueError("a message that is not text needs a chat template, which the tokenizer lacks")
-        tokens = tokenizer("".join(contents))["input_ids"]
-    if not tokens:
-        raise ValueError("it has no tokens")
-    return tokens
+    """The tokens of a whole conversation, the response included, as the reward model reads them: by its chat template,
+    where it has one. Raises ValueError when that cannot be done."""
+    return conversation_to_tokens(tokenizer, conversation, chat_template=bool(tokenizer.chat_template))
 
 
 def ending(sequences: Sequence[Sequence[int]], pad: int | None) -> Batch:

@@ -8,7 +8,7 @@ import pytest
 from rewards.length import overlong_penalty
 from rlcore.cluster.deadlines import Worker
 from rlcore.config import RewardConfig, RolloutConfig
-from rlcore.data.prompts import Order
+from rlcore.data.order import Order
 from rlcore.errors import WorkerError
 from rlcore.plugins import Sample
 from rlcore.records import Batch, Prompt
