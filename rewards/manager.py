@@ -27,8 +27,7 @@ from rewards import BUILTIN, GATED, GOLD, REWARD_MODEL, names
 from rewards.outcomes import Outcome
 from rewards.signatures import Fn
 from rlcore.config import RewardConfig
-from rlcore.data.sources import nearest
-from rlcore.errors import DataError, kind
+from rlcore.errors import DataError, kind, nearest
 from rlcore.isolated.pool import Pool
 from rlcore.isolated.process import strict
 from rlcore.records import Prompt, Response

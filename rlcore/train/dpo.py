@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlcore.data.preferences import PreferencePrompts
+from rlcore.data.preferences import ResponsePairs
 from rlcore.errors import CheckpointError
 from rlcore.files import aside
 from rlcore.records import Batch, Group
@@ -33,9 +33,9 @@ class Preferred(Supervised):
     whole_groups = True
     shown = {"actor/loss": "loss", "actor/margin": "margin", "actor/accuracy": "ranked_right"}
 
-    def read(self, sources: Sequence[str]) -> PreferencePrompts:
+    def read(self, sources: Sequence[str]) -> ResponsePairs:
         cfg = self.cfg
-        return PreferencePrompts(sources, cfg.data, self.tokenizer, cfg.seed, cfg.rollout.max_response_tokens)
+        return ResponsePairs(sources, cfg.data, self.tokenizer, cfg.seed, cfg.rollout.max_response_tokens)
 
     def columns(self) -> dict[str, Column]:
         cfg = self.cfg

@@ -8,8 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rlcore.compose.compose import RECIPES, as_config, compose
-from rlcore.data.generate import knights_knaves as puzzles
-from rlcore.data.generate import problems
+from rlcore.data.generate import splits
 from rlcore.models import embedded as demo
 from rlcore.runs.directory import locked
 from rlcore.train.build import whole_run
@@ -37,8 +36,9 @@ def embedded_model(name: str, cache: Path, say: Callable[[str], None]) -> Path:
 
 def made_of(name: str) -> list[Path]:
     """The files that decide what the embedded model `name` is: a generator builds on another one's file, so all do."""
-    code = [Path(str(module.__file__)) for module in (demo, problems, puzzles)]
-    return [*code, RECIPES / f"{demo.EMBEDDED[name].warm_up}.yaml"]
+    generate = Path(splits.__file__).parent
+    generators = [generate / f"{each}.py" for each in ("arithmetic", "countdown", "knights_knaves", "splits")]
+    return [Path(demo.__file__), *generators, RECIPES / f"{demo.EMBEDDED[name].warm_up}.yaml"]
 
 
 def _make(name: str, ready: Path, say: Callable[[str], None]) -> Path:

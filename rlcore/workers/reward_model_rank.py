@@ -20,52 +20,25 @@ from rewards.outcomes import Outcome
 from rlcore.algo.preference import bradley_terry
 from rlcore.algo.stats import Stats, Totals
 from rlcore.config import ModelConfig
+from rlcore.data.answered import answer
+from rlcore.data.conversation import conversation_tokens as conversation_to_tokens
+from rlcore.data.preferences import to_score
 from rlcore.models.model import TokenValue, batch_value, load_tokenizer, load_tokenizer_path, load_value_path
-from rlcore.records import Batch
+from rlcore.records import Batch, Group, Prompt
 from rlcore.workers.packing import Work, plan
 from rlcore.workers.rank import Rank, TrainedRank
 
 
 def conversation_tokens(tokenizer: Any, conversation: Sequence[Mapping[str, Any]]) -> list[int]:
-    """The tokens of a whole conversation, the response included, as the reward model reads them.
-
-    With a chat template: its rendering, which has all special tokens. Without: the contents end to end, with the
-    special tokens that the tokenizer puts around any text. Raises ValueError when that cannot be done.
-    """
-    if tokenizer.chat_template:
-        try:
-            text = tokenizer.apply_chat_template([dict(m) for m in conversation], tokenize=False)
-        except Exception as e:  # a template is a program of the model's authors and raises what it likes
-            raise ValueError(f"the reward model's chat template refuses it: {type(e).__name__}: {e}") from e
-        tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
-    else:
-        contents = [m["content"] for m in conversation]
-        if not all(isinstance(content, str) for content in contents):
-            raise ValueError("a message that is not text needs a chat template, which the tokenizer lacks")
-        tokens = tokenizer("".join(contents))["input_ids"]
-    if not tokens:
-        raise ValueError("it has no tokens")
-    return tokens
+    """The tokens of a whole conversation, the response included, as the reward model reads them: by its chat template,
+    where it has one. Raises ValueError when that cannot be done."""
+    return conversation_to_tokens(tokenizer, conversation, chat_template=bool(tokenizer.chat_template))
 
 
 def ending(sequences: Sequence[Sequence[int]], pad: int | None) -> Batch:
-    """A batch of these token sequences, each with one more token at its end, the only masked one.
-
-    Its value is the sequence's score. What transformers takes for padding at the end, tokens equal to `pad`, is left
-    out, as there; of nothing but padding the first token stays.
-    """
-    kept = [list(tokens) for tokens in sequences]
-    for tokens in kept:
-        while len(tokens) > 1 and tokens[-1] == pad:
-            tokens.pop()
-    offsets = torch.tensor([0] + [len(tokens) + 1 for tokens in kept]).cumsum(0)
-    mask = torch.zeros(int(offsets[-1]), dtype=torch.bool)
-    mask[offsets[1:] - 1] = True
-    return Batch(
-        tokens=torch.tensor([t for tokens in kept for t in (*tokens, 0)], dtype=torch.int32), offsets=offsets,
-        mask=mask, rollout_logp=torch.zeros(len(mask)), reward=torch.zeros(len(kept)),
-        group=torch.arange(len(kept)), baseline=torch.full((len(kept),), float("nan")),
-    )  # fmt: skip
+    """A batch of these token sequences, each with one more token at its end, the only masked one: see `to_score`."""
+    nobodys = Prompt("", [], "")
+    return Batch.from_groups([Group([answer(nobodys, to_score(each, pad), 1, "", 0.0)]) for each in sequences])
 
 
 class RewardModelRank(Rank):
@@ -139,7 +112,7 @@ class PreferenceRank(TrainedRank):
         return preference_tokenizer(self.cfg.model, self.cfg.data.chat_template)
 
     def update(self, minibatches: list[Work], learning_rate: float) -> Stats:
-        """One optimizer step for each of `minibatches`, of pairs as `split_pairs` lays them; see TrainedRank for a rate
+        """One optimizer step for each of `minibatches`, of whole pairs; see TrainedRank for a rate
         of 0 and for bad gradients."""
         return self._learn(minibatches, learning_rate, self._loss)
 

@@ -27,7 +27,7 @@ from rlcore.cluster.deadlines import Watch, Worker
 from rlcore.cluster.turns import Phases
 from rlcore.compose.recipe import algorithm_lines
 from rlcore.config import Aggregation, Config
-from rlcore.data.prompts import Order
+from rlcore.data.order import Order
 from rlcore.records import Batch, Prompt, Response
 from rlcore.runs.checkpoint import Checkpoints
 from rlcore.runs.tracker import Tracker

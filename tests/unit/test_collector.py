@@ -10,7 +10,7 @@ from rewards.length import overlong_penalty
 from rlcore.algo.shaping import carries_signal, shape
 from rlcore.cluster.deadlines import Worker
 from rlcore.config import Config, DeadlineConfig, RewardConfig, RolloutConfig
-from rlcore.data.prompts import Order
+from rlcore.data.order import Order
 from rlcore.errors import WorkerError
 from rlcore.records import Batch, Prompt
 from rlcore.train.credit import penalty_of

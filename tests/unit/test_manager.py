@@ -253,7 +253,7 @@ def test_a_source_that_no_row_is_of_is_named() -> None:
     manager = RewardManager(of("a", "b", sources={"gsm": ["a"], "MATH": ["a"]}), 256)
     rows = [Prompt("t:0", [1], "1", source="gsm8k"), Prompt("t:1", [1], "1", source="MATH")]
     with pytest.raises(
-        DataError, match=r"reward\.sources\.gsm: no row .* \(did you mean gsm8k\?\); there are MATH, gsm8k"
+        DataError, match=r"reward\.sources\.gsm: no row .*; did you mean gsm8k\?; there are MATH, gsm8k"
     ):
         manager.demand_sources(rows)
     manager.demand_sources([*rows, Prompt("t:2", [1], "1", source="gsm")])
