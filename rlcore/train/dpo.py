@@ -75,7 +75,8 @@ class ReferenceLogp:
                 self.known = load_file(self.file)
             except Exception as e:  # safetensors raises its own error for a torn file
                 raise CheckpointError(f"{self.file}: {e}; delete it to compute it anew") from e
-        new = [group for group in self.groups if any(name not in self.known for name, _ in _parts(_batch([group])))]
+        named = {tuple(name for name, _ in _parts(_batch([group]))): group for group in self.groups}
+        new = [group for names, group in named.items() if not self.known.keys() >= set(names)]
         for start in range(0, len(new), self.each):
             batch = _batch(new[start : start + self.each])
             column = self.actor.logp(batch)
