@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -56,7 +57,8 @@ def _data(
     tokenize = functools.partial(conversation_tokens, tokenizer)
 
     def lay_down(some: Sequence[Pair]) -> Batch:
-        return ending([tokens for pair in some for tokens in pair], pad_token(tokenizer))
+        batch = ending([tokens for pair in some for tokens in pair], pad_token(tokenizer))
+        return dataclasses.replace(batch, group=batch.group // 2)
 
     most = cfg.data.max_prompt_tokens + cfg.rollout.max_response_tokens
     pairs = Pairs(cfg.data.train, cfg.data, tokenize, cfg.seed, most)

@@ -25,7 +25,7 @@ from rlcore.cluster.placement import Cluster
 from rlcore.config import Config, DeadlineConfig
 from rlcore.errors import WorkerError
 from rlcore.records import Batch, Prompt, Response
-from rlcore.workers.packing import Work, plan, split, split_pairs
+from rlcore.workers.packing import Work, plan, split
 
 if TYPE_CHECKING:
     from rewards.outcomes import Outcome
@@ -224,7 +224,7 @@ class Critic(Scorer):
 
 
 class PreferenceModel(Scorer):
-    """A reward model that learns from pairs: rollouts 2i and 2i + 1 of a batch are the chosen and the rejected one."""
+    """A reward model that learns from pairs: the two rollouts of a group are the chosen and the rejected one."""
 
     def update(self, pairs: Batch, step: int) -> dict[str, float]:
         """One optimizer update, step `step` (0-based) of the run; metrics `train/...`: loss and margin, means over the
@@ -238,8 +238,9 @@ class PreferenceModel(Scorer):
         return {name: found[f"train/{name}"] for name in ("loss", "accuracy", "margin")}
 
     def _run(self, pairs: Batch, rate: float) -> dict[str, float]:
-        work = split_pairs(pairs, len(self.group.workers), self.cfg.actor.microbatch_tokens)
-        each = [([part], rate) for part in work]
+        assert pairs.group[0::2].equal(pairs.group[1::2]), "a pair is a group"
+        work = split(pairs, len(self.group.workers), self.cfg.actor.microbatch_tokens, whole_groups=True)
+        each = [(part, rate) for part in work]
         return merge(self.group.call("update", each=each, seconds=self.group.deadline.update_seconds), "train")
 
     def save(self, directory: Path) -> None:

@@ -139,8 +139,8 @@ class PreferenceRank(TrainedRank):
         return preference_tokenizer(self.cfg.model, self.cfg.data.chat_template)
 
     def update(self, minibatches: list[Work], learning_rate: float) -> Stats:
-        """One optimizer step for each of `minibatches`, of pairs as `split_pairs` lays them; see TrainedRank for a rate
-        of 0 and for bad gradients."""
+        """One optimizer step for each of `minibatches`, of whole groups, a pair each; see TrainedRank for a rate of 0
+        and for bad gradients."""
         return self._learn(minibatches, learning_rate, self._loss)
 
     def _loss(self, micro: Batch, totals: Totals, stats: Stats) -> Tensor:
