@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import time
@@ -99,7 +100,8 @@ def pairs(count: int = 9, seed: int = 0) -> Batch:
     """Of unequal lengths; some end with the padding token."""
     g = torch.Generator().manual_seed(seed)
     lengths = torch.randint(2, 40, (2 * count,), generator=g).tolist()
-    return ending([[*torch.randint(4, 100, (n,), generator=g).tolist(), *[0] * (n % 3)] for n in lengths], 0)
+    batch = ending([[*torch.randint(4, 100, (n,), generator=g).tolist(), *[0] * (n % 3)] for n in lengths], 0)
+    return dataclasses.replace(batch, group=batch.group // 2)
 
 
 def gradient(model: PreferenceModel, to: Path) -> dict[str, torch.Tensor]:
