@@ -55,11 +55,11 @@ class EngineSpec(NamedTuple):
     """
 
     model_path: str
-    tokenizer: str | None
     dtype: str
     device: str
-    seed: int
     max_model_tokens: int
+    seed: int = 0
+    tokenizer: str | None = None
     backend: str = "shm"
     sleeps: bool = False
     debug: bool = False
