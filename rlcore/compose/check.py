@@ -5,58 +5,18 @@ Each rule is one line of English that names the keys, what they are, and what to
 
 from __future__ import annotations
 
-import math
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 
 from rewards import REWARD_MODEL, names
 from rlcore.compose.function_names import WITHOUT_REWARD, built_in, wrong_name
-from rlcore.config import (
-    Aggregation,
-    Config,
-    Correction,
-    KLEstimator,
-    KLPlace,
-    Placement,
-    SyncBackend,
-    all_keys,
-    value_of,
-)
+from rlcore.compose.ranges import out_of_range
+from rlcore.config import Aggregation, Config, Correction, KLEstimator, KLPlace, Placement, SyncBackend
 from rlcore.errors import nearest
 from rlcore.models.embedded import EMBEDDED
 
 _FILE_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".gguf")
 
-_AT_LEAST: dict[str, float] = {
-    "steps": 1, "prompts_per_step": 1, "rollouts_per_prompt": 1, "save_every_steps": 0, "keep_checkpoints": 1,
-    "data.max_prompt_tokens": 1, "rollout.engines": 1, "rollout.tensor_parallel": 1, "rollout.top_k": 0,
-    "rollout.min_response_tokens": 0, "rollout.max_response_tokens": 1, "rollout.max_sequences": 1, "reward.workers": 1,
-    "reward.memory_mib": 256, "reward_model.ranks": 1,
-    "reward.overlong_fraction": 0, "reward.overlong_penalty": 0, "reward.max_failed_fraction": 0,
-    "advantage.epsilon": 0, "advantage.gamma": 0, "advantage.gae_lambda": 0, "loss.clip_low": 0, "loss.clip_high": 0,
-    "loss.length_constant": 1, "loss.entropy_coef": 0, "correction.low": 0, "correction.high": 1, "kl.coef": 0,
-    "kl.horizon": 1, "actor.ranks": 1, "actor.learning_rate": 0, "actor.warmup_steps": 0, "actor.weight_decay": 0,
-    "actor.beta1": 0, "actor.beta2": 0, "actor.max_grad_norm": 0, "actor.epochs_per_step": 1,
-    "actor.minibatches_per_step": 1, "actor.microbatch_tokens": 1, "actor.logits_chunk_tokens": 1, "reference.ranks": 1,
-    "reference.refresh_steps": 0, "critic.ranks": 0, "critic.learning_rate": 0, "critic.clip": 0,
-    "critic.warmup_steps": 0, "sync.bucket_mib": 1, "eval.every_steps": 0, "eval.prompts": 0, "eval.temperature": 0,
-    "ray.object_store_mib": 80,
-}  # fmt: skip
-_ABOVE_ZERO = (
-    "rollout.temperature", "rollout.top_p", "rollout.kv_cache_gib", "rollout.device_memory_fraction",
-    "reward.timeout_seconds", "loss.tau_positive", "loss.tau_negative", "kl.target", "actor.adam_epsilon",
-    "deadline.start_seconds", "deadline.rollout_seconds", "deadline.update_seconds", "deadline.publish_seconds",
-)  # fmt: skip
-_AT_MOST: dict[str, float] = {
-    "rollout.top_p": 1, "rollout.device_memory_fraction": 1, "reward.overlong_fraction": 1,
-    "reward.max_failed_fraction": 1, "advantage.gamma": 1, "advantage.gae_lambda": 1, "loss.clip_low": 1,
-    "correction.low": 1, "actor.beta1": 1, "actor.beta2": 1, "actor.zero_stage": 3,
-}  # fmt: skip
-_ZERO_OR: dict[str, tuple[str, str, Callable[[float], bool]]] = {
-    "rollout.dynamic_draws": ("no filter", "at least 1", lambda x: x == 0 or x >= 1),
-    "loss.dual_clip": ("no limit", "above 1", lambda x: x == 0 or x > 1),
-}
 # Built-in functions with a time limit of their own: the option and its default, in seconds.
 _OWN_LIMITS = {
     "code": ("timeout_seconds", 6.0),
@@ -69,29 +29,9 @@ _OF_A_GROUP = ("grpo", "rloo", "opo", "gpg", "reinforce_plus_plus_baseline")
 
 def check(cfg: Config) -> list[str]:
     """Every error of a config, in words; empty when it can run."""
-    rules = [_ranges, _sampling, _rewards, _sizes, _placement, _names, _files]
+    rules = [out_of_range, _sampling, _rewards, _sizes, _placement, _names, _files]
     rules += [_fitting] if cfg.loss.name in WITHOUT_REWARD else [_advantage, _loss, _updates, _kl, _critic]
     return [error for rule in rules for error in rule(cfg)]
-
-
-def _ranges(cfg: Config) -> list[str]:
-    numbers = {k: v for k in all_keys() if isinstance(v := value_of(cfg, k), (int, float))}
-    lists = {k: v for k in all_keys() if isinstance(v := value_of(cfg, k), list)}
-    broken = {k: v for k, v in numbers.items() if not math.isfinite(v)}
-    broken |= {k: x for k, v in lists.items() for x in v if isinstance(x, float) and not math.isfinite(x)}
-    if broken:
-        return [f"{k} is {v}; it must be a finite number" for k, v in broken.items()]
-
-    n = numbers  # a key that is None is not in it
-    errors = [f"{k} is {n[k]}; it must be at least {m:g}" for k, m in _AT_LEAST.items() if k in n and n[k] < m]
-    errors += [f"{k} is {n[k]}; it must be above 0" for k in _ABOVE_ZERO if k in n and n[k] <= 0]
-    errors += [f"{k} is {n[k]}; it can be at most {m:g}" for k, m in _AT_MOST.items() if k in n and n[k] > m]
-    errors += [
-        f"{k} is {n[k]}; it must be 0 ({off}) or {more}" for k, (off, more, ok) in _ZERO_OR.items() if not ok(n[k])
-    ]
-    if cfg.actor.zero_stage < 0:
-        errors.append(f"actor.zero_stage is {cfg.actor.zero_stage}; it must be 0, 1, 2 or 3")
-    return errors
 
 
 def _sampling(cfg: Config) -> list[str]:
@@ -307,7 +247,7 @@ def _kl(cfg: Config) -> list[str]:
 def _critic(cfg: Config) -> list[str]:
     c = cfg.critic
     if c.ranks == 0:
-        return []  # what is set of a critic there is none of may be another algorithm's; the user's own: idle.py
+        return []  # what is set of a critic there is none of may be another algorithm's; the user's own: unused_keys.py
     errors = _model("critic.path", c.path) if c.path is not None else []
     if c.warmup_steps >= cfg.steps:
         errors.append(f"critic.warmup_steps is {c.warmup_steps} with steps {cfg.steps}: the policy would never learn")

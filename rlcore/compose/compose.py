@@ -102,7 +102,7 @@ def compose(
     merger, varies = mergers[-1], any(len(line.values) > 1 and line.key in DECIDING for line in ours)
     for m in mergers:
         m.errors += _wrong(m, as_config(m.config), command, {} if varies else m.set_by)
-    _demand_none(list(dict.fromkeys(errors + [e for m in mergers for e in m.errors])))
+    _require_none(list(dict.fromkeys(errors + [e for m in mergers for e in m.errors])))
     if merger.config.run_dir is None:
         merger.config.run_dir = f"runs/{path.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     return Composed(merger.config, name, merger.set_by, merger.origins), [line.for_hydra for line in lines]
@@ -177,7 +177,7 @@ def _line(text: str, multirun: bool, errors: list[str]) -> _Line | None:
     return _Line(key, values, _hydra_form(key, override, text))
 
 
-def _demand_none(errors: list[str]) -> None:
+def _require_none(errors: list[str]) -> None:
     if errors:
         raise ConfigError("\n".join(f"  {i}. {e}" for i, e in enumerate(errors, 1)))
 
@@ -212,7 +212,7 @@ def compose_run(run_dir: Path, overrides: list[str]) -> Composed:
     _settle(merger, f"it is not in {path}")
     cfg = as_config(merger.config)
     cfg.run_dir = None  # check() wants a new directory
-    _demand_none(merger.errors + _wrong(merger, cfg, None, merger.set_by))
+    _require_none(merger.errors + _wrong(merger, cfg, None, merger.set_by))
     return Composed(merger.config, str(run_dir), merger.set_by, merger.origins)
 
 
@@ -230,7 +230,7 @@ def compose_rewards(given: dict[str, Any], overrides: list[str]) -> Config:
             merger.put(line.key, line.values[0], _COMMAND_LINE, users=True)
     _settle(merger, "set it on the command line")
     cfg = as_config(merger.config)
-    _demand_none(merger.errors + [e for e in check(cfg) if e.startswith(("reward.", "data."))])
+    _require_none(merger.errors + [e for e in check(cfg) if e.startswith(("reward.", "data."))])
     return cfg
 
 
@@ -303,9 +303,13 @@ def run_with_hydra(
                 raise
 
     quiet = [
-        "hydra/job_logging=none", "hydra/hydra_logging=none", "hydra.output_subdir=null",
-        f"hydra.run.dir='{base}'", f"hydra.sweep.dir='{base}'", "hydra.job.chdir=false",
-    ]  # fmt: skip
+        "hydra/job_logging=none",
+        "hydra/hydra_logging=none",
+        "hydra.output_subdir=null",
+        f"hydra.run.dir='{base}'",
+        f"hydra.sweep.dir='{base}'",
+        "hydra.job.chdir=false",
+    ]
     before = sys.argv
     sys.argv = [before[0], *flags, *quiet, *overrides]
     try:

@@ -26,13 +26,26 @@ OPEN_KEYS = ("rollout.vllm_args", "actor.deepspeed_args", "reward.args", "reward
 
 # What an algorithm may set. The second part fits a method to a model and a task, and outlives a change of algorithm.
 _THE_METHOD = (
-    "advantage.", "loss.", "kl.", "critic.", "reference.refresh_steps", "reward.overlong_fraction",
-    "rollout.dynamic_draws", "rollout.greedy_baseline", "rollout.train_truncated",
-)  # fmt: skip
+    "advantage.",
+    "loss.",
+    "kl.",
+    "critic.",
+    "reference.refresh_steps",
+    "reward.overlong_fraction",
+    "rollout.dynamic_draws",
+    "rollout.greedy_baseline",
+    "rollout.train_truncated",
+)
 _ITS_FIT = (
-    "correction.", "critic.learning_rate", "critic.path", "critic.whiten_returns", "critic.warmup_steps",
-    "reward.overlong_penalty", "actor.epochs_per_step", "actor.minibatches_per_step",
-)  # fmt: skip
+    "correction.",
+    "critic.learning_rate",
+    "critic.path",
+    "critic.whiten_returns",
+    "critic.warmup_steps",
+    "reward.overlong_penalty",
+    "actor.epochs_per_step",
+    "actor.minibatches_per_step",
+)
 
 
 def settable(key: str) -> bool:
