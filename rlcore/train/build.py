@@ -2,38 +2,67 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from rlcore.cluster.deadlines import Watch
 from rlcore.cluster.placement import Cluster
 from rlcore.cluster.turns import Phases, Turns
 from rlcore.config import Config, compute_dtype
+from rlcore.plugins import plugin
 from rlcore.runs.checkpoint import Checkpoints, export
 from rlcore.runs.tracker import Tracker
 from rlcore.train.loop import train
 from rlcore.train.prepare import Say
-from rlcore.train.run import Run
+from rlcore.train.run import Parts, Run
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from rlcore.train.stages import Ready, Stage
+    from rlcore.compose.stages import Stage
     from rlcore.workers.group import WorkerGroup
 
 
+class Ready(Protocol):
+    """A stage whose rows are read and whose model is a directory; its class is made by (cfg, say).
+
+    cfg      with that directory; `tokenizer` is the model's
+    roles    devices of each role; `facts` of the rows, for the record
+    start    the groups of its roles, whose processes exist and have not loaded
+    connect  once they have loaded: what each worker answered, by role
+    parts    what the loop asks for
+    """
+
+    cfg: Config
+    tokenizer: Any
+
+    def roles(self) -> dict[str, int]: ...
+    def facts(self) -> dict[str, Any]: ...
+    def start(self, cluster: Cluster, watch: Watch) -> list[WorkerGroup]: ...
+    def connect(self, answers: Mapping[str, list[dict[str, Any]]]) -> None: ...
+    def parts(self, tracker: Tracker) -> Parts: ...
+    def close(self) -> None: ...
+
+
 class Finished(NamedTuple):
-    """What came of a run: the exported model, and the config fields that its workers have read."""
+    """What came of a run: the exported model, and what `whole_run` was told of unread keys."""
 
     exported: Path
-    read_by_workers: set[str]
+    unread: dict[str, str]
 
 
-def whole_run(cfg: Config, resolved: DictConfig, stage: Stage, say: Say) -> Finished:
+def whole_run(
+    cfg: Config,
+    resolved: DictConfig,
+    stage: Stage,
+    say: Say,
+    unread: Callable[[set[str]], dict[str, str]] = lambda read_by_workers: {},
+) -> Finished:
     """Build, train, export; everything started is ended. `say(text)` tells the user what is being started.
 
-    Raises ConfigError, DataError and what can go wrong in a run.
+    `unread` says which keys had no effect, given the config fields that the workers have read: an event at the end.
     """
     with ExitStack() as ending:
         run, groups = build(cfg, resolved, stage, say, ending)
@@ -41,18 +70,19 @@ def whole_run(cfg: Config, resolved: DictConfig, stage: Stage, say: Say) -> Fini
         train(run)
         run_dir = run.tracker.run_dir
         exported = export(run_dir, run_dir / "export", compute_dtype(cfg.model, run.device))
-        read = set().union(*(group.fields_read() for group in groups))
+        if keys := unread(set().union(*(group.fields_read() for group in groups))):
+            run.tracker.event("unread", keys=keys)
         run.tracker.close("done")
-        return Finished(exported, read)
+        return Finished(exported, keys)
 
 
 def build(
     cfg: Config, resolved: DictConfig, stage: Stage, say: Say, ending: ExitStack
-) -> tuple[Run, list[WorkerGroup]]:  # fmt: skip
+) -> tuple[Run, list[WorkerGroup]]:
     """Start everything: rows first, then Ray, then the models. `ending` ends it, however far it came."""
     run_dir = Path(str(cfg.run_dir))
     run_dir.mkdir(parents=True, exist_ok=True)
-    ready = stage.ready(cfg, say)
+    ready: Ready = plugin(stage.made_by, "stage")(cfg, say)
     ending.callback(ready.close)
     cfg, watch = ready.cfg, Watch()
     say("Ray: starting" if cfg.ray.address is None else f"Ray: joining {cfg.ray.address}")

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rlcore.compose.compose import RECIPES, as_config, compose
+from rlcore.compose.stages import STAGES
 from rlcore.data.generate import splits
 from rlcore.models import embedded as demo
 from rlcore.runs.directory import locked
 from rlcore.train.build import whole_run
-from rlcore.train.stages import STAGES
 
 _ANOTHER_MAKES_IT_SECONDS = 3600.0
 

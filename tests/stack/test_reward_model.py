@@ -18,6 +18,7 @@ from transformers import AutoModelForSequenceClassification
 from rewards.outcomes import Outcome
 from rlcore.cluster.deadlines import Watch
 from rlcore.cluster.placement import Cluster
+from rlcore.compose.stages import STAGES
 from rlcore.config import Config, DeadlineConfig, Device, PlacementConfig, RayConfig
 from rlcore.data.generate.arithmetic_pairs import arithmetic_pairs
 from rlcore.models.model import demand_same_tokens, load_tokenizer_path, load_value_path
@@ -25,7 +26,6 @@ from rlcore.records import Batch, Prompt, Response
 from rlcore.runs.tracker import Tracker
 from rlcore.train import build
 from rlcore.train.scoring import Scoring
-from rlcore.train.stages import STAGES
 from rlcore.workers.group import WorkerGroup, rank_group
 from rlcore.workers.reward_model import RewardModel, RewardModelLane
 from rlcore.workers.reward_model_rank import PreferenceRank, RewardModelRank, conversation_tokens, ending

@@ -18,8 +18,8 @@ from rlcore.config import Config, DeadlineConfig, ModelConfig
 from rlcore.errors import ConfigError, WorkerError
 from rlcore.models.model import TokenValue, batch_value, load_tokenizer, load_tokenizer_path, load_value_path
 from rlcore.records import Prompt, Response
-from rlcore.workers.reward_model import RewardModelLane
 from rlcore.workers.packing import plan
+from rlcore.workers.reward_model import RewardModelLane
 from rlcore.workers.reward_model_rank import conversation_tokens, ending, preference_tokenizer
 from tests.tiny import make_tiny_model
 
