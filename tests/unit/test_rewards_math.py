@@ -18,8 +18,8 @@ from rewards.signatures import Fn
 from rlcore.errors import ConfigError, UnparseableGold
 from rlcore.isolated.pool import Pool
 from rlcore.records import Prompt, Response, Score
+from tests.processes.pools import collect
 from tests.unit.math_verdicts import VERDICTS
-from tests.unit.pools import collect
 
 
 def prompt(answer: str) -> Prompt:

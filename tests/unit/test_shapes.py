@@ -19,8 +19,8 @@ from rewards.signatures import Fn, Rule, Sample, gold_rule, load_rule
 from rlcore.errors import ConfigError, UnparseableGold, kind
 from rlcore.isolated.pool import Pool
 from rlcore.records import Prompt, Response, Score
-from tests.unit.misbehaving import VALUES
-from tests.unit.pools import fn, prompt, run
+from tests.processes.misbehaving import VALUES
+from tests.processes.pools import fn, prompt, run
 
 CODE = """
 import asyncio

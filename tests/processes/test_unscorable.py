@@ -71,7 +71,7 @@ def test_many_at_a_time_are_the_same_as_one_by_one(tmp_path: Path, monkeypatch: 
     """Good ones and bad ones, one that hangs its reader and one that ends its process."""
     monkeypatch.setattr(rewards.manager, "_is_rule", lambda spec: True)  # the file changes a reader of its own process
     (tmp_path / "change.py").write_text(
-        "from rewards import GOLD, gsm8k\nfrom tests.unit.misbehaving import FAILS, act\n"
+        "from rewards import GOLD, gsm8k\nfrom tests.processes.misbehaving import FAILS, act\n"
         "GOLD['gsm8k'] = __file__ + ':reads'\n"
         "def unused(prompt, response):\n    return 1.0\n"
         "def reads(prompt):\n"

@@ -15,7 +15,7 @@ from rewards.signatures import Fn
 from rlcore.errors import ConfigError, UnparseableGold
 from rlcore.isolated.pool import Pool
 from rlcore.records import Prompt, Response, Score
-from tests.unit.loopback import Answer, Loopback, closed_port_url, serving
+from tests.processes.loopback import Answer, Loopback, closed_port_url, serving
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ from rewards.signatures import Fn
 from rlcore.errors import ConfigError
 from rlcore.isolated.pool import Pool
 from rlcore.records import Prompt, Response, Score
-from tests.unit.loopback import Answer, Loopback, closed_port_url, serving
+from tests.processes.loopback import Answer, Loopback, closed_port_url, serving
 
 PROMPT = Prompt(
     id="test:0",

@@ -17,7 +17,7 @@ from rewards.signatures import Fn
 from rlcore.data.sources import load_rows
 from rlcore.isolated.pool import Pool
 from rlcore.records import Prompt, Response
-from tests.unit.pools import collect
+from tests.processes.pools import collect
 
 ELSEWHERE = {"judge", "remote", "reward_model", "code"}  # they talk to a server or run programs: their own tests
 OPTIONS = {"length_cosine": {"of": "gsm8k"}}
@@ -229,7 +229,7 @@ def test_a_rule_that_runs_text_is_found(tmp_path: Path, monkeypatch: pytest.Monk
         "def raises(prompt, response):\n    return float(int(response[-1:] == '3') / (1 - response.count('nan')))\n"
     )
     bad = {name: f"{tmp_path}/bad.py:{name}" for name in ("evaluates", "raises")}
-    monkeypatch.setattr("tests.unit.test_attacks.BUILTIN", bad)
+    monkeypatch.setattr("tests.processes.test_attacks.BUILTIN", bad)
     watched = Watched(tmp_path)
     try:
         canary = tmp_path / "canary"

@@ -22,8 +22,8 @@ from rlcore.errors import ConfigError, RewardError
 from rlcore.isolated.pool import Pool
 from rlcore.isolated.shared_state import PAGE_BYTES, Page
 from rlcore.records import Response
-from tests.unit.misbehaving import FAILS, VALUES, WORKS
-from tests.unit.pools import MISBEHAVING, Tagged, collect, fn, prompt, run
+from tests.processes.misbehaving import FAILS, VALUES, WORKS
+from tests.processes.pools import MISBEHAVING, Tagged, collect, fn, prompt, run
 
 REPO = Path(__file__).parents[2]
 MIB = 500
@@ -322,7 +322,7 @@ def test_gold_answers_are_read_many_at_a_time(tmp_path: Path, pools: list[Pool])
     log = tmp_path / "log"
     code = f"""
 from rewards import GOLD
-from tests.unit.misbehaving import act
+from tests.processes.misbehaving import act
 GOLD["gsm8k"] = __file__ + ":reads"
 
 def unused(prompt, response):
