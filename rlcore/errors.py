@@ -3,7 +3,9 @@
 An error a user can cause says which key, row or file it is about and what to do. `assert` is for ourselves.
 """
 
+import difflib
 import re
+from collections.abc import Iterable
 
 _QUOTED = re.compile(r"""(?<!\w)(?:'(?:[^'\\]|\\.)*('|$)|"(?:[^"\\]|\\.)*("|$))""", re.DOTALL)  # $: it was cut
 _NUMBER = re.compile(r"0x[0-9a-f]+|-?\d+(\.\d+)?(e[-+]?\d+)?")
@@ -59,3 +61,9 @@ class CheckpointError(RlcoreError):
 def kind(message: str) -> str:
     """What messages that differ only in numbers and quoted values have in common: "row 17, 'a'" is "row 0, ''"."""
     return _NUMBER.sub("0", _QUOTED.sub("''", message))
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """For the end of an error: `; did you mean X?`, or nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""

@@ -144,10 +144,10 @@ def rewards_command(args: list[str]) -> int:
 
 
 def serve_command(args: list[str]) -> int:
-    """`rlcore serve-reward`: see rewards/over_http/serve.py."""
-    from rewards.over_http import serve
+    """`rlcore serve-reward`: see rlcore/cli/serve_reward.py."""
+    from rlcore.cli.serve_reward import serve_reward
 
-    return guarded(lambda: serve.serve_command(args))
+    return guarded(lambda: serve_reward(args))
 
 
 def resume_command(args: list[str]) -> int:

@@ -94,7 +94,7 @@ def build(
         say("data: reading and tokenizing")
         tokenizer = load_tokenizer(cfg.model)
         prompts, held_out = _read(cfg, tokenizer, say)
-        rewards.demand_sources([p for each in (prompts, *held_out.values()) for p in each.all()])
+        rewards.require_sources([p for each in (prompts, *held_out.values()) for p in each.all()])
         for each in (prompts, *held_out.values()):
             _leave_out_unscorable(each, rewards, cfg, say)
         evals = {name: each.all(limit=cfg.eval.prompts) for name, each in held_out.items()}

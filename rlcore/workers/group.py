@@ -28,7 +28,7 @@ from rlcore.records import Batch, Prompt, Response
 from rlcore.workers.packing import Work, plan, split, split_pairs
 
 if TYPE_CHECKING:
-    from rewards.outcomes import Outcome
+    from rlcore.isolated.outcome import Outcome
 
 
 class WorkerGroup:

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rewards.outcomes import Outcome
 from rlcore.algo.preference import bradley_terry
 from rlcore.algo.stats import Stats, Totals
 from rlcore.config import ModelConfig
+from rlcore.isolated.outcome import Outcome
 from rlcore.models.model import TokenValue, batch_value, load_tokenizer, load_tokenizer_path, load_value_path
 from rlcore.records import Batch
 from rlcore.workers.packing import Work, plan
