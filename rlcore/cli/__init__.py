@@ -47,9 +47,9 @@ def run(command: str, args: list[str]) -> int:
 
         return reward_test(args)
     if command == "serve-reward":
-        from rewards.over_http import serve
+        from rlcore.cli.serve_reward import serve_reward
 
-        return serve.serve_command(args)
+        return serve_reward(args)
     if command == "resume":
         from rlcore.cli.resume import resume
 

@@ -46,7 +46,7 @@ class Sampling:
         self.prompts = read_prompts(cfg, tokenizer, say) if trains else None
         self.held_out = read_held_out(cfg, tokenizer, say)
         everything = [*([self.prompts] if self.prompts is not None else []), *self.held_out.values()]
-        rewards.demand_sources([p for prompts in everything for p in prompts.all()])
+        rewards.require_sources([p for prompts in everything for p in prompts.all()])
         for prompts in everything:
             leave_out_unscorable(prompts, rewards, cfg, say)
         self.longest = max((prompts.longest for prompts in everything), default=0)

@@ -20,7 +20,7 @@ from rlcore.workers.packing import plan
 from rlcore.workers.role import Role
 
 if TYPE_CHECKING:
-    from rewards.outcomes import Outcome
+    from rlcore.isolated.outcome import Outcome
 
 
 class RewardModel(Role):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rewards.outcomes import Outcome
+from rlcore.isolated.outcome import Outcome
 from rlcore.algo.preference import bradley_terry
 from rlcore.algo.stats import Stats, Totals
 from rlcore.config import ModelConfig

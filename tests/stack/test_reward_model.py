@@ -15,12 +15,12 @@ import torch
 from omegaconf import OmegaConf
 from transformers import AutoModelForSequenceClassification
 
-from rewards.outcomes import Outcome
 from rlcore.cluster.deadlines import Watch
 from rlcore.cluster.placement import Cluster
 from rlcore.compose.stages import STAGES
 from rlcore.config import Config, DeadlineConfig, Device, PlacementConfig, RayConfig
 from rlcore.data.generate.arithmetic_pairs import arithmetic_pairs
+from rlcore.isolated.outcome import Outcome
 from rlcore.models.model import demand_same_tokens, load_tokenizer_path, load_value_path
 from rlcore.records import Batch, Prompt, Response
 from rlcore.runs.tracker import Tracker

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
-from rewards.outcomes import Outcome
 from rlcore.algo.preference import bradley_terry
 from rlcore.config import Config, DeadlineConfig, ModelConfig
 from rlcore.errors import ConfigError, WorkerError
+from rlcore.isolated.outcome import Outcome
 from rlcore.models.model import TokenValue, batch_value, load_tokenizer, load_tokenizer_path, load_value_path
 from rlcore.records import Prompt, Response
 from rlcore.workers.packing import plan
