@@ -62,7 +62,7 @@ def as_directory(cfg: Config) -> Config:
     """The config with a GGUF model turned into a Hugging Face directory (once, cached); otherwise as it is."""
     if not cfg.model.path.endswith(".gguf"):
         return cfg
-    from rlcore.models.model import to_directory
+    from rlcore.models.load import to_directory
 
     file = Path(cfg.model.path).expanduser().resolve()
     identity = f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}"
@@ -89,7 +89,7 @@ def build(
     try:
         rewards.ready(cfg.deadline.start_seconds)
         cfg = prepare(cfg)
-        from rlcore.models.model import load_tokenizer  # takes seconds: nothing is refused only after them
+        from rlcore.models.load import load_tokenizer  # takes seconds: nothing is refused only after them
 
         say("data: reading and tokenizing")
         tokenizer = load_tokenizer(cfg.model)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rlcore.errors import SyncError
 from rlcore.records import Batch
 from rlcore.runs import metrics
+from rlcore.runs.require_scores import require_scores
 
 if TYPE_CHECKING:
     from rlcore.train.run import Parts
@@ -28,7 +29,7 @@ def train(parts: Parts) -> None:
             groups = parts.rollouts.collect(cfg.prompts_per_step)
         numbers = metrics.of_rollouts(groups)
         parts.tracker.rollouts(step + 1, groups)
-        metrics.demand_scores(groups, cfg.reward.max_failed_fraction, parts.quarantine)
+        require_scores(groups, cfg.reward.max_failed_fraction, parts.quarantine)
         with phases("credit"):
             batch = parts.credit(Batch.from_groups(groups))
         numbers |= {"group/zero_advantage_fraction": 1 - batch.groups_with_advantage / batch.groups}
@@ -57,7 +58,7 @@ def evaluate(parts: Parts, step: int) -> dict[str, float]:
     for name, prompts in parts.evals.items():
         with parts.phases("eval"):
             groups = parts.rollouts.sample(prompts, samples=1, temperature=parts.cfg.eval.temperature)
-        metrics.demand_scores(groups, parts.cfg.reward.max_failed_fraction, parts.quarantine)
+        require_scores(groups, parts.cfg.reward.max_failed_fraction, parts.quarantine)
         found = metrics.accuracy(groups, parts.reward_names)
         numbers |= {f"eval/{name}/{k}": v for k, v in found.items()}
         parts.tracker.evaluation(step, name, found, groups)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def sft(cfg: Config, resolved: DictConfig, say: Callable[[str], None]) -> tuple[Path, set[str]]:
     """Train the policy on columns of prompts and responses, loss on the response only; see `fit`."""
-    from rlcore.models.model import load_tokenizer
+    from rlcore.models.load import load_tokenizer
 
     cfg = as_directory(cfg)
     examples = Examples(cfg.data.train, cfg.data, load_tokenizer(cfg.model), cfg.seed, cfg.rollout.max_response_tokens)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from rlcore.compose.compose import RECIPES, as_config, compose
 from rlcore.data.generate import splits
+from rlcore.files import locked
 from rlcore.models import embedded as demo
-from rlcore.runs.directory import locked
 from rlcore.train.build import cache_dir, with_model
 from rlcore.train.sft import sft
 

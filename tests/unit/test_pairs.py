@@ -138,7 +138,7 @@ def test_messages_in_a_csv_file_are_json(tmp_path: Path) -> None:
             [{"chosen": [ASK, YES], "rejected": [ASK, NO]}, {"chosen": "a", "rejected": "b"}],
             "line 2: chosen and rejected are answers, in the first row whole conversations",
         ),
-        ([{"prompt": "Q", "chosen": "refuse", "rejected": "b"}], "line 1: the tokenizer's chat template refuses it: TypeError: no"),
+        ([{"prompt": "Q", "chosen": "refuse", "rejected": "b"}], "line 1: the tokenizer's chat template refuses it"),
         (
             [{"prompt": "Q", "chosen": [YES], "rejected": [NO]}, {"prompt": "Q", "chosen": [YES], "rejected": [NIL]}],
             r"pairs.jsonl,? line 2: rejected: message 2 .* \(assistant\) has content null, must be text or",
@@ -231,7 +231,7 @@ def test_prompts_and_responses_have_the_tokens_of_the_other_stages(tmp_path: Pat
         ({"prompt": "Q", "chosen": "yes", "rejected": [PARTS]}, {}, "line 1: rejected: must be one message of text"),
         ({"prompt": "Q", "chosen": "yes", "rejected": [NIL]}, {}, "line 1: rejected: message 2 .* has content null"),
         ({"prompt": "refuse", "chosen": "yes", "rejected": "no"}, {}, "line 1: the tokenizer's chat template refuses"),
-        ({"prompt": [ASK], "chosen": "yes", "rejected": "no"}, {"system_prompt": "S", "chat_template": False}, "line 1: several messages"),
+        ({"prompt": [ASK, YES, MORE], "chosen": "yes", "rejected": "no"}, {"chat_template": False}, "several messages"),
     ],
 )  # fmt: skip
 def test_pairs_a_policy_cannot_learn_from_say_why(tmp_path: Path, row: dict[str, Any], changes: Any, why: str) -> None:
