@@ -15,7 +15,8 @@ from rlcore import config
 from rlcore.algo.stats import Stats, Totals
 from rlcore.config import Config
 from rlcore.errors import CheckpointError, ConfigError
-from rlcore.models.model import TokenLogp, TokenValue, load_tokenizer, microbatch, model_dtype
+from rlcore.models.load import load_tokenizer, model_dtype
+from rlcore.models.logp import TokenLogp, TokenValue, microbatch
 from rlcore.records import Batch
 from rlcore.workers import zero
 from rlcore.workers.group import Place

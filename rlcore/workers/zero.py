@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rlcore.config import ActorConfig
 from rlcore.errors import ConfigError
-from rlcore.models.model import TokenLogp, TokenValue
+from rlcore.models.logp import TokenLogp, TokenValue
 
 ADAM = ("exp_avg", "exp_avg_sq")
 
