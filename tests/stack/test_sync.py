@@ -12,10 +12,9 @@ from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 from rlcore.cluster.deadlines import Watch, Worker
 from rlcore.config import RolloutConfig
 from rlcore.errors import SyncError, WorkerError
-from rlcore.plugins import SampleRequest
 from rlcore.weights import WeightInfo, manifest
 from rlcore.workers.sender import Sender
-from rollout.engine import Engine
+from rollout.engine import Engine, EngineSpec, SampleRequest
 from tests.tiny import make_tiny_model
 
 KINDS = ("tied", "untied")
@@ -46,7 +45,7 @@ def stack(tmp_path_factory):
     cfg = RolloutConfig(max_response_tokens=16, max_sequences=32, kv_cache_gib=0.0625)
     options = {"num_cpus": 0.5, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}}
     made = ray.remote(Engine).options(**options)
-    engines = {k: made.remote(str(d), cfg, "float32", "cpu", 0, 128, 0) for k, d in directories.items()}
+    engines = {k: made.remote(EngineSpec(str(d), "float32", "cpu", 128), cfg) for k, d in directories.items()}
     try:
         ray.get([e.start.remote() for e in engines.values()], timeout=400)
         load = AutoModelForCausalLM.from_pretrained

@@ -12,15 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
-from rewards.outcomes import Outcome
 from rlcore.algo.preference import bradley_terry
 from rlcore.config import Config, DeadlineConfig, ModelConfig
 from rlcore.errors import ConfigError, WorkerError
+from rlcore.isolated.outcome import Outcome
 from rlcore.models.model import TokenValue, batch_value, load_tokenizer, load_tokenizer_path, load_value_path
 from rlcore.records import Prompt, Response
-from rlcore.workers.group import RewardModelLane
 from rlcore.workers.packing import plan
-from rlcore.workers.reward_model import conversation_tokens, ending, preference_tokenizer
+from rlcore.workers.reward_model import RewardModelLane
+from rlcore.workers.reward_model_rank import conversation_tokens, ending, preference_tokenizer
 from tests.tiny import make_tiny_model
 
 CPU = torch.device("cpu")
