@@ -55,7 +55,7 @@ class Rank:
         """Make `self.engine` of the module, without an optimizer; gives DeepSpeed's configuration."""
         module.eval().requires_grad_(False)
         settings = zero.inference_config(self.dtype, self.place.device, parameters)
-        self.engine = zero.Engine(module, settings, None)
+        self.engine = zero.ZeroModel(module, settings, None)
         return settings
 
     def _load_weights(self, directory: Path) -> None:
@@ -105,7 +105,7 @@ class TrainedRank(Rank):
         settings = zero.deepspeed_config(cfg, self.dtype, self.place.device, parameters)
         adam = zero.adamw(list(module.parameters()), cfg, self.place.device)
         try:
-            self.engine = zero.Engine(module, settings, adam)
+            self.engine = zero.ZeroModel(module, settings, adam)
         except ValueError as e:
             if cfg.deepspeed_args:
                 raise ConfigError(f"actor.deepspeed_args: DeepSpeed refuses the resulting configuration: {e}") from e
