@@ -164,11 +164,9 @@ def test_an_evaluation_without_scores_ends_the_run_and_is_not_zero(tmp_path: Pat
     toy = toy_run(toy_config(tmp_path, steps=1))
     sample = toy.rollouts.sample
 
-    def unscored(prompts, samples, temperature):
-        groups = sample(prompts, samples, temperature)
-        for rollout in (r for g in groups for r in g.rollouts):
-            rollout.reward, rollout.status, rollout.toy = None, {"right": "timeout"}, {}
-        return groups
+    def unscored(prompts, ask):
+        failed = {"reward": None, "status": {"right": "timeout"}, "parts": {}}
+        return [Group([dataclasses.replace(r, **failed) for r in g.rollouts]) for g in sample(prompts, ask)]
 
     toy.rollouts.sample = unscored
     with pytest.raises(RewardError, match="right.*'timeout'"):
