@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from rlcore.compose.recipe import algorithm_names
 from rlcore.config import Correction
 from rlcore.errors import CheckpointError, ConfigError, RewardError, SyncError, WorkerError
+from rlcore.records import Group
 from rlcore.train.loop import train
 from tests.loop.fakes import toy_config, toy_run
 
