@@ -1,8 +1,8 @@
 """From `NAME|FILE.yaml key=value ...` to one checked `Config`: Hydra composes, this module finds every error at once.
 
 Lines lie over each other in this order, the last wins: config.py, what the recipe builds on, the recipe, the command
-line. An `algorithm` line stands for the lines of its file, at the bottom of the layer it is written in; it undoes what
-lower layers say about the method (recipe.resets). Nothing here imports torch or Ray, so a wrong key costs a second.
+line. An `algorithm` line stands for the lines of its file: see docs/configuration.md. Nothing here imports torch or
+Ray, so a wrong key costs a second.
 """
 
 from __future__ import annotations
@@ -84,11 +84,8 @@ def compose(
 ) -> tuple[Composed, list[str]]:
     """The checked config of a recipe and the user's overrides, and the overrides in the form Hydra takes.
 
-    Of a sweep, every value is checked, every algorithm with the last values of the other keys; the config is of the
-    last ones. Keys without effect are left to each job where what decides about them is swept. `command` is what the
-    config is for, train, sft or train-rm; None: not known. Raises one ConfigError that lists everything that is wrong:
-    unknown keys (with the nearest valid one and where they were set), wrong types, missing values, combinations that
-    cannot run, and lines of the user's that would have no effect.
+    `command` is what it is for, train, sft or train-rm; None: not known. Of a sweep all values are checked, and the
+    config is of the last ones. Raises one ConfigError that lists all that is wrong, each with where it was set.
     """
     path = recipe_file(name)
     found, errors = layers(path), []
