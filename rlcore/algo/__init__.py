@@ -21,4 +21,5 @@ LOSSES = {
     "policy_gradient": "rlcore.algo.loss.policy_gradient",
     "sapo": "rlcore.algo.loss.sapo",
     "sft": "rlcore.algo.loss.sft",
+    "dpo": "rlcore.algo.preference.dpo",
 }

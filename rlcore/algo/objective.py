@@ -48,12 +48,18 @@ def _checked(found: Any, logp: Tensor, batch: Batch, name: str) -> tuple[Tensor,
     def per_token(x: Any) -> bool:
         return isinstance(x, Tensor) and x.shape == logp.shape
 
-    want = f"(loss, statistics): a tensor of shape {tuple(logp.shape)}, one number a token, and a dict of such tensors"
+    def statistic(x: Any) -> bool:
+        return per_token(x) or (isinstance(x, Tensor) and x.shape == batch.reward.shape)
+
+    want = (
+        f"(loss, statistics): a tensor of shape {tuple(logp.shape)}, one number a token, and a dict of such tensors, "
+        f"or of tensors of shape {tuple(batch.reward.shape)}, one number a rollout"
+    )
     if not isinstance(found, tuple) or len(found) != 2 or not isinstance(found[1], dict):
         raise ConfigError(f"loss.name: {name} returned {type(found).__name__}; it must return {want}")
     loss, stats = found
     wrong = [] if per_token(loss) else ["the loss"]
-    wrong += [f"statistic {key!r}" for key, values in stats.items() if not per_token(values)]
+    wrong += [f"statistic {key!r}" for key, values in stats.items() if not statistic(values)]
     if wrong:
         raise ConfigError(f"loss.name: {name} returned {wrong[0]} of another kind or shape; it must return {want}")
     if logp.requires_grad and not loss.requires_grad:

@@ -37,7 +37,7 @@ def reward_test(args: Sequence[str]) -> int:
     responses = _responses(loaded, prompts, given.responses)
     manager = RewardManager(cfg.reward, cfg.rollout.max_response_tokens)
     try:
-        manager.demand_sources(everything)
+        manager.require_sources(everything)
         manager.ready(_START_SECONDS)
         unread = {p.id: why for p, why in manager.unscorable(prompts, _START_SECONDS)}
         asked = [(prompt, text) for prompt, each in zip(prompts, responses, strict=True) for _, text in each]

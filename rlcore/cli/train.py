@@ -6,23 +6,25 @@ came of it.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from rlcore.cli.shell import guarded, print_usage, say, typed
 from rlcore.compose.compose import Composed, compose, run_with_hydra
-from rlcore.compose.function_names import WITHOUT_REWARD
 from rlcore.compose.recipe import recipe_names
+from rlcore.compose.stages import stage_of
 from rlcore.compose.unused_keys import OF_ONE_DEVICE
 from rlcore.config import Config, all_keys, fields_read
 from rlcore.errors import ConfigError
+from rlcore.runs.checkpoint import Checkpoints
 from rlcore.runs.directory import recorded
 
+_SHARES = ("accuracy", "ranked_right")
+_TOLD = (*_SHARES, "loss", "margin")  # numbers of an evaluation that are told at the end
 _FLAGS_WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--experimental-rerun")
 _NAME_FLAGS = ("--config-name", "-cn")
 _DIRECTORY_FLAGS = ("--config-dir", "-cd")
@@ -94,78 +96,24 @@ def with_next_seed(command: str, name: str, overrides: list[str], seed: int) -> 
 
 
 def run_stage(cfg: Config, composed: Composed, again: str) -> int:
-    """Run the stage that loss.name stands for. `again` is a command to suggest at the end."""
-    stages = {"train": _train, "sft": _sft, "train-rm": _train_rm}
-    return stages[WITHOUT_REWARD.get(cfg.loss.name, "train")](cfg, composed, again)
-
-
-def _sft(cfg: Config, composed: Composed, again: str) -> int:
-    from rlcore.train.sft import sft
-
-    return _fitted(cfg, composed, sft)
-
-
-def _train_rm(cfg: Config, composed: Composed, again: str) -> int:
-    from rlcore.train.train_rm import train_rm
-
-    return _fitted(cfg, composed, train_rm)
-
-
-def _fitted(cfg: Config, composed: Composed, fit: Callable[..., tuple[Path, set[str]]]) -> int:
-    """Training without rollouts: `fit` gives the exported model's directory and the config fields its workers read."""
-    with recorded(Path(str(cfg.run_dir))):
-        out, read = fit(_with_embedded(cfg), composed.config, say)
-    say(f"exported model: {out}")
-    say_unread(read, composed, lambda name, **fields: None)  # `fit` has closed its events
-    return 0
-
-
-def _with_embedded(cfg: Config) -> Config:
-    """The config with the directory of an embedded model in place of its name; the model is made if it is not there."""
-    from rlcore.models.embedded import EMBEDDED
-
-    if cfg.model.path not in EMBEDDED:
-        return cfg
-    from rlcore.train.build import with_model
-    from rlcore.train.warm_up import embedded_model
-
-    return with_model(cfg, str(embedded_model(cfg.model.path, say)))
-
-
-def _train(cfg: Config, composed: Composed, again: str) -> int:
-    """One run, from start-up to the last words. `again` is a command to suggest at the end."""
+    """One run of the stage that loss.name stands for, from start-up to the last words. `again` is a command to suggest
+    at the end."""
     began = time.monotonic()
     run_dir = Path(str(cfg.run_dir))
     try:
         with recorded(run_dir):
-            exported = _run(cfg, composed)
+            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+            from rlcore.train.build import whole_run
+
+            unread = functools.partial(unread_keys, composed)
+            finished = whole_run(cfg, composed.config, stage_of(cfg.loss.name), say, unread)
     except BaseException:
         if list(run_dir.glob("checkpoints/step_*")):
             say(f"the run can go on: {typed('resume', run_dir)}")
         raise
-    last_words(run_dir, exported, again, time.monotonic() - began)
+    last_words(run_dir, finished.exported, again, time.monotonic() - began)
+    say_unread(finished.unread)
     return 0
-
-
-def _run(cfg: Config, composed: Composed) -> Path:
-    """Build, train, export; everything started is ended. Returns the exported model's directory."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    from rlcore.runs.checkpoint import export
-    from rlcore.train.build import as_directory, build
-    from rlcore.train.loop import train
-
-    parts = build(cfg, composed.config, say, prepare=lambda cfg: as_directory(_with_embedded(cfg)))
-    status = "failed"
-    try:
-        parts.tracker.event("started", steps=cfg.steps)
-        train(parts)
-        exported = export(parts.tracker.run_dir, parts.tracker.run_dir / "export", parts.dtype)
-        say_unread(parts.fields_read(), composed, parts.tracker.event)
-        status = "done"
-        return exported
-    finally:
-        parts.tracker.close(status)
-        parts.close()
 
 
 def last_words(run_dir: Path, exported: Path, again: str, seconds: float) -> None:
@@ -173,29 +121,32 @@ def last_words(run_dir: Path, exported: Path, again: str, seconds: float) -> Non
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     training = lines[-1]["time"] - lines[0]["time"]
     say(f"done: {lines[-1]['step']} steps in {training / 60:.1f} minutes of training, {seconds / 60:.1f} in all")
-    for key in sorted({k for line in lines for k in line if k.startswith("eval/") and k.endswith("/accuracy")}):
+    for key in sorted({key for line in lines for key in line if key.startswith("eval/")}):
         values = [line[key] for line in lines if line.get(key) is not None]
-        if values:
-            form = ".1%" if all(0 <= v <= 1 for v in values) else ".3g"  # a reward of 1.2 is no share of the answers
+        name = key.rpartition("/")[2]
+        if values and name in _TOLD:
+            # A reward of 1.2 is no share of the answers.
+            form = ".1%" if name in _SHARES and all(0 <= v <= 1 for v in values) else ".3g"
             say(f"  {key}: before {values[0]:{form}}, after {values[-1]:{form}}")
+    if (best := Checkpoints(run_dir, keep=1).best()) is not None:
+        export = typed("export", run_dir, "--step", str(best.step))
+        say(f"  best checkpoint: step {best.step} ({best.value:.4g}); {export}")
     say(f"  run directory:   {run_dir} (metrics.jsonl, events.jsonl, config.yaml, checkpoints)")
     say(f"  exported model:  {exported}")
-    say(f"  sample rollouts: {run_dir / 'rollouts'}")
+    if any((run_dir / "rollouts").iterdir()):
+        say(f"  sample rollouts: {run_dir / 'rollouts'}")
     say(f"next: {again}")
     say(f"your own: {typed('train', 'gsm8k_grpo', 'model.path=DIR', 'data.train=FILE.jsonl')}")
 
 
-def say_unread(by_workers: set[str], composed: Composed, event: Callable[..., Any]) -> None:
-    """Of the keys the user set, say those that nothing in the whole run read, and write the event `unread`.
-
-    by_workers  the config fields that other processes have read; this one's are added
-    event       Tracker.event
+def unread_keys(composed: Composed, read_by_workers: set[str]) -> dict[str, str]:
+    """Of the keys the user set, those that nothing read, here or in a worker, in the whole run: key -> where it was set.
     """
-    read = fields_read() | by_workers
-    unread = {k: origin for k, origin in composed.set_by.items() if all_keys()[k] not in read}
-    if not unread:
-        return
-    event("unread", keys=unread)
+    read = fields_read() | read_by_workers
+    return {key: origin for key, origin in composed.set_by.items() if all_keys()[key] not in read}
+
+
+def say_unread(unread: dict[str, str]) -> None:
     for key in sorted(unread.keys() & OF_ONE_DEVICE):
         say(f"{key} ({unread[key]}): had no effect on this kind of device")
     others = [f"{key} ({origin})" for key, origin in sorted(unread.items()) if key not in OF_ONE_DEVICE]

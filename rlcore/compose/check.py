@@ -9,9 +9,11 @@ import shlex
 from pathlib import Path
 
 from rewards import REWARD_MODEL, names
-from rlcore.compose.function_names import WITHOUT_REWARD, built_in, wrong_name
+from rlcore.compose.function_names import built_in, wrong_name
 from rlcore.compose.ranges import out_of_range
+from rlcore.compose.stages import stage_of
 from rlcore.config import Aggregation, Config, Correction, KLEstimator, KLPlace, Placement, SyncBackend
+from rlcore.data.sources import source_names
 from rlcore.errors import nearest
 from rlcore.models.embedded import EMBEDDED
 
@@ -29,8 +31,9 @@ _OF_A_GROUP = ("grpo", "rloo", "opo", "gpg", "reinforce_plus_plus_baseline")
 
 def check(cfg: Config) -> list[str]:
     """Every error of a config, in words; empty when it can run."""
-    rules = [out_of_range, _sampling, _rewards, _sizes, _placement, _names, _files]
-    rules += [_fitting] if cfg.loss.name in WITHOUT_REWARD else [_advantage, _loss, _updates, _kl, _critic]
+    stage = stage_of(cfg.loss.name)
+    rules = [out_of_range, stage.unmet, _sampling, _rewards, _sizes, _best, _placement, _names, _files]
+    rules += [_advantage, _loss, _updates, _kl, _critic] if stage.loss is None else []
     return [error for rule in rules for error in rule(cfg)]
 
 
@@ -61,7 +64,7 @@ def _sampling(cfg: Config) -> list[str]:
 
 def _rewards(cfg: Config) -> list[str]:
     r, errors = cfg.reward, []
-    if cfg.loss.name not in WITHOUT_REWARD and not r.fns:
+    if stage_of(cfg.loss.name).loss is None and not r.fns:
         errors.append("reward.fns is empty: name at least one reward, e.g. reward.fns=[gsm8k] or FILE.py:function")
     if r.weights and len(r.weights) != len(r.fns):
         errors.append(f"reward.weights has {len(r.weights)} entries for {len(r.fns)} reward.fns")
@@ -128,17 +131,17 @@ def _sizes(cfg: Config) -> list[str]:
     ]
 
 
-def _fitting(cfg: Config) -> list[str]:
-    """Training on given texts: sft and train-rm."""
-    errors, a, name = [], cfg.actor, cfg.loss.name
-    if (a.minibatches_per_step, a.epochs_per_step, cfg.kl.coef, cfg.rollout.temperature) != (1, 1, 0, 1):
-        errors.append(
-            f"loss.name is {name}: one update of prompts_per_step rows or pairs a step, no reference, "
-            "temperature 1; leave actor.minibatches_per_step, actor.epochs_per_step, kl.coef, rollout.temperature alone"
-        )
-    if cfg.critic.ranks > 0:
-        errors.append(f"loss.name is {name} with critic.ranks {cfg.critic.ranks}: there is no reward to guess; use 0")
-    return errors
+def _best(cfg: Config) -> list[str]:
+    """Whether keep_best can name a number of an evaluation; which ones there are is known after the first."""
+    best = cfg.keep_best
+    if best is None:
+        return []
+    if not cfg.data.eval:
+        return [f"keep_best is {best} with data.eval []: there is no evaluation; set data.eval, or keep_best=null"]
+    named = source_names(cfg.data.eval)
+    if any(best.startswith(f"eval/{name}/") for name in named):
+        return []
+    return [f"keep_best is {best}; it must be eval/NAME/... of one of the sources {', '.join(named)}"]
 
 
 def _advantage(cfg: Config) -> list[str]:

@@ -25,9 +25,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from rlcore.compose.check import check
-from rlcore.compose.function_names import WITHOUT_REWARD
 from rlcore.compose.merge import Merger, is_list
 from rlcore.compose.recipe import OPEN_KEYS, RECIPES, Layer, flatten, layers, mapping, recipe_file, recipe_names
+from rlcore.compose.stages import STAGES, stage_of
 from rlcore.compose.unused_keys import DECIDING, idle
 from rlcore.config import Config, all_keys, forget_reads
 from rlcore.errors import ConfigError, RlcoreError
@@ -84,7 +84,7 @@ def compose(
 ) -> tuple[Composed, list[str]]:
     """The checked config of a recipe and the user's overrides, and the overrides in the form Hydra takes.
 
-    `command` is what it is for, train, sft or train-rm; None: not known. Of a sweep all values are checked, and the
+    `command` is what it is for, one of STAGES; None: not known. Of a sweep all values are checked, and the
     config is of the last ones. Raises one ConfigError that lists all that is wrong, each with where it was set.
     """
     path = recipe_file(name)
@@ -133,10 +133,11 @@ def _merged(path: Path, found: list[Layer], lines: list[_Line], algorithm: list[
 def _wrong(merger: Merger, cfg: Config, command: str | None, users: dict[str, str]) -> list[str]:
     """What a merged config cannot be run for, and which of the keys in `users` (key -> where) would have no effect."""
     loss, algorithm = (f"{key} ({merger.origins.get(key, 'default')})" for key in ("loss.name", "algorithm"))
-    name, needed = cfg.loss.name, next((n for n, c in WITHOUT_REWARD.items() if c == command), None)
-    if command == "train" and name in WITHOUT_REWARD:
-        use = f"use `rlcore {WITHOUT_REWARD[name]}`"
-        return [f"{loss} is {name}: train needs a reward to learn from, and {name} has none; {use}"]
+    name, other = cfg.loss.name, stage_of(cfg.loss.name)
+    needed = None if command is None else STAGES[command].loss
+    if command is not None and needed is None and other.loss is not None:
+        use = f"use `rlcore {other.command}`"
+        return [f"{loss} is {name}: {command} needs a reward to learn from, and {name} has none; {use}"]
     if needed is not None and cfg.algorithm is not None:
         return [f"{algorithm} is {cfg.algorithm}: {command} has no algorithm; leave it out, or algorithm=null"]
     if needed is not None and name != needed:

@@ -7,12 +7,11 @@ import ast
 from rewards import BUILTIN, REWARD_MODEL
 from rlcore.algo import ADVANTAGES, LOSSES
 from rlcore.compose.recipe import algorithm_names
+from rlcore.compose.stages import given_texts
 from rlcore.errors import ConfigError, nearest
 from rlcore.plugins import Spec
 
 _BUILT_IN = {"advantage.name": ADVANTAGES, "loss.name": LOSSES, "reward.fns": BUILTIN}
-# Losses without a reward, and the command that alone can use each.
-WITHOUT_REWARD = {"sft": "sft", "bradley_terry": "train-rm"}
 
 
 def built_in(key: str) -> list[str]:
@@ -28,8 +27,8 @@ def wrong_name(key: str, name: str) -> list[str]:
     spec = Spec.of(name)
     if spec.is_file:
         return _wrong_function(key, spec)
-    offered = [n for n in built_in(key) if n not in WITHOUT_REWARD] + [REWARD_MODEL] * (key == "reward.fns")
-    if spec.home or name in offered or (key == "loss.name" and name in WITHOUT_REWARD):
+    offered = [n for n in built_in(key) if n not in given_texts()] + [REWARD_MODEL] * (key == "reward.fns")
+    if spec.home or name in offered or (key == "loss.name" and name in given_texts()):
         return []
     if key != "reward.fns" and name.lower() in algorithm_names():
         hint = f"; it is an algorithm: algorithm={name.lower()}."

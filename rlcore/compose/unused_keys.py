@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable
 from enum import Enum
 from typing import Any, NamedTuple
 
-from rlcore.compose.function_names import WITHOUT_REWARD, built_in
+from rlcore.compose.function_names import built_in
+from rlcore.compose.stages import stage_of
 from rlcore.config import Config, all_keys, value_of
 
 
@@ -43,12 +44,6 @@ def _listed(key: str, name: str) -> _Needs:
     return _Needs(key, lambda cfg: name in value_of(cfg, key), f"add {name} to {key}")
 
 
-def _command(*commands: str) -> _Needs:
-    """Read by these commands, which loss.name tells apart."""
-    use = " or ".join(f"`rlcore {command}`" for command in commands)
-    return _Needs("loss.name", lambda cfg: WITHOUT_REWARD.get(cfg.loss.name, "train") in commands, f"use {use}")
-
-
 def _keys(*beginnings: str) -> list[str]:
     return [key for key in all_keys() if key.startswith(beginnings)]
 
@@ -63,14 +58,7 @@ def _table(*rows: tuple[_Needs, Iterable[str]]) -> dict[str, tuple[_Needs, ...]]
 
 
 _CORRECTIONS = ("truncate_token", "truncate_sequence", "mask_token", "reject_sequence")
-# Set in every stage to what check.py asks for, so never refused.
-_ASKED_FOR = {"rollout.max_response_tokens", "rollout.temperature", "kl.coef", "loss.name"}
-_OF_SAMPLES = {*_keys("rollout.", "reward.", "reward_model.", "advantage.", "kl.", "reference."), "rollouts_per_prompt"}
-
 _READ_WITH = _table(
-    (_command("train"), {*_OF_SAMPLES, "sync.max_logp_diff", "data.source_column", "data.curriculum"} - _ASKED_FOR),
-    (_command("sft"), ["data.response_column"]),
-    (_command("train", "sft"), {*_keys("loss.", "correction.")} - _ASKED_FOR),
     (_one_of("advantage.name", "grpo"), ["advantage.std_normalize", "advantage.epsilon"]),
     (_equals("advantage.std_normalize", "true"), ["advantage.epsilon"]),
     (_one_of("advantage.name", "gae", "reinforce_plus_plus"), ["advantage.gamma"]),
@@ -78,6 +66,7 @@ _READ_WITH = _table(
     (_one_of("loss.name", "ppo_clip", "gspo", "cispo"), ["loss.clip_low", "loss.clip_high"]),
     (_one_of("loss.name", "ppo_clip"), ["loss.dual_clip"]),
     (_one_of("loss.name", "sapo"), ["loss.tau_positive", "loss.tau_negative"]),
+    (_one_of("loss.name", "dpo"), ["loss.beta"]),
     (_one_of("loss.aggregation", "constant_length"), ["loss.length_constant"]),
     (_one_of("correction.name", "mask_token", "reject_sequence"), ["correction.low"]),
     (_one_of("correction.name", *_CORRECTIONS), ["correction.high"]),
@@ -102,11 +91,15 @@ def idle(cfg: Config, set_by: dict[str, str]) -> dict[str, str]:
 
     A user's own advantage or loss function may read whatever is in its section.
     """
+    stage = stage_of(cfg.loss.name)
     own: list[str] = []
-    if cfg.loss.name not in WITHOUT_REWARD:
+    if stage.loss is None:
         own = [k.partition(".")[0] for k in _READ_BY_A_FUNCTION if value_of(cfg, k) not in built_in(k)]
     errors: dict[str, str] = {}
     for key, origin in set_by.items():
+        if (why := stage.why_unread(key, cfg)) is not None:
+            errors[key] = f"{key} ({origin}): {why}"
+            continue
         for needs in _READ_WITH.get(key, ()) if key.partition(".")[0] not in own else ():
             if not needs.test(cfg):
                 shown = _plain(value_of(cfg, needs.key))
