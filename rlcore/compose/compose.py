@@ -29,7 +29,7 @@ from rlcore.compose.merge import Merger, is_list
 from rlcore.compose.recipe import OPEN_KEYS, RECIPES, Layer, flatten, layers, mapping, recipe_file, recipe_names
 from rlcore.compose.stages import STAGES, stage_of
 from rlcore.compose.unused_keys import DECIDING, idle
-from rlcore.config import Config, all_keys, forget_reads
+from rlcore.config import Config, all_keys, uncounted
 from rlcore.errors import ConfigError, RlcoreError
 
 __all__ = ["RECIPES", "Composed", "as_config", "compose", "compose_run", "recipe_names", "run_with_hydra"]
@@ -130,6 +130,7 @@ def _merged(path: Path, found: list[Layer], lines: list[_Line], algorithm: list[
     return merger
 
 
+@uncounted()
 def _wrong(merger: Merger, cfg: Config, command: str | None, users: dict[str, str]) -> list[str]:
     """What a merged config cannot be run for, and which of the keys in `users` (key -> where) would have no effect."""
     loss, algorithm = (f"{key} ({merger.origins.get(key, 'default')})" for key in ("loss.name", "algorithm"))
@@ -228,7 +229,9 @@ def compose_rewards(given: dict[str, Any], overrides: list[str]) -> Config:
             merger.put(line.key, line.values[0], _COMMAND_LINE, users=True)
     _settle(merger, "set it on the command line")
     cfg = as_config(merger.config)
-    _require_none(merger.errors + [e for e in check(cfg) if e.startswith(("reward.", "data."))])
+    with uncounted():
+        errors = check(cfg)
+    _require_none(merger.errors + [e for e in errors if e.startswith(("reward.", "data."))])
     return cfg
 
 
@@ -255,7 +258,6 @@ def _hydra_form(key: str, override: Any, text: str) -> str:
 def as_config(config: DictConfig) -> Config:
     """The plain dataclasses; what is still missing stays OmegaConf's "???" so that check() can go on."""
     plain = OmegaConf.to_object(config) if not OmegaConf.missing_keys(config) else _with_blanks(config)
-    forget_reads()
     assert is_dataclass(plain)
     return typing.cast(Config, plain)
 
