@@ -18,7 +18,7 @@ from rlcore.compose.compose import Composed, compose, run_with_hydra
 from rlcore.compose.recipe import recipe_names
 from rlcore.compose.stages import stage_of
 from rlcore.compose.unused_keys import OF_ONE_DEVICE
-from rlcore.config import Config, all_keys, fields_read
+from rlcore.config import Config, all_keys, fields_read, forget_reads
 from rlcore.errors import ConfigError
 from rlcore.runs.checkpoint import Best, Checkpoints
 from rlcore.runs.directory import recorded
@@ -99,6 +99,7 @@ def run_stage(cfg: Config, composed: Composed, again: str) -> int:
     """One run of the stage that loss.name stands for, from start-up to the last words. `again` is a command to suggest
     at the end."""
     began = time.monotonic()
+    forget_reads()  # of another job of a sweep
     run_dir = Path(str(cfg.run_dir))
     try:
         with recorded(run_dir):
