@@ -19,7 +19,7 @@ class RlcoreError(Exception):
 
 
 class ConfigError(RlcoreError):
-    """A key, a value or a combination that cannot run. Raised before Ray starts; for a key nothing read, at the end."""
+    """A key, a value or a combination that cannot run. Raised before Ray starts."""
 
     exit_code = 2
 
@@ -64,10 +64,13 @@ def kind(message: str) -> str:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """`; did you mean X?` or nothing. A bare last part (`learning_rate`) finds its full key (`actor.learning_rate`)."""
-    known, word = list(known), word.lower()
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    tail = difflib.get_close_matches(word.split(".")[-1], [k.split(".")[-1] for k in known], n=1, cutoff=0.75)
-    if tail and not (close and close[0].split(".")[-1] == tail[0]):
-        close = difflib.get_close_matches(word, [k for k in known if k.split(".")[-1] == tail[0]], n=1, cutoff=0.0)
-    return f"; did you mean {close[0]}?" if close else ""
+    """The one "did you mean", for an error's end: `; did you mean X?`, or nothing where no name is near. Case is no
+    distance, and a bare last part is near its whole name: `learning_rate` is near `actor.learning_rate`."""
+    names = {name.lower(): name for name in known}
+    word = word.lower()
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    lasts = [] if "." in word else [name.rpartition(".")[2] for name in names]
+    last = difflib.get_close_matches(word, lasts, n=1, cutoff=0.75)
+    if last and not (close and close[0].rpartition(".")[2] == last[0]):
+        close = difflib.get_close_matches(word, [n for n in names if n.rpartition(".")[2] == last[0]], n=1, cutoff=0.0)
+    return f"; did you mean {names[close[0]]}?" if close else ""

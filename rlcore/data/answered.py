@@ -39,6 +39,11 @@ class AnsweredRows:
         """The first `limit` rows in the order of the sources; 0: all. Does not move `take`."""
         return self._groups[: limit or None]
 
+    def ahead(self, n: int) -> list[Group]:
+        """The rows that the first `n` of a run are, each once."""
+        rows = dict.fromkeys(i for i, _ in self._order.first(n))
+        return [self._groups[i] for i in rows]
+
     def state(self) -> dict[str, Any]:
         """Where `take` stands, as plain JSON values."""
         return self._order.state()

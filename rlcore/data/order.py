@@ -45,6 +45,11 @@ class Order:
             taken += [(i, self._epoch) for i in part]
         return taken
 
+    def first(self, n: int) -> list[tuple[int, int]]:
+        """What the first `n` of a run are, or would have been. Does not move `take`."""
+        fresh = Order(self._source, self._rows, self._seed, self._shuffle, self._difficulty)
+        return fresh.take(n)
+
     def state(self) -> dict[str, Any]:
         """Where `take` stands, as plain JSON values."""
         return {"rows": self._rows, "seed": self._seed, "epoch": self._epoch, "position": self._position}

@@ -63,6 +63,13 @@ class Checkpoints:
         verify(found[-1])
         return found[-1]
 
+    def is_better(self, value: float | None) -> bool:
+        """Whether a step of this `best` is worth a checkpoint: none that is there is as good."""
+        if value is None or not math.isfinite(value):
+            return False
+        known = self.best()
+        return known is None or (value < known.value if str(self._best).endswith("loss") else value > known.value)
+
     def best(self) -> Best | None:
         """The best of the checkpoints that are there, by what each says of itself; None when none says."""
         found = [best for path in self.all() if (best := self._value(path)) is not None]

@@ -27,8 +27,8 @@ from rlcore.runs.sinks import SINKS, TensorBoard, Wandb
 class Tracker:
     """The one writer of a run's metrics, rollouts and events; call it from one thread.
 
-    The first step logged is the first of this process: what earlier attempts left of it and of later steps is dropped;
-    at once with `resume_at`, of the steps after it. `decode` makes text of a prompt's tokens; else files hold tokens.
+    The first step logged is the first of this process: what earlier attempts left of it and of later steps is dropped.
+    `decode` makes text of a prompt's tokens; else files hold tokens.
     Raises ConfigError for a sink that does not exist, is not installed or does not start, and for a bad run directory.
     """
 
@@ -38,7 +38,6 @@ class Tracker:
         cfg: TrackerConfig,
         config: Mapping[str, Any] | DictConfig,
         steps: int,
-        resume_at: int | None = None,
         decode: Callable[[list[int]], str] | None = None,
     ) -> None:
         for sink in cfg.sinks:
@@ -61,8 +60,11 @@ class Tracker:
         except OSError as e:
             raise ConfigError(f"run_dir: cannot write to {run_dir}: {e}") from e
         self._console = Console(steps)
-        if resume_at is not None:
-            self._begin(resume_at + 1)
+
+    def begin_after(self, step: int) -> None:
+        """Drop what earlier attempts left of the steps after `step`; -1: of all steps, and of an evaluation before
+        them."""
+        self._begin(step + 1)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """One step's numbers, everywhere. What is not finite becomes null, and an event says so."""
@@ -86,10 +88,14 @@ class Tracker:
     def evaluation(self, step: int, name: str, metrics: Mapping[str, float], groups: Sequence[Group]) -> None:
         """One held-out source's result at `step`: an event, a console line, its rollouts. `log` takes the metrics."""
         self._begin(step)
-        file = f"eval_{re.sub(r'[^A-Za-z0-9.-]', '_', name)}_step_{step:06d}.jsonl"
-        self._write_rollouts(file, groups, lambda group, rollout: {})
+        if groups:
+            self._write_evaluation(step, name, groups)
         self.event("evaluated", step=step, source=name, **metrics)
         self._console.say(f"step {step}  eval {name}  " + "  ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
+
+    def _write_evaluation(self, step: int, name: str, groups: Sequence[Group]) -> None:
+        file = f"eval_{re.sub(r'[^A-Za-z0-9.-]', '_', name)}_step_{step:06d}.jsonl"
+        self._write_rollouts(file, groups, lambda group, rollout: {})
 
     def event(self, name: str, **fields: Any) -> None:
         """Something that happened, with the time. What JSON cannot hold is written as text."""

@@ -7,12 +7,12 @@ import math
 import pytest
 import torch
 
-from rewards.outcomes import Outcome
+from rewards.pools import reward_pool
 from rewards.signatures import Fn
 from rlcore.algo.advantage import advantage_fn
 from rlcore.algo.loss import policy_loss
 from rlcore.config import AdvantageConfig, LossConfig
-from rlcore.isolated.pool import Pool
+from rlcore.isolated.outcome import Outcome
 from rlcore.records import Batch, Prompt, Response
 
 FILE = "examples/custom_algorithm.py"
@@ -61,7 +61,7 @@ def test_rank_sees_the_kl_in_the_reward() -> None:
 
 def test_rewards_of_other_frameworks_are_called_as_there() -> None:
     file = "examples/peer_rewards.py"
-    pool = Pool([Fn("brevity", f"{file}:brevity"), Fn("compute_score", f"{file}:compute_score")], 1, 10.0, 2048)
+    pool = reward_pool([Fn("brevity", f"{file}:brevity"), Fn("compute_score", f"{file}:compute_score")], 1, 10.0, 2048)
     try:
         pool.ready(60.0)
         for i, brief in enumerate((True, False)):

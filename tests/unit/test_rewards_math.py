@@ -14,12 +14,12 @@ from rewards import GOLD
 from rewards.gsm8k import gsm8k, gsm8k_gold
 from rewards.math import equal as math_equal
 from rewards.math.boxed import boxed_math, boxed_math_gold, boxed_math_strict, math
+from rewards.pools import reward_pool
 from rewards.signatures import Fn
 from rlcore.errors import ConfigError, UnparseableGold
-from rlcore.isolated.pool import Pool
 from rlcore.records import Prompt, Response, Score
+from tests.processes.pools import collect
 from tests.unit.math_verdicts import VERDICTS
-from tests.unit.pools import collect
 
 
 def prompt(answer: str) -> Prompt:
@@ -434,7 +434,7 @@ def test_the_same_verdict_in_any_thread() -> None:
 
 
 def test_the_same_verdict_in_a_worker() -> None:
-    pool = Pool([Fn("boxed_math", "boxed_math")], workers=1, timeout_seconds=60.0, memory_mib=4096)
+    pool = reward_pool([Fn("boxed_math", "boxed_math")], workers=1, timeout_seconds=60.0, memory_mib=4096)
     try:
         pool.ready(120)
         for i, (gold, answer, _) in enumerate(_HARD):

@@ -10,11 +10,11 @@ import pytest
 
 from rewards.language import LANGUAGES, language
 from rewards.length import length_cosine, length_cosine_gold, length_linear, overlong, overlong_penalty
-from rewards.outcomes import BadValue
+from rewards.pools import reward_pool
 from rewards.repetition import repetition
 from rewards.signatures import Fn
 from rlcore.errors import ConfigError, UnparseableGold
-from rlcore.isolated.pool import Pool
+from rlcore.isolated.outcome import BadValue
 from rlcore.records import Prompt, Response, Score
 
 PROMPT = Prompt(id="test:7", tokens=[1], answer="#### 72")
@@ -145,7 +145,7 @@ def test_length_cosine_in_a_worker(of: Any) -> None:
     context = {"max_response_tokens": 100}
     for name, fails in (("batch", True), ("picky", False)):
         args = {"of": of(name)["of"]}
-        pool = Pool([Fn("length_cosine", "length_cosine", args)], 1, 10.0, 2048, context)
+        pool = reward_pool([Fn("length_cosine", "length_cosine", args)], 1, 10.0, 2048, context)
         try:
             if fails:
                 with pytest.raises(ConfigError, match=f"reward.args.length_cosine.of: .*of.py:{name} must be"):

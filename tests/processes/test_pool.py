@@ -14,16 +14,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
-from rewards.outcomes import Outcome
+from rewards.pools import check_gold, gold_name, reward_pool
 from rewards.signatures import Fn
 from rlcore.errors import ConfigError, RewardError
+from rlcore.isolated.outcome import Outcome
 from rlcore.isolated.pool import Pool
 from rlcore.isolated.shared_state import PAGE_BYTES, Page
 from rlcore.records import Response
-from tests.unit.misbehaving import FAILS, VALUES, WORKS
-from tests.unit.pools import MISBEHAVING, Tagged, collect, fn, prompt, run
+from tests.processes.misbehaving import FAILS, VALUES, WORKS
+from tests.processes.pools import MISBEHAVING, Tagged, collect, fn, prompt, run
 
 REPO = Path(__file__).parents[2]
 MIB = 500
@@ -49,7 +51,7 @@ def file_fn(tmp_path: Path, name: str, code: str, **args: Any) -> Fn:
 
 
 def test_outcomes_of_each_function(pools: list[Pool]) -> None:
-    pools.append(pool := Pool([fn("act"), fn("batch"), fn("later", name="async")], 2, 30.0, MIB))
+    pools.append(pool := reward_pool([fn("act"), fn("batch"), fn("later", name="async")], 2, 30.0, MIB))
     pool.ready(60)
     pool.submit("a", prompt(), Response("score"))
     pool.submit(("b", 1), prompt(), Response("raise"), names=["batch"])
@@ -72,7 +74,7 @@ def test_every_failure_costs_its_own_sample_only(function: str, pools: list[Pool
     if "later" in function:
         expected |= {"spin": "timeout", "sleep": "timeout", "stubborn": "timeout"}
         expected |= {"cancel_all": "crashed", "stop_loop": "crashed"}
-    pools.append(pool := Pool([fn(function)], 2, 1.5, MIB))
+    pools.append(pool := reward_pool([fn(function)], 2, 1.5, MIB))
     pool.ready(60)
     responses = [*expected] + ["fine"] * 100
     outcomes = run(pool, responses)
@@ -94,7 +96,7 @@ def test_every_failure_costs_its_own_sample_only(function: str, pools: list[Pool
 
 def test_what_moved_to_another_session_ends_without_its_guard_too(pools: list[Pool], tagged: Tagged) -> None:
     """Orphans of a guard that is killed are nobody's children any more; they are found by their mark."""
-    pools.append(pool := Pool([fn("act")], 1, 60.0, MIB))
+    pools.append(pool := reward_pool([fn("act")], 1, 60.0, MIB))
     pool.ready(60)
     assert [o.status for o in run(pool, ["leave_children", "kill_guard", "fine"])] == ["", "crashed", ""]
     pool.close()
@@ -108,14 +110,14 @@ def test_a_list_of_another_length_is_no_reward_of_any_sample(tmp_path: Path, poo
         "import time\ndef short(prompts, responses):\n    time.sleep(0.2)\n    n = len(prompts)\n"
         f"    return {returned}\n"
     )
-    pools.append(pool := Pool([fn("short", str(tmp_path / "short.py"))], 1, 10.0, 2048))
+    pools.append(pool := reward_pool([fn("short", str(tmp_path / "short.py"))], 1, 10.0, 2048))
     outcomes = run(pool, ["a"] * 40)
     bad = [o for o in outcomes if o.status == "bad_value"]
     assert len(bad) >= 38 and all("short returned" in o.message for o in bad)
 
 
 def test_memory_of_children_and_shared_memory_count(pools: list[Pool]) -> None:
-    pools.append(pool := Pool([fn("act")], 1, 60.0, MIB))
+    pools.append(pool := reward_pool([fn("act")], 1, 60.0, MIB))
     pool.ready(60)
     outcomes = run(pool, ["eat_shared", "child_eats", "fine"])
     assert [o.status for o in outcomes] == ["crashed", "crashed", ""]
@@ -123,7 +125,7 @@ def test_memory_of_children_and_shared_memory_count(pools: list[Pool]) -> None:
 
 
 def test_the_other_functions_of_a_failed_sample_still_score_it(pools: list[Pool]) -> None:
-    pools.append(pool := Pool([fn("act"), fn("act", name="again"), Fn("gsm8k", "gsm8k")], 1, 1.0, MIB))
+    pools.append(pool := reward_pool([fn("act"), fn("act", name="again"), Fn("gsm8k", "gsm8k")], 1, 1.0, MIB))
     pool.ready(60)
     pool.submit(0, prompt(), Response("exit"))
     outcomes = collect(pool)[0]
@@ -133,7 +135,7 @@ def test_the_other_functions_of_a_failed_sample_still_score_it(pools: list[Pool]
 
 def test_no_failure_is_charged_to_the_next_sample(pools: list[Pool]) -> None:
     """A thread left behind ends or blocks the process while the samples after it are scored."""
-    pools.append(pool := Pool([fn("act")], 1, 2.0, MIB))
+    pools.append(pool := reward_pool([fn("act")], 1, 2.0, MIB))
     pool.ready(60)
     for bad in ("exit_later", "hold_later", "leave_alarm"):
         assert [o.status for o in run(pool, [bad] + ["slow"] * 5)] == [""] * 6
@@ -151,7 +153,7 @@ def test_a_coroutine_that_blocks_costs_no_other_its_time(tmp_path: Path, pools: 
         "        response == 'wait' or time.sleep(0.3)\n"
         "    return 1.0\n"
     )
-    pools.append(pool := Pool([file_fn(tmp_path, "waits", code)], 1, 2.0, MIB))
+    pools.append(pool := reward_pool([file_fn(tmp_path, "waits", code)], 1, 2.0, MIB))
     pool.ready(60)
     assert [o.status for o in run(pool, ["wait", "block", "block", "block", "wait"])] == [""] * 5
 
@@ -166,7 +168,7 @@ def test_a_forked_copy_takes_no_step_of_other_coroutines(tmp_path: Path, pools: 
         f"    with open({str(log)!r}, 'a') as file:\n        file.write(prompt.id + '\\n')\n"
         "    return 1.0\n"
     )
-    pools.append(pool := Pool([file_fn(tmp_path, "writes", code)], 1, 30.0, MIB))
+    pools.append(pool := reward_pool([file_fn(tmp_path, "writes", code)], 1, 30.0, MIB))
     pool.ready(60)
     assert [o.reward for o in run(pool, ["fork"] + ["write"] * 30)] == [1.0] * 31
     time.sleep(0.3)
@@ -175,7 +177,7 @@ def test_a_forked_copy_takes_no_step_of_other_coroutines(tmp_path: Path, pools: 
 
 def test_memory_that_earlier_samples_kept_is_not_charged_to_a_later_one(tmp_path: Path, pools: list[Pool]) -> None:
     code = "kept = []\ndef leaks(prompt, response):\n    kept.append(bytearray(int(response) << 20))\n    return 1.0\n"
-    pools.append(pool := Pool([file_fn(tmp_path, "leaks", code)], 1, 30.0, 300))
+    pools.append(pool := reward_pool([file_fn(tmp_path, "leaks", code)], 1, 30.0, 300))
     pool.ready(60)
     outcomes = run(pool, ["90"] * 10 + ["1000"] + ["90"] * 3)
     assert [o.status for o in outcomes] == [""] * 10 + ["error"] + [""] * 3
@@ -183,24 +185,24 @@ def test_memory_that_earlier_samples_kept_is_not_charged_to_a_later_one(tmp_path
 
 def test_timeout_counts_from_the_beginning_of_the_call(pools: list[Pool]) -> None:
     """40 samples of 0.05 s behind one worker: the last waits longer than the timeout and is still scored."""
-    pools.append(pool := Pool([fn("act")], 1, 0.9, MIB))
+    pools.append(pool := reward_pool([fn("act")], 1, 0.9, MIB))
     pool.ready(60)
     assert all(o.reward == 1.0 for o in run(pool, ["slow"] * 40))
 
 
 def test_a_sample_that_overran_unwatched_is_a_timeout_too(pools: list[Pool]) -> None:
-    pools.append(pool := Pool([fn("act")], 1, 0.01, MIB))
+    pools.append(pool := reward_pool([fn("act")], 1, 0.01, MIB))
     pool.ready(60)
     pool.submit(0, prompt(), Response("slow"))
-    assert select.select([pool._processes[0].answers], [], [], 60)[0]  # finished before the driver looks
+    assert select.select([pool], [], [], 60)[0]  # finished before the driver looks
     assert collect(pool)[0]["act"].status == "timeout"
 
 
 def test_workers_killed_from_outside_cost_nothing(pools: list[Pool]) -> None:
-    pools.append(pool := Pool([fn("act"), fn("later")], 2, 30.0, MIB))
+    pools.append(pool := reward_pool([fn("act"), fn("later")], 2, 30.0, MIB))
     pool.ready(60)
     os.kill(pool.pids[0], signal.SIGKILL)
-    os.kill(pool._processes[1].guard.pid, signal.SIGKILL)
+    os.kill(psutil.Process(pool.pids[1]).ppid(), signal.SIGKILL)  # its guard
     for i in range(300):
         pool.submit(i, prompt(i), Response("fine"))
     results = collect(pool)
@@ -208,7 +210,7 @@ def test_workers_killed_from_outside_cost_nothing(pools: list[Pool]) -> None:
 
 
 def test_megabytes_go_through_and_submit_does_not_wait(pools: list[Pool]) -> None:
-    pools.append(pool := Pool([Fn("gsm8k", "gsm8k")], 1, 30.0, MIB))
+    pools.append(pool := reward_pool([Fn("gsm8k", "gsm8k")], 1, 30.0, MIB))
     for i in range(4):
         pool.submit(i, prompt(), Response("x" * 10_000_000 + " 3"))
     assert pool.pending == 4
@@ -216,7 +218,7 @@ def test_megabytes_go_through_and_submit_does_not_wait(pools: list[Pool]) -> Non
 
 
 def test_the_file_descriptor_says_when_to_poll(pools: list[Pool]) -> None:
-    pools.append(pool := Pool([fn("act")], 1, 30.0, MIB))
+    pools.append(pool := reward_pool([fn("act")], 1, 30.0, MIB))
     pool.ready(60)
     assert pool.poll(0.0) == [] and not select.select([pool], [], [], 0)[0]
     pool.submit(0, prompt(), Response("slow"))
@@ -235,7 +237,7 @@ def test_same_verdict_from_every_worker(tmp_path: Path, pools: list[Pool]) -> No
     )
     scores: list[list[float | None]] = []
     for workers in (1, 3):
-        pools.append(pool := Pool([file_fn(tmp_path, "dice", code)], workers, 30.0, MIB))
+        pools.append(pool := reward_pool([file_fn(tmp_path, "dice", code)], workers, 30.0, MIB))
         pool.ready(60)
         scores.append([o.reward for o in run(pool, [f"response {i % 7}" for i in range(60)])])
     assert scores[0] == scores[1] and len(set(scores[0])) == 60
@@ -250,7 +252,7 @@ def test_functions_that_cannot_be_loaded(tmp_path: Path, pools: list[Pool], tagg
         (file_fn(tmp_path, "sleeps", "import time\ntime.sleep(1000)\n"), "not loaded within 1 s", 1),
         (file_fn(tmp_path, "large", "kept = bytearray(3 << 30)\n"), "MemoryError", 60),
     ]:
-        pools.append(pool := Pool([each], 1, 1.0, MIB))
+        pools.append(pool := reward_pool([each], 1, 1.0, MIB))
         with pytest.raises(ConfigError, match=f"reward.fns.*{says}"):
             pool.ready(seconds)
         pool.close()
@@ -273,7 +275,7 @@ def test_functions_that_cannot_be_loaded(tmp_path: Path, pools: list[Pool], tagg
 def test_values_of_options_are_refused_before_the_first_sample(
     rule: str, options: dict, words: str, pools: list[Pool]
 ) -> None:
-    pools.append(pool := Pool([Fn(rule, rule, options)], 1, 10.0, 2048, {"max_response_tokens": 99}))
+    pools.append(pool := reward_pool([Fn(rule, rule, options)], 1, 10.0, 2048, {"max_response_tokens": 99}))
     with pytest.raises(ConfigError, match=words):
         pool.ready(60.0)
 
@@ -285,7 +287,7 @@ def test_workers_that_cannot_be_kept_alive_end_the_run(tmp_path: Path, pools: li
         "if marker.exists():\n    os._exit(9)\n"
         "def once(prompt, response):\n    marker.touch()\n    os._exit(9)\n"
     )
-    pools.append(pool := Pool([file_fn(tmp_path, "once", code)], 1, 30.0, MIB))
+    pools.append(pool := reward_pool([file_fn(tmp_path, "once", code)], 1, 30.0, MIB))
     pool.ready(60)
     pool.submit(0, prompt(), Response("x"))
     pool.submit(1, prompt(), Response("x"))
@@ -301,19 +303,20 @@ def test_values_that_cannot_work() -> None:
         (1, 1.0, 0, "reward.memory_mib: 0"),
     ]:
         with pytest.raises(ConfigError, match=says):
-            Pool([fn("act")], workers, seconds, memory)
+            reward_pool([fn("act")], workers, seconds, memory)
 
 
 def test_gold_answers_are_checked_by_the_functions_that_can(pools: list[Pool]) -> None:
-    pools.append(pool := Pool([Fn("countdown", "countdown"), fn("act")], 2, 30.0, MIB))
+    pools.append(pool := reward_pool([Fn("countdown", "countdown"), fn("act")], 2, 30.0, MIB))
     pool.ready(60)
     good, bad = prompt(0, nums=[1, 2, 3], target=6), prompt(1, nums="1, 2", target=6)
-    pool.check_gold([("good", good), ("bad", bad)])
+    check_gold(pool, [("good", good), ("bad", bad)])
     pool.submit("score", good, Response("<answer>1 + 2 + 3</answer>"), names=["countdown"])
     results = collect(pool)
-    assert results["good"] == {"countdown": Outcome(None, seconds=results["good"]["countdown"].seconds)}
-    assert list(results["bad"]) == ["countdown"] and results["bad"]["countdown"].status == "unparseable_gold"
-    assert "nums" in results["bad"]["countdown"].message
+    gold = gold_name("countdown")
+    assert results["good"] == {gold: Outcome(None, seconds=results["good"][gold].seconds)}
+    assert list(results["bad"]) == [gold] and results["bad"][gold].status == "unparseable_gold"
+    assert "nums" in results["bad"][gold].message
     assert results["score"]["countdown"].reward == 1.0
 
 
@@ -322,7 +325,7 @@ def test_gold_answers_are_read_many_at_a_time(tmp_path: Path, pools: list[Pool])
     log = tmp_path / "log"
     code = f"""
 from rewards import GOLD
-from tests.unit.misbehaving import act
+from tests.processes.misbehaving import act
 GOLD["gsm8k"] = __file__ + ":reads"
 
 def unused(prompt, response):
@@ -335,32 +338,31 @@ def reads(prompt):
     act(prompt, prompt.answer)
 """
     fns = [file_fn(tmp_path, "unused", code), Fn("gsm8k", "gsm8k")]  # loading the first changes what reads for gsm8k
-    pools.append(pool := Pool(fns, 1, 2.0, MIB))
+    pools.append(pool := reward_pool(fns, 1, 2.0, MIB))
     pool.ready(60)
     answers = ["gold", "fine", "fine"] * 40
     golds = [dataclasses.replace(prompt(i), answer=answer) for i, answer in enumerate(answers)]
-    pool.check_gold(enumerate(golds))
-    first = pool._processes[0].first
-    assert first is not None and len(first.tasks) == 64
-    together = collect(pool)
-    assert [together[i]["gsm8k"].status for i in range(120)] == ["unparseable_gold", "", ""] * 40
-    assert log.read_text().split() == [gold.id for gold in golds]
+    check_gold(pool, enumerate(golds))
+    together, gold = collect(pool), gold_name("gsm8k")
+    assert [together[i][gold].status for i in range(120)] == ["unparseable_gold", "", ""] * 40
+    assert len({together[i][gold].seconds for i in range(120)}) < 5, "each call shares its seconds out"
+    assert log.read_text().split() == [row.id for row in golds]
 
     answers = ["fine", "hang", "gold", "exit", "fine", "raise", "timeout_error", "segfault", "sys_exit", "fine"]
     golds = [dataclasses.replace(prompt(i), answer=answer) for i, answer in enumerate(answers)]
-    pool.check_gold(enumerate(golds))
+    check_gold(pool, enumerate(golds))
     together = collect(pool)
-    for i, gold in enumerate(golds):
-        pool.check_gold([(i, gold)])
-        alone = collect(pool)[i]["gsm8k"]
-        assert together[i]["gsm8k"][:4] == alone[:4], gold.answer
-        assert alone.status == (FAILS[gold.answer][1] if gold.answer in FAILS else "")
+    for i, row in enumerate(golds):
+        check_gold(pool, [(i, row)])
+        alone = collect(pool)[i][gold]
+        assert together[i][gold][:4] == alone[:4], row.answer
+        assert alone.status == (FAILS[row.answer][1] if row.answer in FAILS else "")
 
 
 def test_built_ins_and_the_example_through_the_pool(pools: list[Pool], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPO)
     specs = ["gsm8k", "boxed_math", "format", "examples/custom_reward.py:score", "rewards.gsm8k.gsm8k_strict"]
-    pools.append(pool := Pool([Fn(f"f{i}", spec) for i, spec in enumerate(specs)], 1, 60.0, MIB))
+    pools.append(pool := reward_pool([Fn(f"f{i}", spec) for i, spec in enumerate(specs)], 1, 60.0, MIB))
     pool.ready(60)
     pool.submit(0, prompt(words=4), Response("two WORDS \\boxed{3} ok"))
     outcomes = collect(pool)[0]
@@ -370,7 +372,7 @@ def test_built_ins_and_the_example_through_the_pool(pools: list[Pool], monkeypat
 
 def test_a_replacement_starts_where_the_first_did(pools: list[Pool], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPO)
-    pools.append(pool := Pool([Fn("score", "examples/custom_reward.py:score")], 1, 60.0, MIB))
+    pools.append(pool := reward_pool([Fn("score", "examples/custom_reward.py:score")], 1, 60.0, MIB))
     pool.ready(60)
     monkeypatch.chdir("/")
     os.kill(pool.pids[0], signal.SIGKILL)
@@ -382,10 +384,11 @@ def test_nothing_outlives_a_killed_driver(tagged: Tagged) -> None:
     """Workers that wait, hang, or have left children behind: all gone after SIGKILL of the driver."""
     code = f"""
 import sys, time
+from rewards.pools import reward_pool
 from rlcore.isolated.pool import Pool
 from rewards.signatures import Fn
 from rlcore.records import Prompt, Response
-pool = Pool([Fn("act", "{MISBEHAVING}:act")], 4, 1000.0, 2000)
+pool = reward_pool([Fn("act", "{MISBEHAVING}:act")], 4, 1000.0, 2000)
 pool.ready(60)
 for i, response in enumerate(["hang", "hold_interpreter", "fork_and_hang", "leave_children"]):
     pool.submit(i, Prompt("p", [], ""), Response(response))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-import rewards.manager
+from rewards import BUILTIN
 from rewards.manager import RewardManager
 from rlcore.config import Config, DataConfig, RewardConfig
 from rlcore.data.prompts import Prompts
@@ -69,9 +69,8 @@ def test_too_many_of_them_end_the_run_before_it_begins(tmp_path: Path, tokenizer
 
 def test_many_at_a_time_are_the_same_as_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Good ones and bad ones, one that hangs its reader and one that ends its process."""
-    monkeypatch.setattr(rewards.manager, "_is_rule", lambda spec: True)  # the file changes a reader of its own process
     (tmp_path / "change.py").write_text(
-        "from rewards import GOLD, gsm8k\nfrom tests.unit.misbehaving import FAILS, act\n"
+        "from rewards import GOLD, gsm8k\nfrom tests.processes.misbehaving import FAILS, act\n"
         "GOLD['gsm8k'] = __file__ + ':reads'\n"
         "def unused(prompt, response):\n    return 1.0\n"
         "def reads(prompt):\n"
@@ -81,6 +80,7 @@ def test_many_at_a_time_are_the_same_as_one_by_one(tmp_path: Path, monkeypatch: 
     answers[50:52] = "hang", "segfault"
     rows = [Prompt(f"rows:{i}", [1], answer) for i, answer in enumerate(answers)]
     fns = [f"{tmp_path}/change.py:unused", "gsm8k", "exact_match"]
+    monkeypatch.setitem(BUILTIN, fns[0], fns[0])  # built-in rules share a process: the file changes a reader there
     manager = RewardManager(RewardConfig(fns=fns, workers=1, timeout_seconds=2.0), 32)
     try:
         manager.ready(60.0)

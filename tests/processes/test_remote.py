@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from rewards.outcomes import Outcome
 from rewards.over_http import http, remote
 from rewards.over_http.http import EndpointError, NoAnswer
 from rewards.over_http.remote import Remote
+from rewards.pools import reward_pool
 from rewards.signatures import Fn
 from rlcore.errors import ConfigError, UnparseableGold
-from rlcore.isolated.pool import Pool
+from rlcore.isolated.outcome import Outcome
 from rlcore.records import Prompt, Response, Score
-from tests.unit.loopback import Answer, Loopback, closed_port_url, serving
+from tests.processes.loopback import Answer, Loopback, closed_port_url, serving
 
 
 @pytest.fixture(autouse=True)
@@ -191,7 +191,7 @@ def test_in_the_pool() -> None:
     texts = ["a", "refuse", "b", "short", "fail", "c"]
     with serving(answer) as server:
         fn = Fn("remote", "rewards.over_http.remote.Remote", {"url": server.url})
-        pool = Pool([fn], workers=1, timeout_seconds=20.0, memory_mib=4096)
+        pool = reward_pool([fn], workers=1, timeout_seconds=20.0, memory_mib=4096)
         try:
             got: dict[int, Outcome] = {}
             for i, text in enumerate(texts):

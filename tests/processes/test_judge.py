@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from rewards.outcomes import Outcome
 from rewards.over_http import http
 from rewards.over_http.http import EndpointError, NoAnswer
 from rewards.over_http.judge import Judge
+from rewards.pools import reward_pool
 from rewards.signatures import Fn
 from rlcore.errors import ConfigError
-from rlcore.isolated.pool import Pool
+from rlcore.isolated.outcome import Outcome
 from rlcore.records import Prompt, Response, Score
-from tests.unit.loopback import Answer, Loopback, closed_port_url, serving
+from tests.processes.loopback import Answer, Loopback, closed_port_url, serving
 
 PROMPT = Prompt(
     id="test:0",
@@ -415,7 +415,7 @@ def test_in_the_pool() -> None:
 
     with serving(answer) as server:
         args = {"url": f"{server.url}/v1", "model": "m", "template": "{response}", "concurrency": 4}
-        pool = Pool(
+        pool = reward_pool(
             [Fn("judge", "rewards.over_http.judge.Judge", args)], workers=1, timeout_seconds=4.0, memory_mib=4096
         )
         try:

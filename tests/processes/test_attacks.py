@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from rewards import BUILTIN
+from rewards.pools import reward_pool
 from rewards.signatures import Fn
 from rlcore.data.sources import load_rows
-from rlcore.isolated.pool import Pool
 from rlcore.records import Prompt, Response
-from tests.unit.pools import collect
+from tests.processes.pools import collect
 
 ELSEWHERE = {"judge", "remote", "reward_model", "code"}  # they talk to a server or run programs: their own tests
 OPTIONS = {"length_cosine": {"of": "gsm8k"}}
@@ -133,7 +133,9 @@ class Watched:
         self.rules = sorted(set(BUILTIN) - ELSEWHERE)
         fns = [Fn(name, BUILTIN[name], OPTIONS.get(name, {})) for name in self.rules]
         watch = Fn("watch", f"{tmp_path / 'watch.py'}:arm")
-        self.pool = Pool([*fns, watch], 1, timeout_seconds=60.0, memory_mib=4096, context={"max_response_tokens": 256})
+        self.pool = reward_pool(
+            [*fns, watch], 1, timeout_seconds=60.0, memory_mib=4096, context={"max_response_tokens": 256}
+        )
         self._prompts: dict[int, tuple[Prompt, str]] = {}
 
     def submit(self, prompt: Prompt, response: str, names: list[str] | None = None) -> None:
@@ -229,7 +231,7 @@ def test_a_rule_that_runs_text_is_found(tmp_path: Path, monkeypatch: pytest.Monk
         "def raises(prompt, response):\n    return float(int(response[-1:] == '3') / (1 - response.count('nan')))\n"
     )
     bad = {name: f"{tmp_path}/bad.py:{name}" for name in ("evaluates", "raises")}
-    monkeypatch.setattr("tests.unit.test_attacks.BUILTIN", bad)
+    monkeypatch.setattr("tests.processes.test_attacks.BUILTIN", bad)
     watched = Watched(tmp_path)
     try:
         canary = tmp_path / "canary"
