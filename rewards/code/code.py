@@ -83,7 +83,7 @@ class Code:
         if self.allow is not True:
             raise ConfigError(
                 "reward.args.code.allow: the reward `code` runs programs that the model writes, in a sandbox on this "
-                "machine (what that protects from and what not: rlcore/isolated/sandbox/sandbox.py). Set "
+                "machine (what that protects from and what not: docs/isolation.md). Set "
                 "reward.args.code.allow=true to switch it on."
             )
         command = self.command
