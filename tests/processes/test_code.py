@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rewards.code.code import Code, _names, prelude, program_of, same_output
+from rewards.code.code import Code, given_names, prelude, program_of, same_output
 from rewards.code.tests import code_gold, read_tests
 from rlcore.errors import ConfigError, UnparseableGold
 from rlcore.isolated.sandbox import sandbox
@@ -331,7 +331,7 @@ def test_a_package_that_is_not_there_is_told(code: Code, packages: bool) -> None
 @needs_sandbox
 def test_every_name_given_to_programs_is_there(code: Code) -> None:
     """In the sandbox's interpreter; and they are those that the benchmarks' harnesses give."""
-    names = _names()
+    names = given_names()
     assert names.items() >= {
         "List": "typing.List", "Counter": "collections.Counter", "heappush": "heapq.heappush", "heapq": "heapq",
         "bisect": "bisect", "datetime": "datetime", "time": "time", "inf": "math.inf", "cache": "functools.cache",

@@ -31,7 +31,7 @@ PROMPT = Prompt(
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "_FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(http, "FIRST_WAIT_SECONDS", 0.01)
 
 
 def said(content: Any, finish: str = "stop", usage: Any = None, **answer: Any) -> Answer:
@@ -215,16 +215,16 @@ SCORES = [
 def test_scores_of_replies(reply: str, score: float | None) -> None:
     ours = judge("http://127.0.0.1:1/v1")
     if score is not None:
-        assert ours._read(said(reply).body) == score
+        assert ours.score_in(said(reply).body) == score
         return
     with pytest.raises(ValueError, match=r"judge: (no|the last) score|judge: score .* (outside|is not on)") as e:
-        ours._read(said(reply).body)
+        ours.score_in(said(reply).body)
     assert len(str(e.value)) < 600
 
 
 def test_content_in_parts() -> None:
     parts = [{"type": "text", "text": "Right.\nSco"}, {"type": "refusal"}, {"type": "text", "text": "re: 9"}]
-    assert judge("http://127.0.0.1:1/v1")._read(said(parts).body) == 9.0
+    assert judge("http://127.0.0.1:1/v1").score_in(said(parts).body) == 9.0
 
 
 LONG = ["\n" * 200_000, "so " * 100_000, "# " * 100_000, " {\n" * 50_000, "score (" * 50_000]
@@ -233,7 +233,7 @@ LONG = ["\n" * 200_000, "so " * 100_000, "# " * 100_000, " {\n" * 50_000, "score
 @pytest.mark.parametrize("reply", LONG, ids=range(len(LONG)))
 def test_long_replies_do_not_take_for_ever(reply: str) -> None:
     with pytest.raises(ValueError, match="no score|empty"):
-        judge("http://127.0.0.1:1/v1")._read(said(reply).body)
+        judge("http://127.0.0.1:1/v1").score_in(said(reply).body)
 
 
 @pytest.mark.parametrize(
@@ -252,10 +252,10 @@ def test_long_replies_do_not_take_for_ever(reply: str) -> None:
 def test_own_pattern(pattern: str, reply: str, score: float | None) -> None:
     ours = judge("http://127.0.0.1:1/v1", score_pattern=pattern, scale=[1, 5])
     if score is not None:
-        assert ours._read(said(reply).body) == score
+        assert ours.score_in(said(reply).body) == score
         return
     with pytest.raises(ValueError, match="score_pattern|outside"):
-        ours._read(said(reply).body)
+        ours.score_in(said(reply).body)
 
 
 @pytest.mark.parametrize(
@@ -363,15 +363,15 @@ def test_retry_after_is_honoured(as_date: bool, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize(("header", "seconds"), [("", 0), ("2.5", 2.5), ("-5", 0), ("soon", 0), ("inf", 0)])
 def test_retry_after_header(header: str, seconds: float) -> None:
-    assert http._retry_after(header) == seconds
+    assert http.retry_after(header) == seconds
 
 
 def test_back_off_doubles_and_is_spread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "_FIRST_WAIT_SECONDS", 0.5)
+    monkeypatch.setattr(http, "FIRST_WAIT_SECONDS", 0.5)
     for attempt, longest in enumerate([0.5, 1, 2, 4, 8, 16, 30, 30]):
-        waits = [http._backoff(attempt) for _ in range(50)]
+        waits = [http.backoff(attempt) for _ in range(50)]
         assert longest / 2 <= min(waits) < max(waits) <= longest
-    assert http._backoff(100_000 // 100) <= 30
+    assert http.backoff(100_000 // 100) <= 30
 
 
 def test_concurrency_limit_across_tasks() -> None:
@@ -400,7 +400,7 @@ def test_a_cancelled_sample_gives_its_turn_back() -> None:
 
 
 def test_a_reply_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "_REPLY_BYTES", 1 << 20)
+    monkeypatch.setattr(http, "REPLY_BYTES", 1 << 20)
     for body, headers in ((b" " * (3 << 20), {}), (gzip.compress(b" " * (3 << 20)), {"Content-Encoding": "gzip"})):
         with serving(Answer(body, headers=headers)) as server, pytest.raises(EndpointError, match="over 1 MiB"):
             grade(judge(server))

@@ -20,7 +20,7 @@ from tests.processes.loopback import Answer, Loopback, closed_port_url, serving
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "_FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(http, "FIRST_WAIT_SECONDS", 0.01)
 
 
 def prompts(n: int) -> list[Prompt]:

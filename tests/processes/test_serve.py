@@ -446,8 +446,8 @@ def test_a_pool_that_cannot_go_on_ends_every_request() -> None:
 
 
 def test_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve, "_BODY_BYTES", 1000)
-    monkeypatch.setattr(serve, "_WAITING_SAMPLES", 10)
+    monkeypatch.setattr(serve, "BODY_BYTES", 1000)
+    monkeypatch.setattr(serve, "WAITING_SAMPLES", 10)
     thread = PoolThread(FakePool(), on_failure=lambda: None)  # type: ignore[arg-type]
     thread.waiting = 11
     transport = httpx.ASGITransport(app=Server(thread, "f", None).app())

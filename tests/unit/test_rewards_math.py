@@ -423,7 +423,7 @@ def test_the_same_verdict_in_any_thread() -> None:
     """math-verify's own timeouts are alarm signals: it fails off the main thread, and a right answer is scored 0."""
     want = [float(verdict) for _, _, verdict in _HARD]
     assert verdicts() == want and 0.0 in want and 1.0 in want
-    math_equal._parse.cache_clear()
+    math_equal.parse.cache_clear()
     found: list[list[float]] = []
     threads = [threading.Thread(target=lambda: found.append(verdicts())) for _ in range(3)]
     for thread in threads:
@@ -447,7 +447,7 @@ def test_the_same_verdict_in_a_worker() -> None:
 
 def test_strings_are_refused_in_the_thread_that_reads_an_answer_only() -> None:
     elsewhere: list[object] = []
-    with math_equal._numbers_only():
+    with math_equal.numbers_only():
         thread = threading.Thread(target=lambda: elsewhere.append(sympy.sympify("1 + 2")))
         thread.start()
         thread.join()
