@@ -14,12 +14,9 @@ from rewards import GOLD
 from rewards.gsm8k import gsm8k, gsm8k_gold
 from rewards.math import equal as math_equal
 from rewards.math.boxed import boxed_math, boxed_math_gold, boxed_math_strict, math
-from rewards.signatures import Fn
 from rlcore.errors import ConfigError, UnparseableGold
-from rlcore.isolated.pool import Pool
-from rlcore.records import Prompt, Response, Score
-from tests.processes.pools import collect
-from tests.unit.math_verdicts import VERDICTS
+from rlcore.records import Prompt, Score
+from tests.unit.math_verdicts import HARD, VERDICTS
 
 
 def prompt(answer: str) -> Prompt:
@@ -411,17 +408,13 @@ def test_gold_answers_of_gsm8k_that_can_be_read() -> None:
     gsm8k_gold(prompt("so\n#### 1,234"))
 
 
-# Verdicts that come from math-verify, not from a comparison of text or fractions.
-_HARD = [row for row in VERDICTS if "sqrt" in row[0] or "pmatrix" in row[0] or row[0].startswith(("x", "(x"))]
-
-
 def verdicts() -> list[float]:
-    return [boxed_math(prompt(gold), f"\\boxed{{{answer}}}").reward for gold, answer, _ in _HARD]
+    return [boxed_math(prompt(gold), f"\\boxed{{{answer}}}").reward for gold, answer, _ in HARD]
 
 
 def test_the_same_verdict_in_any_thread() -> None:
     """math-verify's own timeouts are alarm signals: it fails off the main thread, and a right answer is scored 0."""
-    want = [float(verdict) for _, _, verdict in _HARD]
+    want = [float(verdict) for _, _, verdict in HARD]
     assert verdicts() == want and 0.0 in want and 1.0 in want
     math_equal._parse.cache_clear()
     found: list[list[float]] = []
@@ -431,18 +424,6 @@ def test_the_same_verdict_in_any_thread() -> None:
     for thread in threads:
         thread.join()
     assert found == [want] * 3
-
-
-def test_the_same_verdict_in_a_worker() -> None:
-    pool = Pool([Fn("boxed_math", "boxed_math")], workers=1, timeout_seconds=60.0, memory_mib=4096)
-    try:
-        pool.ready(120)
-        for i, (gold, answer, _) in enumerate(_HARD):
-            pool.submit(i, prompt(gold), Response(f"\\boxed{{{answer}}}"))
-        results = collect(pool)
-    finally:
-        pool.close()
-    assert [results[i]["boxed_math"].reward for i in range(len(_HARD))] == [float(v) for _, _, v in _HARD]
 
 
 def test_strings_are_refused_in_the_thread_that_reads_an_answer_only() -> None:
