@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from rlcore.plugins import Spec
+
 REWARD_MODEL = "reward_model"  # in reward.fns, no function: a group of Ray actors
 GATED = "gated"  # the part that says whether a gate kept a sample from the other functions
 
@@ -74,8 +76,7 @@ def names(fns: Sequence[str]) -> list[str]:
 
 def _parts(spec: str) -> list[str]:
     """What a name may be made of, the function last."""
-    file, colon, name = spec.rpartition(":")
-    if colon:
-        return [*Path(file).parent.parts, Path(file).stem, name]
-    module, dot, name = BUILTIN.get(spec, spec).rpartition(".")
-    return [*([module] if dot else []), spec if spec in BUILTIN else name]
+    home, name, is_file = Spec.of(BUILTIN.get(spec, spec))
+    if is_file:
+        return [*Path(home).parent.parts, Path(home).stem, name]
+    return [*([home] if home else []), spec if spec in BUILTIN else name]

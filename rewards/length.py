@@ -1,7 +1,7 @@
 """Rewards of how long a response is: linear, cosine (arXiv 2502.03373), overlong (DAPO, arXiv 2503.14476).
 
-The worker fills in `response_tokens`, `max_response_tokens` and `finish`; the end-of-sequence token counts where it was
-sampled.
+`response_tokens`, `max_response_tokens` and `finish` are filled in for them; the end-of-sequence token counts where it
+was sampled.
 """
 
 from __future__ import annotations
@@ -12,35 +12,47 @@ from functools import lru_cache
 
 from rewards import BUILTIN, GOLD
 from rewards.outcomes import checked
-from rewards.signatures import Fn, Rule, Sample, load, load_rule
+from rewards.signatures import Fn, LoadedFn, load, load_rule
 from rlcore.errors import ConfigError
+from rlcore.isolated.rule import Submission
 from rlcore.plugins import plugin
 from rlcore.records import Prompt, Response, Score
 
 
 def length_linear(
-    prompt: Prompt, response: str, *, response_tokens: int, max_response_tokens: int, short: float = 0.0,
+    prompt: Prompt,
+    response: str,
+    *,
+    response_tokens: int,
+    max_response_tokens: int,
+    short: float = 0.0,
     long: float = -1.0,
-) -> float:  # fmt: skip
+) -> float:
     """On the line from `short` for no tokens to `long` at the limit, right or wrong."""
     return short + (long - short) * response_tokens / max_response_tokens
 
 
 def length_cosine(
-    prompt: Prompt, response: str, *, of: str, response_tokens: int, max_response_tokens: int,
-    correct_short: float = 2.0, correct_long: float = 1.0, wrong_short: float = -10.0, wrong_long: float = 0.0,
-    at_limit: float = -10.0, finish: str = "stop",
-) -> Score:  # fmt: skip
+    prompt: Prompt,
+    response: str,
+    *,
+    of: str,
+    response_tokens: int,
+    max_response_tokens: int,
+    correct_short: float = 2.0,
+    correct_long: float = 1.0,
+    wrong_short: float = -10.0,
+    wrong_long: float = 0.0,
+    at_limit: float = -10.0,
+    finish: str = "stop",
+) -> Score:
     """The cosine reward of arXiv 2502.03373: short is good when right, long is less bad when wrong.
 
-    It takes the place of the rule `of` (a name, dotted path or file.py:function, called as `(prompt, response)`), which
-    says what is right: a reward of at least 1. The part `correct` tells which. A right response goes along half a
-    cosine from `correct_short` at no tokens to `correct_long` at the limit, a wrong one from `wrong_short` to
-    `wrong_long`; one that reaches the limit gets `at_limit`. The defaults are the paper's in section 4.2. What `of`
-    raises, and BadValue for what is no reward, is this rule's. ConfigError for an `of` that cannot be called so.
+    It takes the place of the rule `of`, which says what is right (a reward of at least 1; the part `correct`). See
+    docs/rewards.md, "Length". Raises what `of` raises, and ConfigError for one that is not fn(prompt, response).
     """
     rule = _rule(of, max_response_tokens)
-    (call,) = rule.calls([Sample(prompt, Response(response, response_tokens, finish))])
+    (call,) = rule.calls([Submission(prompt, Response(response, response_tokens, finish))])
     correct = checked(of, rule.fn(*call.args, **call.kwargs)).reward >= 1.0
     parts = {"correct": float(correct)}
     if response_tokens >= max_response_tokens:
@@ -61,9 +73,14 @@ def cosine(progress: float, start: float, end: float) -> float:
 
 
 def overlong(
-    prompt: Prompt, response: str, *, response_tokens: int, max_response_tokens: int, fraction: float = 0.2,
+    prompt: Prompt,
+    response: str,
+    *,
+    response_tokens: int,
+    max_response_tokens: int,
+    fraction: float = 0.2,
     penalty: float = 1.0,
-) -> float:  # fmt: skip
+) -> float:
     """`overlong_penalty` as a rule. With `reward.overlong_fraction` the collector takes the same: use one of the two.
 
     DAPO's limit is 20480 tokens, of which the last 4096 are punished: a fraction of 0.2.
@@ -83,7 +100,7 @@ def overlong_penalty(tokens: int, limit: int, fraction: float, penalty: float) -
 
 
 @lru_cache(maxsize=8)
-def _rule(of: str, max_response_tokens: int) -> Rule:
+def _rule(of: str, max_response_tokens: int) -> LoadedFn:
     """The function `of`; ConfigError unless it is called for one sample as `(prompt, response)`."""
     key = "reward.args.length_cosine.of"
     with contextlib.suppress(ConfigError):  # it would name another key

@@ -1,19 +1,13 @@
 """One reward for each sample: which functions it is asked of, in what order, and what their values add up to.
 
-    manager = RewardManager(cfg.reward, max_response_tokens=256, quarantine=run_dir / "quarantine.jsonl")
-    manager.ready(deadline_seconds=60.0)
-    manager.submit(key, prompt, Response("The answer is 72.", tokens=6))
-    for key, result in manager.poll(wait_seconds=0.1): ...
-    manager.close()
-
-The functions run in lanes: the built-in rules share a pool of processes, each other function has one of its own, and a
-reward model is a group of Ray actors. One thread at a time may use a manager.
+manager = RewardManager(cfg.reward, max_response_tokens=256, quarantine=run_dir / "quarantine.jsonl")
+manager.ready(deadline_seconds=60.0); manager.submit(key, prompt, Response("The answer is 72.", tokens=6))
+for key, result in manager.poll(wait_seconds=0.1): ...   # in the end manager.close()
 """
 
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import select
 import time
@@ -23,26 +17,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from rewards import BUILTIN, GATED, GOLD, REWARD_MODEL, names
-from rewards.outcomes import Outcome
+from rewards import BUILTIN, GATED, GOLD, REWARD_MODEL, names, quarantine
+from rewards.pools import check_gold, gold_name, reward_pool
 from rewards.signatures import Fn
 from rlcore.config import RewardConfig
-from rlcore.data.sources import nearest
-from rlcore.errors import DataError, kind
+from rlcore.errors import DataError, kind, nearest
+from rlcore.isolated.outcome import Outcome
 from rlcore.isolated.pool import Pool
-from rlcore.isolated.process import strict
 from rlcore.records import Prompt, Response
+
+GOLD_AHEAD = 4096  # gold answers that wait in a pool: full batches for 64 processes, and not a whole data set twice
 
 _LOOK_SECONDS = 0.2  # how often the lanes are looked after while nothing arrives
 _ASK_SECONDS = 0.02  # the same where a lane cannot wake us
-_GOLD_AHEAD = 4096  # gold answers that wait in a pool: full batches for 64 workers, and not a whole data set twice
 
 
 class Lane(Protocol):
-    """Where some functions run. `submit` asks those called `names` about a sample; `poll` has what came back.
+    """Where some functions run: a pool of processes, or a reward model's Ray actors, which are asked every 20 ms.
 
-    A lane with `fileno()`, a descriptor that is readable when `poll` has something to do, is waited for; any other is
-    asked every 20 ms.
+    `submit` asks those called `names` about a sample; `poll` has what came back.
     """
 
     @property
@@ -56,24 +49,19 @@ class Lane(Protocol):
 
 
 class Result(NamedTuple):
-    """One scored sample.
+    """One scored sample. A function that failed on it has an entry in `status` and in `why`, others have none."""
 
-    reward   the weighted sum, clipped; None if a function failed
-    parts    each function's unweighted value under its name, and the parts of its Score; with a gate also `gated`
-    status   {function name: "error" | "timeout" | "crashed" | "bad_value" | "unparseable_gold"}; empty if none failed
-    why      {function name: message}, of the same functions
-    seconds  that the functions worked on it
-    """
-
-    reward: float | None
-    parts: dict[str, float]
-    status: dict[str, str]
-    why: dict[str, str]
-    seconds: float
+    reward: float | None  # the weighted sum, clipped; None if a function failed
+    parts: dict[str, float]  # each function's unweighted value under its name, parts of its Score; with a gate `gated`
+    status: dict[str, str]  # {name: "error" | "timeout" | "crashed" | "bad_value" | "unparseable_gold"}
+    why: dict[str, str]  # {name: message}
+    seconds: float  # that the functions worked on it
 
 
 @dataclass
-class _Sample:
+class _Scoring:
+    """A sample that is being scored."""
+
     key: Any
     prompt: Prompt
     response: Response
@@ -84,31 +72,29 @@ class _Sample:
 
 
 class RewardManager:
-    """Scores samples by `cfg.fns`, as `cfg.weights`, `.gate`, `.sources` and `.clip` say; see rlcore/config.py.
+    """Scores samples by `cfg.fns`, as `cfg.weights`, `.gate`, `.sources` and `.clip` say; see docs/rewards.md.
 
-    quarantine  a JSON-lines file that gets every failed sample: traceback, prompt id, row, response
-
-    A reward model's lane is added by `add` before the first sample. `errors` counts the failures so far, those whose
-    messages differ only in numbers and quoted values under the first of them: "function: status: message". `ready`
-    raises ConfigError for functions that cannot be loaded; `poll` raises RewardError when workers cannot be kept alive.
+    `quarantine`: a JSON-lines file that gets every failed sample. `errors` counts the failures so far. `ready` raises
+    ConfigError for functions that cannot be loaded; `poll` RewardError when processes cannot be kept alive.
     """
 
     def __init__(self, cfg: RewardConfig, max_response_tokens: int, quarantine: Path | None = None) -> None:
         self.names = names(cfg.fns)
-        self.errors: Counter[str] = Counter()
+        self.errors: Counter[str] = Counter()  # "function: status: message"; of one kind, under the first of them
         self._first_of: dict[str, str] = {}  # of each kind of error, as it stands in `errors`
         self._cfg = cfg
         self._weights = dict(zip(self.names, cfg.weights or [1.0] * len(self.names), strict=True))
         self._quarantine = quarantine
-        self._samples: dict[int, _Sample] = {}
+        self._samples: dict[int, _Scoring] = {}
         self._done: list[tuple[Any, Result]] = []
         self._number = 0
-        self._lanes: list[Lane] = []
+        self._pools: list[Pool] = []
+        self._added: list[Lane] = []
         context = {"max_response_tokens": max_response_tokens}
         try:
             for together in self._together():
-                pool = Pool(together, cfg.workers, cfg.timeout_seconds, cfg.memory_mib, context)
-                self._lanes.append(pool)
+                pool = reward_pool(together, cfg.workers, cfg.timeout_seconds, cfg.memory_mib, context)
+                self._pools.append(pool)
         except BaseException:
             self.close()
             raise
@@ -124,8 +110,12 @@ class RewardManager:
         return [rules] * bool(rules) + [[f] for f in fns if f not in rules]
 
     def add(self, lane: Lane) -> None:
-        """One more lane, which `close` ends too."""
-        self._lanes.append(lane)
+        """One more lane, a reward model's, before the first sample; `close` ends it too."""
+        self._added.append(lane)
+
+    @property
+    def _lanes(self) -> list[Lane]:
+        return [*self._pools, *self._added]
 
     @property
     def pending(self) -> int:
@@ -134,8 +124,8 @@ class RewardManager:
 
     @property
     def pids(self) -> list[int]:
-        """Process ids of the workers now."""
-        return [pid for lane in self._lanes if isinstance(lane, Pool) for pid in lane.pids]
+        """Ids of the scoring processes now."""
+        return [pid for pool in self._pools for pid in pool.pids]
 
     def ready(self, deadline_seconds: float) -> None:
         """Wait until every lane has loaded its functions. ConfigError says why one cannot."""
@@ -156,7 +146,7 @@ class RewardManager:
         first = [n for n in asked if n in self._cfg.gate]
         later = [n for n in asked if n not in first] if first else []
         self._number += 1
-        self._samples[self._number] = _Sample(key, prompt, response, set(), later)
+        self._samples[self._number] = _Scoring(key, prompt, response, set(), later)
         self._ask(self._number, first or asked)
 
     def poll(self, wait_seconds: float) -> list[tuple[Any, Result]]:
@@ -174,10 +164,11 @@ class RewardManager:
         return done
 
     def close(self) -> None:
-        """End every worker and all they started. Samples still pending are dropped."""
+        """End every process and all they started. Samples still pending are dropped."""
         for lane in self._lanes:
             lane.close()
-        self._lanes.clear()
+        self._pools.clear()
+        self._added.clear()
         self._samples.clear()
 
     def unscorable(self, prompts: Sequence[Prompt], deadline_seconds: float) -> list[tuple[Prompt, str]]:
@@ -191,20 +182,18 @@ class RewardManager:
         until = time.monotonic() + deadline_seconds
         readers = {n for n, spec in zip(self.names, self._cfg.fns, strict=True) if spec in GOLD}
         bad: dict[int, str] = {}
-        for lane in self._lanes:
-            if not isinstance(lane, Pool) or not readers.intersection(lane.names):
-                continue
+        for pool in [p for p in self._pools if readers.intersection(p.names)]:
             left = iter(enumerate(prompts))
             while True:
-                lane.check_gold(itertools.islice(left, max(0, _GOLD_AHEAD - lane.pending)))
-                if not lane.pending:
+                check_gold(pool, itertools.islice(left, max(0, GOLD_AHEAD - pool.pending)))
+                if not pool.pending:
                     break
                 if time.monotonic() > until:
                     raise DataError(f"the gold answers took over {deadline_seconds:g} s (deadline.start_seconds)")
-                bad |= self._unread(prompts, lane.poll(_LOOK_SECONDS))
+                bad |= self._unread(prompts, pool.poll(_LOOK_SECONDS))
         return [(prompts[i], bad[i]) for i in sorted(bad)]
 
-    def demand_sources(self, prompts: Sequence[Prompt]) -> None:
+    def require_sources(self, prompts: Sequence[Prompt]) -> None:
         """Raise DataError for a source in reward.sources that no prompt is of: its functions would score nothing."""
         present = sorted({p.source for p in prompts})
         for source in self._cfg.sources:
@@ -214,16 +203,15 @@ class RewardManager:
                     f"{', '.join(present)} (data.source_column, or the name of the file)"
                 )
 
-    def _unread(
-        self, prompts: Sequence[Prompt], done: Iterable[tuple[int, Mapping[str, Outcome]]]
-    ) -> dict[int, str]:  # fmt: skip
+    def _unread(self, prompts: Sequence[Prompt], done: Iterable[tuple[int, Mapping[str, Outcome]]]) -> dict[int, str]:
         """Which of the gold answers that were checked a function of their source cannot read, and why."""
         bad: dict[int, str] = {}
         for i, outcomes in done:
             if not any(o.status for o in outcomes.values()):
                 continue
             mine = self.of_source(prompts[i].source)
-            failed = [f"{n}: {o.message}" for n, o in outcomes.items() if o.status and n in mine]
+            found = {n: outcomes[gold_name(n)] for n in mine if gold_name(n) in outcomes}
+            failed = [f"{n}: {o.message}" for n, o in found.items() if o.status]
             if failed:
                 bad[i] = failed[0]
         return bad
@@ -291,34 +279,19 @@ class RewardManager:
                 parts[f"{name}/{part}" if taken else part] = value
         return parts if gated is None else parts | {GATED: float(gated)}
 
-    def _report(self, sample: _Sample, name: str, outcome: Outcome) -> None:
+    def _report(self, sample: _Scoring, name: str, outcome: Outcome) -> None:
         said = f"{name}: {outcome.status}: {outcome.message}"
         self.errors[self._first_of.setdefault(kind(said), said)] += 1
-        if self._quarantine is None:
-            return
-        line = {
-            "function": name,
-            "status": outcome.status,
-            "message": outcome.message,
-            "traceback": outcome.traceback,
-            "seconds": outcome.seconds,
-            "prompt": sample.prompt.id,
-            "answer": sample.prompt.answer,
-            "row": sample.prompt.row,
-            "response": sample.response.text,
-        }
-        self._quarantine.parent.mkdir(parents=True, exist_ok=True)
-        with self._quarantine.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(strict(line), allow_nan=False) + "\n")
+        if self._quarantine is not None:
+            quarantine.put(self._quarantine, sample.prompt, sample.response, name, outcome)
 
     def _wait(self, seconds: float) -> None:
         """Until a lane may have something, or `seconds` are over."""
         poll, seconds = select.poll(), min(seconds, _LOOK_SECONDS)
-        for lane in self._lanes:
-            if isinstance(lane, Pool):
-                poll.register(lane.fileno(), select.POLLIN)
-            elif lane.pending:
-                seconds = min(seconds, _ASK_SECONDS)
+        for pool in self._pools:
+            poll.register(pool.fileno(), select.POLLIN)
+        if any(lane.pending for lane in self._added):
+            seconds = min(seconds, _ASK_SECONDS)
         poll.poll(seconds * 1000)
 
 

@@ -1,40 +1,14 @@
-"""What a reward function returned or raised, as an outcome: nothing is ever repeated, guessed or turned into a 0."""
+"""What a reward function returned, as rewards: nothing is ever repeated, guessed or turned into a 0."""
 
 from __future__ import annotations
 
 import inspect
 import math
 import numbers
-import traceback
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from rlcore.errors import UnparseableGold
+from rlcore.isolated.outcome import BadValue
 from rlcore.records import Score
-
-_MESSAGE = 500  # characters kept of an error's message
-_TRACEBACK = 8000
-_OURS = tuple(str(Path(__file__).with_name(name)) for name in ("worker.py", "signatures.py"))
-
-
-class Outcome(NamedTuple):
-    """What one function says of one sample.
-
-    reward   None: no score. Then `status` says why; with status "" the function does not apply to the sample
-    status   "" | "error" | "timeout" | "crashed" | "bad_value" | "unparseable_gold"
-    seconds  of the call; of a batch, an equal share
-    """
-
-    reward: float | None
-    parts: dict[str, float] = {}
-    status: str = ""
-    message: str = ""
-    traceback: str = ""
-    seconds: float = 0.0
-
-
-class BadValue(Exception):
-    """A reward function returned something that is not a reward."""
 
 
 def listed(name: str, value: Any, count: int) -> list[Any]:
@@ -104,27 +78,3 @@ def _shown(value: Any) -> str:
         return repr(value)[:80]
     except Exception:
         return "(repr fails)"
-
-
-def failure(e: BaseException) -> Outcome:
-    """What an exception of a reward function means for its sample."""
-    if isinstance(e, BadValue):
-        return Outcome(None, status="bad_value", message=str(e)[:_MESSAGE])
-    if isinstance(e, UnparseableGold):
-        return Outcome(None, status="unparseable_gold", message=str(e)[:_MESSAGE])
-    status = "timeout" if isinstance(e, TimeoutError) else "error"
-    return Outcome(None, status=status, message=last_line(e), traceback=_traceback(e))
-
-
-def last_line(e: BaseException) -> str:
-    """`ValueError: what it says`, cut."""
-    return "".join(traceback.format_exception_only(type(e), e)).strip().splitlines()[-1][:_MESSAGE]
-
-
-def _traceback(e: BaseException) -> str:
-    """As Python prints it, from the user's function on: the frames that called it are ours."""
-    start = e.__traceback__
-    while start is not None and start.tb_frame.f_code.co_filename in _OURS:
-        start = start.tb_next
-    lines = traceback.format_exception(type(e), e, start or e.__traceback__, limit=-20)
-    return "".join(lines)[-_TRACEBACK:]

@@ -1,23 +1,11 @@
-"""The shapes a reward function may have, and what is made of what it returns.
+"""The forms a reward function may have, and what is made of what it returns: docs/rewards.md, "Your own function".
 
-    plain    fn(prompt, response) -> value                             one sample a call
-    batch    fn(prompts, responses) -> list of values                  samples that are waiting, up to 64 a call
-    trl      fn(prompts, completions, **columns) -> list of values     TRL's; every dataset column as a list, by keyword
-    verl     fn(data_source, solution_str, ground_truth, extra_info) -> value      veRL's
-
-Each may be `async def`. A class is made once per worker with its options; its `__call__` has one of these shapes. The
-shape is read off the parameters' names, or named in the config: `reward.args: {NAME: {signature: trl}}`. The other
-options there are keyword arguments. Parameters `response_tokens`, `finish` and those of the pool's context
-(`max_response_tokens`) are filled in by name; the first two are lists where the responses are.
-
-A value is a float, int, bool, 0-d array or tensor, Score, or a dict with "score" (its other numbers become parts; what
-is no number there is ignored). An item of a list may also be None, "does not apply to this sample", or an exception:
-the failure of this one. Anything else, a list of the wrong length, NaN and infinity, in parts too, are BadValue.
+plain `fn(prompt, response)`, batch `fn(prompts, responses)`, TRL's `fn(prompts, completions, **columns)` and veRL's
+`fn(data_source, solution_str, ground_truth, extra_info)`, each also as `async def` or as a class with `__call__`.
 """
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -25,8 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, get_type_hints
 
 from rewards import BUILTIN
-from rewards.outcomes import BadValue, Outcome, checked, failure, last_line, listed
-from rlcore.errors import ConfigError, UnparseableGold
+from rewards.outcomes import checked, listed
+from rlcore.errors import ConfigError, UnparseableGold, nearest
+from rlcore.isolated.outcome import BadValue, Outcome, failure, last_line
+from rlcore.isolated.rule import Call, Submission
 from rlcore.plugins import plugin
 from rlcore.records import Prompt, Response
 
@@ -62,55 +52,36 @@ class Fn(NamedTuple):
     args: dict[str, Any] = {}
 
 
-class Sample(NamedTuple):
-    prompt: Prompt
-    response: Response
-
-
-class Call(NamedTuple):
-    """Arguments for one call, and which of the samples it scores."""
-
-    index: list[int]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-
 @dataclass
-class Rule:
-    """A loaded function with its options.
-
-    shape    one of SHAPES
-    given    the parameters among `response_tokens`, `finish` that it has
-    by_name  of plain and batch: what the prompt and the response are called, where these are our names
-    columns  of trl: the names it takes, None for all; `needed` those of them without a default
-    """
+class LoadedFn:
+    """A function with its options, ready to be called: a Rule of rlcore/isolated."""
 
     name: str
     fn: Callable[..., Any]
-    shape: str
+    shape: str  # one of SHAPES
     asynchronous: bool = False
     options: dict[str, Any] = field(default_factory=dict)
-    given: tuple[str, ...] = ()
-    by_name: tuple[str, ...] = ()
-    columns: frozenset[str] | None = None
-    needed: frozenset[str] = frozenset()
+    given: tuple[str, ...] = ()  # its parameters among `response_tokens` and `finish`
+    by_name: tuple[str, ...] = ()  # of plain and batch: what prompt and response are called, where these are our names
+    columns: frozenset[str] | None = None  # of trl and verl: the names it takes, None for all
+    needed: frozenset[str] = frozenset()  # of trl: those of its columns that have no default
 
     @property
     def many(self) -> bool:
-        """Whether one call scores several samples."""
+        """Whether one call scores several submissions."""
         return self.shape in ("batch", "trl")
 
-    def calls(self, samples: Sequence[Sample]) -> list[Call]:
-        """The calls that score `samples`: one, or for trl one for the samples of each set of columns."""
-        prompts = [s.prompt for s in samples]
-        texts = [s.response.text for s in samples]
-        filled: dict[str, Any] = {name: [_of_response(name, s.response) for s in samples] for name in self.given}
+    def calls(self, submissions: Sequence[Submission]) -> list[Call]:
+        """The calls that score these: one, or for trl one for those of each set of columns."""
+        prompts = [s.prompt for s in submissions]
+        texts = [s.response.text for s in submissions]
+        filled: dict[str, Any] = {name: [_of_response(name, s.response) for s in submissions] for name in self.given}
         if self.shape == "trl":
-            return [_trl_call(self, samples, index) for index in _by_columns(prompts)]
-        everything = list(range(len(samples)))
+            return [_trl_call(self, submissions, index) for index in _by_columns(prompts)]
+        everything = list(range(len(submissions)))
         if self.shape == "batch":
             return [self._call(everything, prompts, texts, filled)]
-        assert len(samples) == 1
+        assert len(submissions) == 1
         filled = {name: values[0] for name, values in filled.items()}
         if self.shape == "verl":
             return [Call(everything, (), _verl_arguments(prompts[0], texts[0], self.columns) | self.options | filled)]
@@ -122,9 +93,9 @@ class Rule:
             return Call(index, (prompt, response), self.options | filled)
         return Call(index, (), dict(zip(self.by_name, (prompt, response), strict=True)) | self.options | filled)
 
-    def outcomes(self, samples: Sequence[Sample], results: Sequence[tuple[Call, Any]]) -> list[Outcome]:
-        """What the calls returned, as one outcome a sample; BadValue where a list as a whole is wrong."""
-        found = [Outcome(None)] * len(samples)
+    def outcomes(self, submissions: Sequence[Submission], results: Sequence[tuple[Call, Any]]) -> list[Outcome]:
+        """What the calls returned, as one outcome a submission; BadValue where a list as a whole is wrong."""
+        found = [Outcome(None)] * len(submissions)
         for call, value in results:
             items = listed(self.name, value, len(call.index)) if self.many else [value]
             for at, item in zip(call.index, items, strict=True):
@@ -153,7 +124,7 @@ def load(spec: str) -> Any:
         raise ConfigError(f"reward.fns: {spec} cannot be loaded: {last_line(e)}") from e
 
 
-def load_rule(fn: Fn, context: Mapping[str, Any] | None = None) -> Rule:
+def load_rule(fn: Fn, context: Mapping[str, Any] | None = None) -> LoadedFn:
     """The function of `fn` with its shape and options, ready to be called; a class is made an object here.
 
     `context`: keyword arguments given to every function that has a parameter of that name. ConfigError names the
@@ -165,7 +136,7 @@ def load_rule(fn: Fn, context: Mapping[str, Any] | None = None) -> Rule:
         raise ConfigError(f"reward.args.{fn.name}.signature: {shape!r} is none of auto, {', '.join(SHAPES)}")
     target, context = load(fn.spec), context or {}
     if fn.spec in BUILTIN:
-        _demand_types(fn.name, target, args)
+        _require_types(fn.name, target, args)
     if inspect.isclass(target):
         options = _options(fn.name, args, _parameters(target), (), context)
         try:
@@ -183,13 +154,13 @@ def load_rule(fn: Fn, context: Mapping[str, Any] | None = None) -> Rule:
     return _rule(fn.name, target, shape, args, parameters, context)
 
 
-def gold_rule(name: str, check: Callable[[Prompt], None]) -> Rule:
+def gold_rule(name: str, check: Callable[[Prompt], None]) -> LoadedFn:
     """A check of rewards.GOLD as a batch rule: of each prompt None, or the UnparseableGold that it raises."""
 
     def checks(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[UnparseableGold | None]:
         return [_unparseable(check, prompt) for prompt in prompts]
 
-    return Rule(name, checks, "batch")
+    return LoadedFn(name, checks, "batch")
 
 
 def _unparseable(check: Callable[[Prompt], None], prompt: Prompt) -> UnparseableGold | None:
@@ -207,13 +178,13 @@ def _rule(
     args: dict[str, Any],
     parameters: Mapping[str, inspect.Parameter] | None,
     context: Mapping[str, Any],
-) -> Rule:
+) -> LoadedFn:
     own = _named(parameters or {})
     by_name = next((pair for pair in _PAIRS if shape in ("plain", "batch") and own.keys() >= set(pair)), ())
     taken = by_name or _SAMPLE.get(shape) or _positional(parameters or {})[:2]
     options = _options(name, args, parameters, taken, context, needs_all=shape != "trl")
     given = tuple(n for n in _OF_RESPONSE if n in own and n not in options)
-    rule = Rule(name, target, shape, _is_async(target), options, given, by_name)
+    rule = LoadedFn(name, target, shape, _is_async(target), options, given, by_name)
     if parameters is None or shape not in ("trl", "verl"):
         return rule
     if not _takes_any(parameters):
@@ -227,7 +198,7 @@ def _rule(
     return rule
 
 
-def _demand_types(name: str, target: Any, args: Mapping[str, Any]) -> None:
+def _require_types(name: str, target: Any, args: Mapping[str, Any]) -> None:
     """ConfigError for an option of a built-in function whose value is not of its annotated type."""
     hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
     for option, value in args.items():
@@ -314,10 +285,8 @@ def _options(
     for option in args:
         if option in own or (_takes_any(parameters) and option not in taken):
             continue
-        close = difflib.get_close_matches(option, offered, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
         have = f"its options: {', '.join(offered)}" if offered else "it has none"
-        raise ConfigError(f"reward.args.{name}.{option}: {name} has no such option{hint} ({have})")
+        raise ConfigError(f"reward.args.{name}.{option}: {name} has no such option{nearest(option, offered)} ({have})")
     options = {n: v for n, v in context.items() if n in own} | dict(args)
     missing = [n for n, p in own.items() if p.default is p.empty and n not in options and n not in _OF_RESPONSE]
     if missing and needs_all:
@@ -343,8 +312,8 @@ def _conversational(prompt: Prompt) -> bool:
     return any(all(isinstance(m, dict) and "role" in m and "content" in m for m in value) for value in lists)
 
 
-def _trl_call(rule: Rule, samples: Sequence[Sample], index: list[int]) -> Call:
-    chosen = [samples[i] for i in index]
+def _trl_call(rule: LoadedFn, submissions: Sequence[Submission], index: list[int]) -> Call:
+    chosen = [submissions[i] for i in index]
     first = chosen[0].prompt
     kwargs: dict[str, Any] = {}
     if _conversational(first):

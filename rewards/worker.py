@@ -1,317 +1,36 @@
-"""One reward process: `python -m rewards.worker REQUESTS ANSWERS PAGE TRACE`, four inherited file descriptors.
+"""What a scoring process does with the functions it is told of: load them, try their options, find their gold checks.
 
-REQUESTS brings frames, ANSWERS takes one frame a request; a frame is a HEADER, then JSON. Frame 0 is about the process
-itself: first the functions to load, then the answer that they are loaded or why not. Other requests name one function
-and the samples for one call of it; the answer is one outcome a sample, or that they are to be scored again, apart.
-PAGE is shared memory where the process says what it is doing (page.py); into TRACE it writes where it crashes, or
-hangs when SIGUSR2 asks it.
-
-Functions run on the main thread, one call at a time: alarm-based timeouts work. Calls of async functions run side by
-side in one event loop. What functions print is not the protocol.
+`rules` is the loader that rewards/pools.py names; rlcore/isolated calls what it returns.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import errno
-import faulthandler
 import functools
 import inspect
-import json
-import os
-import random
-import resource
-import select
-import signal
-import struct
-import sys
-import time
-from collections.abc import Callable, Coroutine
-from contextvars import Context
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from rewards import BUILTIN, GOLD
-from rewards.outcomes import BadValue, Outcome, failure
-from rewards.signatures import Call, Fn, Rule, Sample, gold_rule, load, load_rule
+from rewards.signatures import Fn, LoadedFn, gold_rule, load, load_rule
 from rlcore.errors import ConfigError
-from rlcore.isolated.guard import guarded
-from rlcore.isolated.shared_state import Page
+from rlcore.isolated.rule import Rule, Submission
 from rlcore.records import Prompt, Response
 
-HEADER = struct.Struct("<QQ")  # bytes of JSON that follow, number of the frame (0: about the process)
-APART = "apart"  # the answer for samples that are to be scored one by one
-FRESH = "fresh"  # and for one that is to be scored first thing in a new process
 
-_BEAT_SECONDS = 0.05
-_LATE_SECONDS = 0.2  # a beat later than this: some function blocked the event loop
-_LEFT_COROUTINES = 8  # that ignored their cancellation, before the process is exchanged for a new one
+def rules(fns: Sequence[Sequence[Any]], context: Mapping[str, Any]) -> list[Rule]:
+    """The functions as rules, in order; then, of each that has one, the check of its gold answers.
 
+    fns      the fields of `Fn`, as JSON has them
+    context  keyword arguments for all functions that have parameters of these names
 
-class Request(NamedTuple):
-    number: int
-    rule: Rule
-    samples: list[Sample]
-    concurrent: bool
-
-
-class Frames:
-    """The frames of a pipe, as they come. `closed` when the driver is gone."""
-
-    def __init__(self, fd: int) -> None:
-        os.set_blocking(fd, False)
-        self.fd = fd
-        self.closed = False
-        self._bytes = bytearray()
-
-    def wait(self) -> tuple[int, Any] | None:
-        """The next frame; None at the end."""
-        while (frame := self.next()) is None and not self.closed:
-            select.select([self.fd], [], [])
-            self.read()
-        return frame
-
-    def read(self) -> None:
-        """Take in what has arrived."""
-        with contextlib.suppress(BlockingIOError):
-            chunk = os.read(self.fd, 1 << 18)
-            self._bytes += chunk
-            self.closed = not chunk
-
-    def next(self) -> tuple[int, Any] | None:
-        """A frame that has arrived whole, if there is one."""
-        if len(self._bytes) < HEADER.size:
-            return None
-        size, number = HEADER.unpack_from(self._bytes)
-        end = HEADER.size + size
-        if len(self._bytes) < end:
-            return None
-        message = json.loads(self._bytes[HEADER.size : end])
-        del self._bytes[:end]
-        return number, message
-
-
-class Loop(asyncio.SelectorEventLoop):
-    """A copy of the process that a coroutine forked ends before it takes a step of any other coroutine."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._pid = os.getpid()
-
-    def call_soon(self, callback: Callable[..., Any], *args: Any, context: Context | None = None) -> asyncio.Handle:
-        return super().call_soon(self._here, callback, *args, context=context)
-
-    def call_at(
-        self, when: float, callback: Callable[..., Any], *args: Any, context: Context | None = None
-    ) -> asyncio.TimerHandle:
-        return super().call_at(when, self._here, callback, *args, context=context)
-
-    def _here(self, callback: Callable[..., Any], *args: Any) -> None:
-        if os.getpid() != self._pid:
-            os._exit(0)
-        callback(*args)
-
-
-class Worker:
-    """Serves frames until the driver is gone."""
-
-    def __init__(self, requests: int, answers: int, page: Page) -> None:
-        self._frames = Frames(requests)
-        self._answers = answers
-        self._page = page
-        self._me = os.getpid()
-        self._rules: list[Rule] = []
-        self._timeout = 0.0
-        self._memory_mib = 0
-        self._served = 0
-        self._threads = 0  # of the process when its functions were loaded
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._late = 0.0  # seconds that functions have blocked the event loop
-        self._beaten = 0.0
-        self._left: set[asyncio.Task[Any]] = set()
-
-    def serve(self) -> None:
-        hello = self._frames.wait()
-        if hello is None or not self._set_up(hello[1]):
-            return
-        while (frame := self._frames.wait()) is not None:
-            request = self._request(*frame)
-            if request.concurrent:
-                self._event_loop().run_until_complete(self._side_by_side(request))
-                self._page.beat = 0.0
-            else:
-                self._alone(request)
-
-    def _set_up(self, hello: dict[str, Any]) -> bool:
-        self._timeout, self._memory_mib = hello["timeout_seconds"], hello["memory_mib"]
-        limit = self._memory_mib << 20
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))  # counts what is written to; not mapped libraries
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        fns = [Fn(*fn) for fn in hello["fns"]]
-        try:
-            self._rules = [load_rule(fn, hello["context"]) for fn in fns]
-            for fn, rule in zip(fns, self._rules, strict=True):
-                if fn.spec in BUILTIN and fn.args and not (rule.many or rule.asynchronous):
-                    _try_options(rule)
-            self._rules += [gold_rule(fn.name, _gold_check(fn)) for fn in fns if fn.spec in GOLD]
-        except ConfigError as e:
-            self._answer(0, {"failed": str(e)})
-            return False
-        self._threads = _threads()
-        self._answer(0, {"rules": [[rule.many, rule.asynchronous] for rule in self._rules]})
-        return True
-
-    def _request(self, number: int, message: dict[str, Any]) -> Request:
-        samples = [Sample(Prompt(**prompt), Response(*response)) for prompt, response in message["samples"]]
-        return Request(number, self._rules[message["rule"]], samples, message["concurrent"])
-
-    def _alone(self, request: Request) -> None:
-        """One call on the main thread, with nothing beside it."""
-        began = time.monotonic()
-        self._page.begin(began, self._leftovers(), request.number)
-        random.seed(_seed(request.samples[0]))  # the same verdict from every worker, whatever it scored before
-        if request.rule.asynchronous:
-            scored = self._event_loop().run_until_complete(self._limited(_awaited(request)))
-            error = scored if isinstance(scored, BaseException) else None
-        else:
-            scored, error = [], None
-            try:
-                scored = _called(request)
-            except BaseException as e:  # sys.exit() is an error of this sample, not the end of the worker
-                error = e
-        signal.setitimer(signal.ITIMER_REAL, 0)  # an alarm left armed would ring in the next sample
-        seconds = time.monotonic() - began
-        if os.getpid() != self._me:  # the function forked, and its child came back too
-            os._exit(0)
-        if error is None:
-            outcomes = self._checked(request, scored)
-        else:
-            outcomes = self._failed(request, error)
-        self._page.idle()
-        try:
-            self._reply(request, outcomes, seconds)
-        except OSError:  # the function has closed our pipe
-            self._page.begin(began, False, request.number)
-            os._exit(1)
-
-    def _checked(self, request: Request, results: Any) -> list[Outcome] | str:
-        try:
-            return request.rule.outcomes(request.samples, results)
-        except BaseException as e:
-            return self._failed(request, e)
-
-    def _failed(self, request: Request, error: BaseException) -> list[Outcome] | str:
-        """The outcome of a call that raised; of several samples nobody knows whose fault it was. But a list of
-        the wrong length or type is the function's fault: of one sample alone, any list of one would fit."""
-        if isinstance(error, BadValue):
-            return [failure(error)] * len(request.samples)
-        if _is_memory(error):
-            self._page.retired = True  # what it holds on to would cost the next samples
-            if self._served or len(request.samples) > 1 or request.concurrent:
-                return FRESH if len(request.samples) == 1 else APART
-            outcome = failure(error)
-            limit = f"(limit: {self._memory_mib} MiB, reward.memory_mib)"
-            return [outcome._replace(message=f"{outcome.message} {limit}")]
-        return APART if len(request.samples) > 1 else [failure(error)]
-
-    def _reply(self, request: Request, outcomes: list[Outcome] | str, seconds: float) -> None:
-        if isinstance(outcomes, str):
-            self._answer(request.number, {"again": outcomes, "seconds": seconds})
-        else:
-            share = seconds / len(outcomes)
-            rows = [outcome._replace(seconds=share) for outcome in outcomes]
-            self._answer(request.number, {"outcomes": rows, "seconds": seconds})
-        self._served += 1
-        if self._page.retired:
-            os._exit(0)
-
-    def _answer(self, number: int, message: Any) -> None:
-        if os.getpid() != self._me:
-            os._exit(0)
-        body = json.dumps(message).encode()
-        frame = memoryview(HEADER.pack(len(body), number) + body)
-        while frame:
-            frame = frame[os.write(self._answers, frame) :]
-
-    def _event_loop(self) -> asyncio.AbstractEventLoop:
-        if self._loop is None:
-            self._loop = Loop()
-            asyncio.set_event_loop(self._loop)
-        return self._loop
-
-    def _leftovers(self) -> bool:
-        """Whether earlier samples left threads, children or coroutines behind, which could be what ends this one."""
-        if self._left or _threads() > self._threads:
-            return True
-        try:
-            os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except ChildProcessError:
-            return False
-        return True
-
-    async def _side_by_side(self, first: Request) -> None:
-        """`first` and what comes while it or another one runs, each answered as it finishes."""
-        loop = asyncio.get_running_loop()
-        running = {loop.create_task(self._one_of_many(first))}
-
-        def arrived() -> None:
-            if os.getpid() != self._me:
-                os._exit(0)
-            self._frames.read()
-            if self._frames.closed:
-                os._exit(0)
-            while (frame := self._frames.next()) is not None:
-                running.add(loop.create_task(self._one_of_many(self._request(*frame))))
-
-        loop.add_reader(self._frames.fd, arrived)
-        beat = loop.create_task(self._beat())
-        arrived()
-        while running:
-            done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-            running -= done
-            for task in done:
-                task.result()
-        loop.remove_reader(self._frames.fd)
-        beat.cancel()
-
-    async def _beat(self) -> None:
-        self._beaten = time.monotonic()
-        while True:
-            self._page.beat = now = time.monotonic()
-            self._late += self._lateness(now)
-            self._beaten = now
-            await asyncio.sleep(_BEAT_SECONDS)
-
-    def _lateness(self, now: float) -> float:
-        late = now - self._beaten - _BEAT_SECONDS
-        return late if late > _LATE_SECONDS else 0.0
-
-    async def _one_of_many(self, request: Request) -> None:
-        began, late = time.monotonic(), self._late
-        random.seed(_seed(request.samples[0]))
-        scored = await self._limited(_awaited(request))
-        now = time.monotonic()
-        if not isinstance(scored, BaseException):
-            outcomes = self._checked(request, scored)
-        elif isinstance(scored, TimeoutError) and self._late + self._lateness(now) - late > 0.1 * self._timeout:
-            outcomes = APART  # another function blocked the loop while this one's time ran
-        else:
-            outcomes = self._failed(request, scored)
-        self._reply(request, outcomes, now - began)
-
-    async def _limited(self, call: Coroutine[Any, Any, Any]) -> Any:
-        """What `call` returns, or the TimeoutError. A coroutine that ignores its cancellation is left behind."""
-        task = asyncio.get_running_loop().create_task(call)
-        done, _ = await asyncio.wait({task}, timeout=self._timeout)
-        if done:
-            return task.result()
-        task.cancel()
-        self._left.add(task)
-        task.add_done_callback(self._left.discard)
-        await asyncio.sleep(0)
-        if len(self._left) > _LEFT_COROUTINES:
-            self._page.retired = True
-        return TimeoutError(f"took longer than {self._timeout:g} s (reward.timeout_seconds)")
+    Raises ConfigError for a function that cannot be loaded or called, or an option that cannot work.
+    """
+    named = [Fn(*fn) for fn in fns]
+    loaded = [load_rule(fn, context) for fn in named]
+    for fn, rule in zip(named, loaded, strict=True):
+        if fn.spec in BUILTIN and fn.args and not (rule.many or rule.asynchronous):
+            _try_options(rule)
+    return [*loaded, *(gold_rule(fn.name, _gold_check(fn)) for fn in named if fn.spec in GOLD)]
 
 
 def _gold_check(fn: Fn) -> Callable[[Prompt], None]:
@@ -321,71 +40,13 @@ def _gold_check(fn: Fn) -> Callable[[Prompt], None]:
     return functools.partial(check, **{option: fn.args[option] for option in shared})
 
 
-def _try_options(rule: Rule) -> None:
+def _try_options(rule: LoadedFn) -> None:
     """Call a built-in rule once: what it says of its options' values is known before the run."""
-    sample = Sample(Prompt("", [], ""), Response("one two " * 100, 200))
+    submission = Submission(Prompt("", [], ""), Response("one two " * 100, 200))
     try:
-        for call in rule.calls([sample]):
+        for call in rule.calls([submission]):
             rule.fn(*call.args, **call.kwargs)
     except ConfigError:
         raise
-    except (Exception, SystemExit):  # about the sample, which is none
+    except (Exception, SystemExit):  # about the submission, which is none
         return
-
-
-def _called(request: Request) -> list[tuple[Call, Any]]:
-    results = []
-    for call in request.rule.calls(request.samples):
-        results.append((call, request.rule.fn(*call.args, **call.kwargs)))
-    return results
-
-
-async def _awaited(request: Request) -> list[tuple[Call, Any]] | BaseException:
-    """As `_called`. Exceptions are returned: asyncio lets SystemExit of a task end the whole loop."""
-    results = []
-    try:
-        for call in request.rule.calls(request.samples):
-            results.append((call, await request.rule.fn(*call.args, **call.kwargs)))
-    except BaseException as e:
-        return e
-    return results
-
-
-def _seed(sample: Sample) -> bytes:
-    return f"{sample.prompt.id}\n{sample.response.text}".encode(errors="surrogatepass")
-
-
-def _is_memory(error: BaseException) -> bool:
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "allocate memory" in str(error))
-
-
-def _threads() -> int:
-    return len(os.listdir("/proc/self/task"))
-
-
-def main() -> None:
-    requests, answers, fd, trace = (int(argument) for argument in sys.argv[1:5])
-    for each in (requests, answers, fd, trace):
-        os.set_inheritable(each, False)  # a program that a function starts gets none of them
-    page = Page(fd)
-    os.close(fd)
-    guarded(requests, (answers, trace), page)
-    faulthandler.enable(trace)
-    faulthandler.register(signal.SIGUSR2, trace)
-    os.register_at_fork(after_in_child=lambda: _forget(requests, answers))
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # last: a file there never shadows a module
-    Worker(requests, answers, page).serve()
-
-
-def _forget(*fds: int) -> None:
-    """A child that a function forks must neither take the worker's requests nor keep its pipe open."""
-    for fd in fds:
-        with contextlib.suppress(OSError):
-            os.close(fd)
-
-
-if __name__ == "__main__":
-    main()

@@ -192,6 +192,7 @@ class LossConfig(Section):
     aggregation: Aggregation = Aggregation.token_mean  # how token losses become one number, over the optimizer step
     length_constant: Optional[int] = None  # tokens constant_length divides by; None: rollout.max_response_tokens
     entropy_coef: float = 0.0  # weight of the entropy bonus
+    beta: float = 0.1  # dpo: how strongly a preference pulls away from the model the run began with
 
 
 @dataclass
@@ -299,6 +300,9 @@ class Config(Section):
     rollouts_per_prompt: int = 8  # G
     save_every_steps: int = 0  # 0: only after the last step
     keep_checkpoints: int = 2  # older ones are deleted
+    keep_best: Optional[str] = None  # eval/NAME/...: the best by this number is kept too; of a loss the smallest
+    cache_dir: str = "~/.cache/rlcore"  # embedded models and converted GGUF files, made once
+    debug: bool = False  # show what Ray, vLLM and the workers print
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)

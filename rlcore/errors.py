@@ -3,7 +3,9 @@
 An error a user can cause says which key, row or file it is about and what to do. `assert` is for ourselves.
 """
 
+import difflib
 import re
+from collections.abc import Iterable
 
 _QUOTED = re.compile(r"""(?<!\w)(?:'(?:[^'\\]|\\.)*('|$)|"(?:[^"\\]|\\.)*("|$))""", re.DOTALL)  # $: it was cut
 _NUMBER = re.compile(r"0x[0-9a-f]+|-?\d+(\.\d+)?(e[-+]?\d+)?")
@@ -17,7 +19,7 @@ class RlcoreError(Exception):
 
 
 class ConfigError(RlcoreError):
-    """A key, a value or a combination that cannot run. Raised before Ray starts; for a key nothing read, at the end."""
+    """A key, a value or a combination that cannot run. Raised before Ray starts."""
 
     exit_code = 2
 
@@ -59,3 +61,16 @@ class CheckpointError(RlcoreError):
 def kind(message: str) -> str:
     """What messages that differ only in numbers and quoted values have in common: "row 17, 'a'" is "row 0, ''"."""
     return _NUMBER.sub("0", _QUOTED.sub("''", message))
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The one "did you mean", for an error's end: `; did you mean X?`, or nothing where no name is near. Case is no
+    distance, and a bare last part is near its whole name: `learning_rate` is near `actor.learning_rate`."""
+    names = {name.lower(): name for name in known}
+    word = word.lower()
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    lasts = [] if "." in word else [name.rpartition(".")[2] for name in names]
+    last = difflib.get_close_matches(word, lasts, n=1, cutoff=0.75)
+    if last and not (close and close[0].rpartition(".")[2] == last[0]):
+        close = difflib.get_close_matches(word, [n for n in names if n.rpartition(".")[2] == last[0]], n=1, cutoff=0.0)
+    return f"; did you mean {names[close[0]]}?" if close else ""

@@ -1,7 +1,7 @@
-"""The verbs: what the loop calls, and what a user may bring. Types only; no base class to inherit, no registry.
+"""A user's function: from `file.py:function` or a dotted path to the function, and whose fault it is when it raises.
 
-A name in the config is looked up in a dict literal beside the built-in functions, else it is a dotted path or
-`file.py:function`; `plugin()` does the latter two, `call()` says whose fault it is when one of these raises.
+Names of built-in functions are keys of dict literals (rewards.BUILTIN, algo.ADVANTAGES, algo.LOSSES), whose values are
+dotted paths.
 """
 
 from __future__ import annotations
@@ -12,84 +12,40 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from types import CodeType, ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-from rlcore.errors import ConfigError
-from rlcore.records import Batch, Group, Prompt, Score
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from rlcore.config import AdvantageConfig, LossConfig
+from rlcore.errors import ConfigError, nearest
 
 
-class RewardFn(Protocol):
-    def __call__(self, prompt: Prompt, response: str) -> Score | float: ...
+class Spec(NamedTuple):
+    """`path/to/file.py:function` or `package.module.function`, taken apart. A bare word has no `home`; a file that is
+    named without its function has no `name`."""
 
+    home: str
+    name: str
+    is_file: bool
 
-class AdvantageFn(Protocol):
-    def __call__(self, batch: Batch, cfg: AdvantageConfig) -> Tensor:
-        """(N,) float32, 0 where mask is False.
+    @classmethod
+    def of(cls, text: str) -> Spec:
+        if text.endswith(".py"):
+            return cls(text, "", True)
+        file, colon, name = text.rpartition(":")
+        if colon:
+            return cls(file, name, True)
+        module, _, name = text.rpartition(".")
+        return cls(module, name, False)
 
-        Start from `rlcore.algo.advantage.outcome(batch)`, (B,): the reward less the KL of kl.place=reward, NaN where
-        scoring failed. One that reads `batch.reward` instead trains without that KL.
-        """
-        ...
-
-
-class PolicyLoss(Protocol):
-    def __call__(self, logp: Tensor, batch: Batch, cfg: LossConfig) -> tuple[Tensor, dict[str, Tensor]]:
-        """`logp` (N,) with gradient -> per-token loss (N,) and per-token statistics (N,): not masked, not averaged.
-
-        `batch.old_logp` is always filled; on the first update of a step it equals `logp` without its gradient.
-        """
-        ...
-
-
-class Rollouts(Protocol):
-    def collect(self, prompts: int) -> list[Group]: ...
-
-
-class WeightSync(Protocol):
-    def publish(self, version: int) -> Mapping[str, float]: ...
-
-
-class Tracker(Protocol):
-    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
-
-
-class SampleRequest(NamedTuple):
-    """One sample asked of an engine. `key` comes back with the result."""
-
-    key: tuple[int, int]  # (prompt's position in this collection, sample index)
-    tokens: list[int]  # the prompt
-    seed: int  # of (run seed, prompt id, sample index) alone, so who computes it does not matter
-    temperature: float
-
-
-class Sample(NamedTuple):
-    """One finished sample of an engine: the response's tokens and the engine's log-probability of each."""
-
-    key: tuple[int, int]
-    tokens: list[int]
-    logp: list[float]
-    finish: str  # "stop" | "length" | "abort"
-
-
-class RolloutEngine(Protocol):
-    """One vLLM engine, a Ray actor; the caller drives it, so pausing is simply not calling `advance`."""
-
-    def submit(self, requests: list[SampleRequest]) -> None: ...
-    def advance(self, seconds: float) -> list[Sample]:
-        """Step the engine for up to `seconds`; returns as soon as samples have finished, or with [] at the end."""
-        ...
-
-    def abort(self) -> None: ...
-    def sleep(self) -> None: ...
-    def wake(self) -> None: ...
+    def file(self, key: str) -> Path:
+        """The file of the function. ConfigError naming the config key where there is none, or no function is named."""
+        if not self.name:
+            raise ConfigError(f"{key}: {self.home} is a file; add the name of the function in it: {self.home}:function")
+        path = Path(self.home)
+        if not path.is_file():
+            raise ConfigError(f"{key}: no file {self.home} (looked for {path.resolve()})")
+        return path
 
 
 def plugin(spec: str, key: str) -> Callable[..., Any]:
@@ -98,36 +54,27 @@ def plugin(spec: str, key: str) -> Callable[..., Any]:
     Raises ConfigError naming the config key when the file, the module or the function does not exist, and with the file
     and the line when importing it raises.
     """
-    if spec.removesuffix(":").endswith(".py"):
-        spec = spec.removesuffix(":")
-        raise ConfigError(f"{key}: {spec} is a file; add the name of the function in it: {spec}:function")
-    if ":" in spec:
-        file, _, name = spec.rpartition(":")
-        path = Path(file)
-        if not path.is_file():
-            raise ConfigError(f"{key}: no file {file} (looked for {path.resolve()})")
-        load = functools.partial(_load, path)
-    elif "." in spec:
-        file, _, name = spec.rpartition(".")
-        load = functools.partial(importlib.import_module, file)
-    else:
+    at = Spec.of(spec)
+    if not at.home:
         raise ConfigError(f"{key}: {spec} is not a built-in name; use a dotted path or file.py:function")
+    load = functools.partial(_load, at.file(key)) if at.is_file else functools.partial(importlib.import_module, at.home)
     try:
         module = load()
     except (Exception, SystemExit) as e:
-        raise ConfigError(f"{key}: cannot import {file}: {type(e).__name__}{_at(e)}: {e}") from e
-    if not hasattr(module, name):
-        raise ConfigError(f"{key}: {file} has no function {name}")
-    fn = getattr(module, name)
+        raise ConfigError(f"{key}: cannot import {at.home}: {type(e).__name__}{_at(e)}: {e}") from e
+    if not hasattr(module, at.name):
+        raise ConfigError(f"{key}: {at.home} has no function {at.name}{nearest(at.name, vars(module))}")
+    fn = getattr(module, at.name)
     if not callable(fn):
-        raise ConfigError(f"{key}: {name} in {file} is no function but of type {type(fn).__name__}: {repr(fn)[:80]}")
+        what = f"no function but of type {type(fn).__name__}: {repr(fn)[:80]}"
+        raise ConfigError(f"{key}: {at.name} in {at.home} is {what}")
     return fn
 
 
 def absolute(spec: str) -> str:
     """`spec` with the path of a `file.py:function` absolute, so that it means the same in any working directory."""
-    file, colon, name = spec.rpartition(":")
-    return f"{Path(file).absolute()}:{name}" if colon else spec
+    home, name, is_file = Spec.of(spec)
+    return f"{Path(home).absolute()}:{name}" if is_file else spec
 
 
 def call(fn: Callable[..., Any], key: str, name: str, *args: Any) -> Any:

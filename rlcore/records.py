@@ -54,9 +54,9 @@ class Score(NamedTuple):
     parts: dict[str, float] = {}
 
 
-@dataclass
+@dataclass(frozen=True)
 class Rollout:
-    """One finished and scored sample: prompt tokens first, then the response.
+    """One finished and scored sample: prompt tokens first, then the response. Made once; credit decides `trains`.
 
     tokens   the prompt's tokens, then the sampled ones (the end-of-sequence token included when it was sampled)
     logp     the engine's log-probability of each token, 0.0 on prompt tokens; same length as tokens
@@ -87,7 +87,7 @@ class Rollout:
         return sum(self.mask)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Group:
     """The G rollouts of one prompt, in sample order.
 

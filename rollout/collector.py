@@ -3,8 +3,6 @@
 The engines only run while a call of `advance` is on its way, one an engine; the collector waits for all of them
 together, scores what comes back while they go on, and puts the groups back in prompt and sample order. Who computed a
 sample does not matter to it: its seed comes from the run's seed, the prompt's id and the sample's index alone.
-
-What a training step filters and shapes is here too, and only in `collect`: an evaluation sees rewards as they are.
 """
 
 from __future__ import annotations
@@ -13,48 +11,65 @@ import hashlib
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
-from rewards.length import overlong_penalty
 from rlcore.cluster.deadlines import Watch, Worker
-from rlcore.config import RewardConfig, RolloutConfig
+from rlcore.config import Config
 from rlcore.errors import WorkerError
-from rlcore.plugins import Sample, SampleRequest
 from rlcore.records import Group, Prompt, Response, Rollout
+from rollout.engine import Sample, SampleRequest
 
 _ADVANCE_SECONDS = 0.5  # an engine that finishes nothing answers after this, so that new samples can reach it
-_SCORE_POLL_SECONDS = 0.05  # while scores are out, the pool is looked after this often
+_SCORE_POLL_SECONDS = 0.05  # while scores are out, the rewards are looked after this often
 _WINDOW = 1.25  # samples an engine is given at once, in units of what it decodes at once: a few wait at its door
+
+Key = tuple[int, int]  # a sample: the prompt's position in a collection, the index among the prompt's samples
 
 
 class Source(Protocol):
+    """Where prompts come from: `data.prompts.Prompts`."""
+
     def take(self, n: int) -> list[Prompt]: ...
+    def state(self) -> dict[str, Any]: ...
+    def restore(self, state: Mapping[str, Any]) -> None: ...
 
 
-class Scored(Protocol):
-    reward: float | None
-    parts: dict[str, float]
-    status: dict[str, str]
-    why: dict[str, str]
-
-
-class Pool(Protocol):
+class Rewards(Protocol):
     """What scores: `rewards.manager.RewardManager`."""
 
-    def submit(self, key: tuple[int, int], prompt: Prompt, response: Response) -> None: ...
-    def poll(self, wait_seconds: float) -> list[tuple[tuple[int, int], Any]]: ...
+    def submit(self, key: Key, prompt: Prompt, response: Response) -> None: ...
+    def poll(self, wait_seconds: float) -> list[tuple[Key, Any]]: ...
+
+
+class Ask(NamedTuple):
+    """What is asked of the engines for each prompt: `samples` at `temperature` (0: greedy); with `greedy` one more, of
+    index `samples`, at temperature 0."""
+
+    samples: int
+    temperature: float
+    greedy: bool = False
+
+    @property
+    def each(self) -> int:
+        return self.samples + self.greedy
+
+
+def response_text(decode: Callable[[list[int]], str], eos: Collection[int]) -> Callable[[Sample], str]:
+    """Sample -> the text that rewards and logs see: without the end-of-sequence token, also where `decode` shows it."""
+    ends = frozenset(eos)
+
+    def text(sample: Sample) -> str:
+        ended = sample.finish == "stop" and sample.tokens and sample.tokens[-1] in ends
+        return decode(sample.tokens[:-1] if ended else sample.tokens)
+
+    return text
 
 
 def sample_seed(seed: int, prompt_id: str, index: int) -> int:
     """31 bits of (run seed, prompt id, sample index), the same in every process and on every machine."""
     digest = hashlib.blake2b(f"{seed}\0{prompt_id}\0{index}".encode(), digest_size=4).digest()
     return int.from_bytes(digest, "little") & 0x7FFFFFFF
-
-
-def carries_signal(group: Group) -> bool:
-    """Whether the group can teach: two of its scored rewards differ, and one of its scored rollouts is trained on."""
-    return group.differs and any(r.trains and r.reward is not None for r in group.rollouts)
 
 
 def next_draw(wanted: int, useful: int, drawn: int, most: int) -> int:
@@ -75,117 +90,93 @@ def next_draw(wanted: int, useful: int, drawn: int, most: int) -> int:
 
 
 class Collector:
-    """The driver's way to rollouts; a `protocols.Rollouts`.
+    """The driver's way to rollouts: the source of a stage that samples.
 
-    engines             the rollout workers, whose handles are `rollout.engine.Engine` actors
-    source              where `collect` takes prompts
-    decode              token ids -> text for the reward, special tokens left out
-    rollouts_per_prompt G
-    seed                the run's
-    deadline_seconds    of one `collect`, all its rounds together, or one `sample`
-    eos                 end-of-sequence tokens, left out of the text also where `decode` would show them
-    version             the weights the engines hold: set at every publish, goes into every Rollout
-    on_progress         called with (finished samples, all samples of the round) as they finish
+    engines  the rollout workers, whose handles are `rollout.engine.Engine` actors
+    prompts  where `take` takes prompts
+    text     a finished sample -> its text, see `response_text`
+    teaches  whether a scored group carries a signal; rollout.dynamic_draws draws until enough do
     """
 
     def __init__(
-        self, engines: Sequence[Worker], source: Source, pool: Pool, decode: Callable[[list[int]], str], watch: Watch,
-        cfg: RolloutConfig, reward: RewardConfig, rollouts_per_prompt: int, seed: int, deadline_seconds: float,
-        eos: Collection[int] = (),
-    ) -> None:  # fmt: skip
-        self.engines, self.source, self.pool, self.decode, self.watch = list(engines), source, pool, decode, watch
-        self.cfg, self.reward, self.rollouts_per_prompt, self.seed = cfg, reward, rollouts_per_prompt, seed
-        self.deadline_seconds, self.eos = deadline_seconds, frozenset(eos)
-        self.version = 0
-        self.on_progress: Callable[[int, int], None] | None = None
-        self.response_tokens = float(cfg.max_response_tokens)  # expected of one sample: the last collection's mean
+        self,
+        engines: Sequence[Worker],
+        prompts: Source,
+        rewards: Rewards,
+        watch: Watch,
+        cfg: Config,
+        text: Callable[[Sample], str],
+        teaches: Callable[[Group], bool],
+    ) -> None:
+        self.engines, self.prompts, self.rewards, self.watch = list(engines), prompts, rewards, watch
+        self.cfg, self.text, self.teaches = cfg, text, teaches
+        self.version = 0  # of the weights the engines hold: set at every publish, goes into every Rollout
+        self.on_progress: Callable[[int, int], None] | None = None  # (finished samples, all of the round)
+        self.response_tokens = float(cfg.rollout.max_response_tokens)  # expected of one: the last collection's mean
 
-    def collect(self, prompts: int) -> list[Group]:
-        """The next `prompts` prompts of the source, G samples each, at the training temperature, scored.
+    def take(self, n: int) -> list[Group]:
+        """The next `n` prompts, G samples each, at the training temperature, scored; in prompt and sample order.
 
-        With rollout.dynamic_draws (dynamic sampling, arXiv 2503.14476, eq. 11) prompts are drawn in rounds until
-        `prompts` groups carry a signal or dynamic_draws * `prompts` prompts are drawn. All drawn groups are returned;
-        of those with a signal the first `prompts` are `used`. If none has one the first drawn is, for a batch is never
-        empty. Signal is judged before the overlong penalty, as in the paper.
-
-        Groups in prompt order, rollouts in sample order. Raises WorkerError when an engine fails or the deadline
-        passes, naming what is outstanding where. A sample whose score failed has reward None, and its status says why.
+        With rollout.dynamic_draws prompts are drawn in rounds until `n` groups teach or dynamic_draws * n are drawn;
+        all drawn groups are returned. Raises WorkerError when an engine fails or deadline.rollout_seconds passes. A
+        sample whose score failed has reward None, and its status says why.
         """
-        until = time.monotonic() + self.deadline_seconds
-        most = max(prompts, math.floor(self.cfg.dynamic_draws * prompts + 1e-6))  # 1.16 * 25 is a little below 29
+        cfg, until = self.cfg.rollout, self._until()
+        most = max(n, math.floor(cfg.dynamic_draws * n + 1e-6))  # 1.16 * 25 is a little below 29
+        ask = Ask(self.cfg.rollouts_per_prompt, cfg.temperature, cfg.greedy_baseline)
         useful, groups = 0, list[Group]()
-        while draw := next_draw(prompts, useful, len(groups), most):
-            taken, greedy = self.source.take(draw), self.cfg.greedy_baseline
-            fresh = _Collection(self, taken, self.rollouts_per_prompt, self.cfg.temperature, until, greedy).run()
-            for rollout in (r for g in fresh for r in g.rollouts):
-                rollout.trains = self.cfg.train_truncated or rollout.finish != "length"
+        while draw := next_draw(n, useful, len(groups), most):
+            fresh = _Collection(self, self.prompts.take(draw), ask, until).run()
             groups += fresh
-            useful += sum(map(carries_signal, fresh))
-        if self.cfg.dynamic_draws:
-            _choose(groups, prompts)
-        if self.reward.overlong_fraction:
-            self._shape(groups)
+            useful += sum(map(self.teaches, fresh))
         return groups
 
-    def sample(self, prompts: list[Prompt], samples: int, temperature: float) -> list[Group]:
-        """`samples` of each of these prompts, scored the same way; temperature 0 is greedy. Evaluation is this."""
-        until = time.monotonic() + self.deadline_seconds
-        return _Collection(self, prompts, samples, temperature, until).run() if prompts else []
+    def sample(self, prompts: list[Prompt], ask: Ask) -> list[Group]:
+        """What is asked of each of these prompts, scored the same way. Evaluation is this."""
+        return _Collection(self, prompts, ask, self._until()).run() if prompts else []
 
-    def _shape(self, groups: Sequence[Group]) -> None:
-        """Take the overlong penalty from every scored reward, of the greedy baseline too: both are of one reward."""
-        cfg, limit = self.reward, self.cfg.max_response_tokens
-        for rollout in (r for g in groups for r in g.drawn if r.reward is not None):
-            penalty = overlong_penalty(rollout.response_tokens, limit, cfg.overlong_fraction, cfg.overlong_penalty)
-            assert rollout.reward is not None
-            rollout.reward += penalty
-            rollout.parts["overlong"] = penalty
+    def state(self) -> dict[str, Any]:
+        return self.prompts.state()
 
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.prompts.restore(state)
 
-def _choose(groups: Sequence[Group], wanted: int) -> None:
-    """Set `used`: the first `wanted` with a signal, or the first group if there is none."""
-    signal = [g for g in groups if carries_signal(g)]
-    chosen = {id(g) for g in signal[:wanted] or groups[:1]}
-    for group in groups:
-        group.used = id(group) in chosen
+    def _until(self) -> float:
+        return time.monotonic() + self.cfg.deadline.rollout_seconds
 
 
 class _Collection:
-    """One collection under way. With `greedy` each prompt has one more sample, of index `samples`, at temperature 0."""
+    """One collection under way."""
 
-    def __init__(
-        self, parent: Collector, prompts: list[Prompt], samples: int, temperature: float, until: float,
-        greedy: bool = False,
-    ) -> None:  # fmt: skip
-        self.parent, self.prompts, self.samples, self.temperature = parent, prompts, samples, temperature
-        self.until, self.greedy, self.each = until, greedy, samples + greedy
+    def __init__(self, parent: Collector, prompts: list[Prompt], ask: Ask, until: float) -> None:
+        self.parent, self.prompts, self.ask, self.until = parent, prompts, ask, until
         engines = len(parent.engines)
         self.expected = parent.response_tokens
         self.waiting = self._units(engines)
-        self.at: list[set[tuple[int, int]]] = [set() for _ in range(engines)]  # unfinished samples an engine holds
+        self.at: list[set[Key]] = [set() for _ in range(engines)]  # unfinished samples an engine holds
         self.load = [0.0] * engines  # tokens expected of them
         self.calls: dict[Any, Worker] = {}  # Ray calls on their way
         self.advancing: dict[Any, int] = {}  # of them, `advance`: the engine's position
-        self.window = int(parent.cfg.max_sequences * _WINDOW)
-        self.finished: dict[tuple[int, int], Rollout] = {}
-        self.unscored = 0
-        self.total = len(prompts) * self.each
+        self.window = int(parent.cfg.rollout.max_sequences * _WINDOW)
+        self.unscored: dict[Key, tuple[Sample, str]] = {}  # with its text
+        self.finished: dict[Key, Rollout] = {}
+        self.total = len(prompts) * ask.each
 
-    def _units(self, engines: int) -> deque[list[tuple[int, int]]]:
+    def _units(self, engines: int) -> deque[list[Key]]:
         """Keys to be submitted together: one prompt's samples, which share its prefix.
 
         The prompts left over when they do not divide evenly are cut into one piece an engine.
         """
-        units: deque[list[tuple[int, int]]] = deque()
+        units: deque[list[Key]] = deque()
         whole = len(self.prompts) - len(self.prompts) % engines
         for position in range(len(self.prompts)):
-            keys = [(position, index) for index in range(self.each)]
-            size = self.each if position < whole else -(-self.each // engines)
+            keys = [(position, index) for index in range(self.ask.each)]
+            size = self.ask.each if position < whole else -(-self.ask.each // engines)
             units.extend(keys[i : i + size] for i in range(0, len(keys), size))
         return units
 
     def run(self) -> list[Group]:
-        while len(self.finished) < self.total or self.unscored:
+        while len(self.finished) < self.total:
             self._feed()
             self._advance()
             if self.calls:
@@ -197,9 +188,10 @@ class _Collection:
                 self._score(0.0 if self.calls else _SCORE_POLL_SECONDS)
             if time.monotonic() > self.until:
                 raise WorkerError(self._late())
+        samples = self.ask.samples
         self.parent.response_tokens = sum(r.response_tokens for r in self.finished.values()) / self.total
         return [
-            Group([self.finished[p, index] for index in range(self.samples)], self.finished.get((p, self.samples)))
+            Group([self.finished[p, index] for index in range(samples)], self.finished.get((p, samples)))
             for p in range(len(self.prompts))
         ]
 
@@ -218,13 +210,13 @@ class _Collection:
             worker = self.parent.engines[engine]
             self.calls[worker.handle.submit.remote(requests)] = worker
 
-    def _request(self, key: tuple[int, int]) -> SampleRequest:
+    def _request(self, key: Key) -> SampleRequest:
         prompt = self.prompts[key[0]]
-        seed = sample_seed(self.parent.seed, prompt.id, key[1])
-        return SampleRequest(key, prompt.tokens, seed, self.temperature if key[1] < self.samples else 0.0)
+        seed = sample_seed(self.parent.cfg.seed, prompt.id, key[1])
+        return SampleRequest(key, prompt.tokens, seed, self.ask.temperature if key[1] < self.ask.samples else 0.0)
 
-    def _expected(self, key: tuple[int, int]) -> float:
-        return self.expected + len(self.prompts[key[0]].tokens) / self.each
+    def _expected(self, key: Key) -> float:
+        return self.expected + len(self.prompts[key[0]].tokens) / self.ask.each
 
     def _advance(self) -> None:
         """Keep one `advance` on its way to every engine that has something to do."""
@@ -244,43 +236,41 @@ class _Collection:
             for sample in result:
                 self._finish(engine, sample)
         if ready and self.parent.on_progress is not None:
-            self.parent.on_progress(len(self.finished), self.total)
+            self.parent.on_progress(len(self.finished) + len(self.unscored), self.total)
 
     def _finish(self, engine: int, sample: Sample) -> None:
         """Note the sample and send it to its reward."""
         parent, key = self.parent, sample.key
         self.at[engine].remove(key)
         self.load[engine] = max(0.0, self.load[engine] - self._expected(key)) if self.at[engine] else 0.0
-        prompt = self.prompts[key[0]]
-        said = sample.tokens
-        if said and sample.finish == "stop" and said[-1] in parent.eos:
-            said = said[:-1]
-        rollout = Rollout(
-            prompt=prompt,
-            tokens=prompt.tokens + sample.tokens,
-            logp=[0.0] * len(prompt.tokens) + sample.logp,
-            mask=[False] * len(prompt.tokens) + [True] * len(sample.tokens),
-            finish=sample.finish,
-            version=parent.version,
-            text=parent.decode(said),
-        )
-        self.finished[key] = rollout
-        self.unscored += 1
-        parent.pool.submit(key, prompt, Response(rollout.text, len(sample.tokens), sample.finish))
+        text = parent.text(sample)
+        self.unscored[key] = sample, text
+        parent.rewards.submit(key, self.prompts[key[0]], Response(text, len(sample.tokens), sample.finish))
 
     def _score(self, wait_seconds: float) -> None:
-        for key, result in self.parent.pool.poll(wait_seconds):
-            rollout = self.finished[key]
-            rollout.reward, rollout.parts = result.reward, dict(result.parts)
-            rollout.status, rollout.why = dict(result.status), dict(result.why)
-            self.unscored -= 1
+        for key, result in self.parent.rewards.poll(wait_seconds):
+            sample, text = self.unscored.pop(key)
+            prompt = self.prompts[key[0]]
+            self.finished[key] = Rollout(
+                prompt=prompt,
+                tokens=prompt.tokens + sample.tokens,
+                logp=[0.0] * len(prompt.tokens) + sample.logp,
+                mask=[False] * len(prompt.tokens) + [True] * len(sample.tokens),
+                finish=sample.finish,
+                version=self.parent.version,
+                text=text,
+                reward=result.reward,
+                parts=dict(result.parts),
+                status=dict(result.status),
+                why=dict(result.why),
+            )
 
     def _late(self) -> str:
         engines = [f"{len(a)} samples on {w}" for w, a in zip(self.parent.engines, self.at, strict=True) if a]
         queued = sum(len(unit) for unit in self.waiting)
         out = engines + ([f"{queued} samples not given out yet"] if queued else [])
-        out += [f"{self.unscored} scores"] if self.unscored else []
+        out += [f"{len(self.unscored)} scores"] if self.unscored else []
         return (
-            f"collecting {self.total} samples took longer than {self.parent.deadline_seconds:g} s "
+            f"collecting {self.total} samples took longer than {self.parent.cfg.deadline.rollout_seconds:g} s "
             f"(deadline.rollout_seconds); outstanding: {', '.join(out)}; phase {self.parent.watch.phase}"
         )

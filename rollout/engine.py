@@ -7,49 +7,75 @@ sample leaves at once, and no process is left when the actor dies. vLLM is impor
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 import time
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 
 from rlcore import config
 from rlcore.config import RolloutConfig
-from rlcore.errors import ConfigError, SyncError
-from rlcore.plugins import Sample, SampleRequest
+from rlcore.errors import ConfigError, SyncError, nearest
 from rlcore.weights import WeightInfo
 
 _LINGER_SECONDS = 0.02  # a call of `advance` goes on this long, so that answering it does not cost more than stepping
 _NEVER = -1
 
 
-class Engine:
-    """A `protocols.RolloutEngine`, and the receiving end of `rlcore.weights.Sender`.
+class SampleRequest(NamedTuple):
+    """One sample asked of an engine. `key` comes back with the result."""
 
-    model_path         hub id or Hugging Face directory
-    dtype              "float32" or "bfloat16"
-    device             "cpu" or "gpu"
-    max_model_tokens   prompt and response together, at most
-    index              which of the engines this is, for messages
-    sleep              give the GPU's memory back between `sleep` and `wake` (colocated GPUs; nothing to do on CPU)
-    tokenizer          where the tokenizer is, if not with the model; needed for stop strings only
-    backend            how weights come: "shm", "ipc" or "nccl"
+    key: tuple[int, int]  # (prompt's position in this collection, sample index)
+    tokens: list[int]  # the prompt
+    seed: int  # of (run seed, prompt id, sample index) alone, so who computes it does not matter
+    temperature: float
+
+
+class Sample(NamedTuple):
+    """One finished sample: the response's tokens and the engine's log-probability of each."""
+
+    key: tuple[int, int]
+    tokens: list[int]
+    logp: list[float]
+    finish: str  # "stop" | "length" | "abort"
+
+
+class EngineSpec(NamedTuple):
+    """What an engine is made with, the same for all engines of a run but `index`, which is for messages.
+
+    model_path        hub id or Hugging Face directory; `tokenizer` where the tokenizer is, if not there: needed for
+                      stop strings only
+    dtype, device     "float32" or "bfloat16"; "cpu" or "gpu"
+    max_model_tokens  prompt and response together, at most
+    sleeps            gives the GPU's memory back between `sleep` and `wake` (colocated GPUs; nothing to do on CPU)
+    backend           how weights come: "shm", "ipc" or "nccl"
+    debug             vLLM's own messages are shown
+    """
+
+    model_path: str
+    dtype: str
+    device: str
+    max_model_tokens: int
+    seed: int = 0
+    tokenizer: str | None = None
+    backend: str = "shm"
+    sleeps: bool = False
+    debug: bool = False
+    index: int = 0
+
+
+class Engine:
+    """One vLLM engine, a Ray actor, and the receiving end of `rlcore.workers.sender.Sender`.
 
     It samples only with weights that came by a complete publish: from construction on, after `sleep`, and while a
     publish is under way, `submit` and `advance` raise SyncError.
     """
 
-    def __init__(
-        self, model_path: str, cfg: RolloutConfig, dtype: str, device: str, seed: int, max_model_tokens: int,
-        index: int, sleep: bool = False, tokenizer: str | None = None, backend: str = "shm",
-    ) -> None:  # fmt: skip
-        self.model_path, self.cfg, self.dtype, self.device = model_path, cfg, dtype, device
-        self.seed, self.max_model_tokens, self.index = seed, max_model_tokens, index
-        self.sleeps = sleep and device == "gpu"
-        self.tokenizer, self.backend = tokenizer, backend
+    def __init__(self, spec: EngineSpec, cfg: RolloutConfig) -> None:
+        self.spec, self.cfg = spec, cfg
+        self.sleeps = spec.sleeps and spec.device == "gpu"
         self.version = _NEVER
         self._keys: dict[str, tuple[int, int]] = {}
         self._requests = 0
@@ -63,7 +89,7 @@ class Engine:
         model's, a cache too small for one sequence.
         """
         began = time.monotonic()
-        _prepare(self.device, self.model_path)
+        _prepare(self.spec)
         from vllm import EngineArgs
         from vllm.v1.engine.llm_engine import LLMEngine
 
@@ -92,8 +118,7 @@ class Engine:
         known = [f.name for f in dataclasses.fields(EngineArgs)]
         for name in self.cfg.vllm_args:
             if name not in known:
-                near = difflib.get_close_matches(name, known, 3, 0.5)
-                hint = f"; nearest: {', '.join(near)}" if near else ""
+                hint = nearest(name, known)
                 raise ConfigError(f"rollout.vllm_args.{name}: vLLM's EngineArgs has no such field{hint}")
 
     def _args(self) -> dict[str, Any]:
@@ -101,10 +126,10 @@ class Engine:
         cfg = self.cfg
         filtered = cfg.top_p < 1.0 or cfg.top_k > 0 or cfg.min_response_tokens > 0
         args: dict[str, Any] = {
-            "model": self.model_path,
-            "dtype": self.dtype,
-            "seed": self.seed,
-            "max_model_len": self.max_model_tokens,
+            "model": self.spec.model_path,
+            "dtype": self.spec.dtype,
+            "seed": self.spec.seed,
+            "max_model_len": self.spec.max_model_tokens,
             "max_num_seqs": cfg.max_sequences,
             "enable_prefix_caching": True,
             # "processed" is after temperature and after top-p, top-k and the minimum length have renormalised, which
@@ -114,11 +139,11 @@ class Engine:
             "generation_config": "auto",
             "disable_log_stats": True,
             "use_tqdm_on_load": False,
-            "weight_transfer_config": {"backend": f"rlcore_{self.backend}"},
+            "weight_transfer_config": {"backend": f"rlcore_{self.spec.backend}"},
         }
-        if cfg.stop and self.tokenizer is not None:
-            args["tokenizer"] = self.tokenizer
-        if self.device == "cpu":
+        if cfg.stop and self.spec.tokenizer is not None:
+            args["tokenizer"] = self.spec.tokenizer
+        if self.spec.device == "cpu":
             args |= {
                 "enforce_eager": True,  # compiling costs minutes and brings a few percent
                 "kv_cache_memory_bytes": int(cfg.kv_cache_gib * 2**30),
@@ -126,7 +151,7 @@ class Engine:
                 # A seeded request whose prompt is cut over two steps fails on CPU: vLLM rewinds the random generator
                 # of the first, and CPU's has no offset.
                 "enable_chunked_prefill": False,
-                "max_num_batched_tokens": max(2048, self.max_model_tokens),
+                "max_num_batched_tokens": max(2048, self.spec.max_model_tokens),
             }
         else:
             args |= {
@@ -144,7 +169,7 @@ class Engine:
         found = self._llm.input_processor.generation_config_fields.get("eos_token_id")
         if found is None:
             raise ConfigError(
-                f"{self.model_path}: neither generation_config.json nor config.json has an eos_token_id, so no "
+                f"{self.spec.model_path}: neither generation_config.json nor config.json has an eos_token_id, so no "
                 "response would end"
             )
         return [found] if isinstance(found, int) else sorted(found)
@@ -255,21 +280,21 @@ class Engine:
     def _demand_weights(self) -> None:
         if self.version == _NEVER:
             why = "a publish is half done" if self._incoming is not None else "no weights have been published to it yet"
-            raise SyncError(f"rollout rank {self.index} will not sample: {why}")
+            raise SyncError(f"rollout rank {self.spec.index} will not sample: {why}")
 
     def fields_read(self) -> set[str]:
         """The config fields this process has read."""
         return config.fields_read()
 
 
-def _prepare(device: str, model_path: str) -> None:
+def _prepare(spec: EngineSpec) -> None:
     """vLLM reads its settings from the environment while it is imported; a variable the user set stays."""
     # When vLLM fails it logs the whole batch, prompts and all, and raises; the exception is enough.
-    quiet = "DEBUG" if "RLCORE_DEBUG" in os.environ else "CRITICAL"
+    quiet = "DEBUG" if spec.debug else "CRITICAL"
     settings = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": quiet, "VLLM_NO_USAGE_STATS": "1"}
-    if os.path.isdir(model_path):
+    if os.path.isdir(spec.model_path):
         settings["HF_HUB_OFFLINE"] = "1"
-    if device == "cpu":
+    if spec.device == "cpu":
         settings |= {
             "OMP_NUM_THREADS": "1",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -278,5 +303,5 @@ def _prepare(device: str, model_path: str) -> None:
         }
     for name, value in settings.items():
         os.environ.setdefault(name, value)
-    if "RLCORE_DEBUG" not in os.environ:
+    if not spec.debug:
         warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")

@@ -26,9 +26,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from rewards.outcomes import BadValue
 from rewards.over_http.http import Endpoint, EndpointError, NoAnswer, secret
 from rlcore.errors import UnparseableGold
+from rlcore.isolated.outcome import BadValue
 from rlcore.records import Prompt, Score
 
 VERSION = 1

@@ -1,25 +1,17 @@
-"""`rlcore serve-reward FILE.py:fn`: a reward function behind the protocol of remote.py, scored in the same
-isolated, killable workers as in training.
-
-On loopback unless RLCORE_REWARD_TOKEN is set, to a token of at least 16 characters: whoever reaches the port can make
-the function run on a text of theirs. With a token every request needs `Authorization: Bearer TOKEN`. The traffic is not
-encrypted: across an untrusted network put it behind TLS.
+"""A reward function behind the protocol of remote.py, scored in isolated, killable processes as in training.
 
 `asyncio` talks HTTP on the main thread; one more thread owns the pool, which takes one thread at a time. All requests
-share it, so a hanging sample holds up its own request only.
+share it, so a hanging sample holds up its own request only. The command is in rlcore/cli/serve_reward.py.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import hmac
 import ipaddress
 import json
-import os
 import queue
-import re
 import select
 import shlex
 import socket
@@ -34,21 +26,16 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response as HttpResponse
 from starlette.routing import Route
 
-from rewards.outcomes import Outcome
 from rewards.over_http.remote import VERSION
 from rewards.over_http.serve_requests import Refusal, result, samples_of
-from rewards.signatures import Fn
-from rlcore.errors import ConfigError
+from rlcore.isolated.outcome import Outcome
 from rlcore.isolated.pool import Pool
 from rlcore.records import Prompt, Response
 
 TOKEN_VARIABLE = "RLCORE_REWARD_TOKEN"
 
-_TOKEN_CHARACTERS = 16  # at least, where other machines can try tokens
-_MAKE_TOKEN = f"export {TOKEN_VARIABLE}=$(python -c 'import secrets; print(secrets.token_urlsafe(32))')"
 _CLIENT_SECONDS = 120  # the hint's reward.timeout_seconds, above what one request of `remote` may take
 
-_LOAD_SECONDS = 300.0  # for the function to load in every worker
 _BODY_BYTES = 64 << 20
 _WAITING_SAMPLES = 20_000  # more than this and a request is told to come again
 _LOOK_SECONDS = 0.2
@@ -56,15 +43,15 @@ _GRACE_SECONDS = 2  # of Ctrl-C, for the requests that are being answered; after
 _TRACEBACKS = 20  # shown on stderr, one a message: the first failures tell, the thousandth does not
 
 
-class Scorer(threading.Thread):
-    """The thread that owns the pool. `score` may be awaited by any number of requests at once.
+class PoolThread(threading.Thread):
+    """Owns the pool. `score` may be awaited by any number of requests at once.
 
     It has ended when `stop` was called or the pool cannot go on (then `failed` says why): every `score` then, and every
     one that is waiting, raises a Refusal.
     """
 
     def __init__(self, pool: Pool, on_failure: Callable[[], None]) -> None:
-        super().__init__(name="rlcore-scorer", daemon=True)
+        super().__init__(name="rlcore-pool", daemon=True)
         self.failed: Exception | None = None
         self.waiting = 0
         self._pool, self._on_failure = pool, on_failure
@@ -143,8 +130,8 @@ class Scorer(threading.Thread):
 class Server:
     """The HTTP side: POST /score and GET /health."""
 
-    def __init__(self, scorer: Scorer, name: str, token: str | None) -> None:
-        self._scorer, self._name, self._token = scorer, name, token
+    def __init__(self, thread: PoolThread, name: str, token: str | None) -> None:
+        self._thread, self._name, self._token = thread, name, token
         self._shown: set[str] = set()
 
     def app(self) -> Starlette:
@@ -173,15 +160,15 @@ class Server:
             raise Refusal(401, "Authorization: Bearer TOKEN is missing or wrong", {"WWW-Authenticate": "Bearer"})
 
     async def _health(self, request: Request) -> dict[str, Any]:
-        if self._scorer.failed is not None:
-            raise Refusal(503, f"no more workers: {self._scorer.failed}")
-        return {"status": "ok", "version": VERSION, "function": self._name, "waiting": self._scorer.waiting}
+        if self._thread.failed is not None:
+            raise Refusal(503, f"no more processes: {self._thread.failed}")
+        return {"status": "ok", "version": VERSION, "function": self._name, "waiting": self._thread.waiting}
 
     async def _score(self, request: Request) -> dict[str, Any]:
         samples = samples_of(await _body(request))
-        if self._scorer.waiting > _WAITING_SAMPLES:
-            raise Refusal(503, f"{self._scorer.waiting} samples are waiting", {"Retry-After": "2"})
-        outcomes = await self._scorer.score(samples)
+        if self._thread.waiting > _WAITING_SAMPLES:
+            raise Refusal(503, f"{self._thread.waiting} samples are waiting", {"Retry-After": "2"})
+        outcomes = await self._thread.score(samples)
         for outcome in outcomes:
             self._show(outcome)
         return {"results": [result(outcome) for outcome in outcomes]}
@@ -232,31 +219,16 @@ def _setter(
     return answer
 
 
-def serve_command(args: list[str]) -> int:
-    """`rlcore serve-reward`: load the function, listen, score until Ctrl-C. Raises ConfigError, RewardError."""
-    a = _arguments(args)
-    token = _token(a.host)
-    fn = Fn(a.function.replace(":", ".").rpartition(".")[2], a.function, _options(a.args))
-    with contextlib.closing(_listen(a.host, a.port)) as listening:
-        pool = Pool([fn], a.workers, a.timeout, a.memory_mib)
-        try:
-            pool.ready(_LOAD_SECONDS)
-            _serve(pool, fn.name, token, listening)
-        finally:
-            pool.close()
-    return 0
-
-
 class Listener(uvicorn.Server):
     """uvicorn, whose patience with unanswered requests ends when it is told to stop: they are answered with 503, and
     those that have not been sent whole a second later are hung up on."""
 
-    def __init__(self, config: uvicorn.Config, scorer: Scorer) -> None:
+    def __init__(self, config: uvicorn.Config, thread: PoolThread) -> None:
         super().__init__(config)
-        self._scorer = scorer
+        self._thread = thread
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._scorer.stop()
+        self._thread.stop()
         asyncio.get_running_loop().call_later(_GRACE_SECONDS / 2, self._hang_up)
         await super().shutdown(sockets)
 
@@ -266,12 +238,13 @@ class Listener(uvicorn.Server):
                 connection.transport.abort()
 
 
-def _serve(pool: Pool, name: str, token: str | None, listening: socket.socket) -> None:
-    scorer = Scorer(pool, on_failure=lambda: setattr(server, "should_exit", True))
-    app = Server(scorer, name, token).app()
+def serve(pool: Pool, name: str, token: str | None, listening: socket.socket) -> None:
+    """Answer requests with what the first rule of `pool` says, until Ctrl-C. Raises RewardError if the pool does."""
+    thread = PoolThread(pool, on_failure=lambda: setattr(server, "should_exit", True))
+    app = Server(thread, name, token).app()
     quiet = {"lifespan": "off", "log_level": "warning", "access_log": False}
-    server = Listener(uvicorn.Config(app, timeout_graceful_shutdown=_GRACE_SECONDS, **quiet), scorer)
-    scorer.start()
+    server = Listener(uvicorn.Config(app, timeout_graceful_shutdown=_GRACE_SECONDS, **quiet), thread)
+    thread.start()
     host, port = listening.getsockname()[:2]
     use = usage(host, port, token is not None)
     print(
@@ -281,9 +254,9 @@ def _serve(pool: Pool, name: str, token: str | None, listening: socket.socket) -
     try:
         server.run(sockets=[listening])
     finally:
-        scorer.end()
-    if scorer.failed is not None:
-        raise scorer.failed
+        thread.end()
+    if thread.failed is not None:
+        raise thread.failed
 
 
 def usage(host: str, port: int, token: bool) -> str:
@@ -293,58 +266,3 @@ def usage(host: str, port: int, token: bool) -> str:
     if token:
         words.append(f"reward.args.remote.token_env={TOKEN_VARIABLE}")
     return shlex.join([*words, f"reward.timeout_seconds={_CLIENT_SECONDS}"])
-
-
-def _arguments(args: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="rlcore serve-reward", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("function", help="FILE.py:function, a dotted path or a built-in name")
-    parser.add_argument("--args", default="{}", metavar="JSON", help="the function's options, as in reward.args")
-    parser.add_argument("--host", default="127.0.0.1", help=f"other than loopback needs {TOKEN_VARIABLE}")
-    parser.add_argument("--port", type=int, default=8010, help="0: any free one")
-    parser.add_argument("--workers", type=int, default=1, help="processes that score side by side")
-    parser.add_argument("--timeout", type=float, default=10.0, metavar="S", help="seconds for one sample")
-    parser.add_argument("--memory-mib", type=int, default=4096, help="memory of one worker, at least 256")
-    given = parser.parse_args(args)
-    if given.workers < 1 or not given.timeout > 0 or given.memory_mib < 256:
-        raise ConfigError("--workers must be at least 1, --timeout above 0, --memory-mib at least 256")
-    return given
-
-
-def _options(text: str) -> dict[str, Any]:
-    try:
-        options = json.loads(text)
-    except ValueError as e:
-        raise ConfigError(f"--args is not JSON: {e}") from None
-    if not isinstance(options, dict):
-        raise ConfigError('--args must be an object, as in {"tolerance": 0.1}')
-    return options
-
-
-def _token(host: str) -> str | None:
-    """The token that requests must have. ConfigError when the host needs one and there is none."""
-    token = os.environ.pop(TOKEN_VARIABLE, "").strip()  # out of what the workers inherit
-    if token and not re.fullmatch(r"[!-~]+", token):
-        raise ConfigError(f"{TOKEN_VARIABLE} has characters that a header cannot carry")
-    if len(token) < _TOKEN_CHARACTERS and not _is_loopback(host):
-        given = f", its {len(token)} characters can be guessed" if token else ""
-        raise ConfigError(
-            f"--host {host} can be reached from other machines: set {TOKEN_VARIABLE} to a random text of at least "
-            f"{_TOKEN_CHARACTERS} characters first{given}: {_MAKE_TOKEN}; or stay on 127.0.0.1"
-        )
-    return token or None
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """Before the workers start: a port that is taken is known at once."""
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family, backlog=1024)
-    except (OSError, OverflowError) as e:
-        raise ConfigError(f"cannot listen on {host} port {port}: {e}") from None

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from rewards.outcomes import Outcome
 from rewards.over_http.remote import SKIPPED, VERSION
+from rlcore.isolated.outcome import Outcome
 from rlcore.records import Prompt, Response
 
 

@@ -14,16 +14,27 @@ with every one. Where the field disagrees, this is what all of them do:
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from rlcore.algo import ADVANTAGES
 from rlcore.algo.stats import spread, sums
 from rlcore.config import AdvantageConfig
 from rlcore.errors import ConfigError
-from rlcore.plugins import AdvantageFn, call, plugin
+from rlcore.plugins import call, plugin
 from rlcore.records import Batch
+
+
+class AdvantageFn(Protocol):
+    def __call__(self, batch: Batch, cfg: AdvantageConfig) -> Tensor:
+        """(N,) float32, 0 where mask is False.
+
+        Start from `outcome(batch)`, (B,): the reward less the KL of kl.place=reward, NaN where scoring failed. One that
+        reads `batch.reward` instead trains without that KL.
+        """
+        ...
 
 
 def outcome(batch: Batch) -> Tensor:
@@ -193,23 +204,13 @@ def _discounted(batch: Batch, value: Tensor, gamma: float, gae_lambda: float) ->
     return advantage.float()
 
 
-BUILTIN: dict[str, AdvantageFn] = {
-    "grpo": grpo,
-    "gae": gae,
-    "rloo": rloo,
-    "remax": remax,
-    "reinforce_plus_plus": reinforce_plus_plus,
-    "reinforce_plus_plus_baseline": reinforce_plus_plus_baseline,
-    "opo": opo,
-    "gpg": gpg,
-}
 # Those in which 0 says that there was nothing to compare with.
 _RELATIVE = {"grpo", "rloo", "remax", "reinforce_plus_plus_baseline", "opo", "gpg"}
 
 
 def advantage_fn(cfg: AdvantageConfig) -> AdvantageFn:
     """The function `advantage.name` stands for; ConfigError when there is none."""
-    return BUILTIN[cfg.name] if cfg.name in BUILTIN else plugin(cfg.name, "advantage.name")
+    return plugin(ADVANTAGES.get(cfg.name, cfg.name), "advantage.name")
 
 
 def credit(batch: Batch, fn: AdvantageFn, cfg: AdvantageConfig) -> Batch:
@@ -218,7 +219,7 @@ def credit(batch: Batch, fn: AdvantageFn, cfg: AdvantageConfig) -> Batch:
     `returns = advantage + value` before whitening. Raises ConfigError naming advantage.name when `fn` gives anything
     but (N,) finite numbers, and when a user's raises; what it gives where the mask is False is dropped.
     """
-    found = fn(batch, cfg) if cfg.name in BUILTIN else call(fn, "advantage.name", cfg.name, batch, cfg)
+    found = fn(batch, cfg) if cfg.name in ADVANTAGES else call(fn, "advantage.name", cfg.name, batch, cfg)
     raw = _checked(found, batch, cfg.name)
     if batch.value is not None:
         batch = batch.with_(returns=(raw + batch.value).where(batch.mask, 0.0))

@@ -7,14 +7,26 @@ nothing overflows; beyond that its gradient is 0.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
+from rlcore.algo import LOSSES
 from rlcore.algo.kl import MOST_LOG_RATIO
 from rlcore.algo.stats import Totals, spread, sums
 from rlcore.config import Aggregation, LossConfig
-from rlcore.plugins import PolicyLoss, plugin
+from rlcore.plugins import plugin
 from rlcore.records import Batch
+
+
+class PolicyLoss(Protocol):
+    def __call__(self, logp: Tensor, batch: Batch, cfg: LossConfig) -> tuple[Tensor, dict[str, Tensor]]:
+        """`logp` (N,) with gradient -> per-token loss (N,) and per-token statistics (N,): not masked, not averaged.
+
+        `batch.old_logp` is always filled; on the first update of a step it equals `logp` without its gradient.
+        """
+        ...
 
 
 def ppo_clip(logp: Tensor, batch: Batch, cfg: LossConfig) -> tuple[Tensor, dict[str, Tensor]]:
@@ -96,19 +108,9 @@ def _clipped(ratio: Tensor, batch: Batch, cfg: LossConfig) -> tuple[Tensor, Tens
     return torch.minimum(plain, clipped), (clipped < plain).detach().float()
 
 
-BUILTIN: dict[str, PolicyLoss] = {
-    "ppo_clip": ppo_clip,
-    "gspo": gspo,
-    "cispo": cispo,
-    "policy_gradient": policy_gradient,
-    "sapo": sapo,
-    "sft": sft,
-}
-
-
 def policy_loss(cfg: LossConfig) -> PolicyLoss:
     """The function `loss.name` stands for; ConfigError when there is none."""
-    return BUILTIN[cfg.name] if cfg.name in BUILTIN else plugin(cfg.name, "loss.name")
+    return plugin(LOSSES.get(cfg.name, cfg.name), "loss.name")
 
 
 def aggregate(per_token: Tensor, batch: Batch, totals: Totals, how: Aggregation, length_constant: int) -> Tensor:

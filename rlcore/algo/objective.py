@@ -6,12 +6,13 @@ from typing import Any
 
 from torch import Tensor
 
+from rlcore.algo import LOSSES
 from rlcore.algo.correction import correct
 from rlcore.algo.kl import estimate, loss_term
-from rlcore.algo.loss import BUILTIN
+from rlcore.algo.loss import PolicyLoss
 from rlcore.config import Config, KLPlace
 from rlcore.errors import ConfigError
-from rlcore.plugins import PolicyLoss, call
+from rlcore.plugins import call
 from rlcore.records import Batch
 
 
@@ -26,7 +27,7 @@ def objective(
     for a user's function that raises, or gives a number that is not finite to a token whose log-probability is.
     """
     assert batch.old_logp is not None
-    if cfg.loss.name in BUILTIN:
+    if cfg.loss.name in LOSSES:
         found = fn(logp, batch, cfg.loss)
     else:
         found = call(fn, "loss.name", cfg.loss.name, logp, batch, cfg.loss)
@@ -47,17 +48,23 @@ def _checked(found: Any, logp: Tensor, batch: Batch, name: str) -> tuple[Tensor,
     def per_token(x: Any) -> bool:
         return isinstance(x, Tensor) and x.shape == logp.shape
 
-    want = f"(loss, statistics): a tensor of shape {tuple(logp.shape)}, one number a token, and a dict of such tensors"
+    def statistic(x: Any) -> bool:
+        return per_token(x) or (isinstance(x, Tensor) and x.shape == batch.reward.shape)
+
+    want = (
+        f"(loss, statistics): a tensor of shape {tuple(logp.shape)}, one number a token, and a dict of such tensors, "
+        f"or of tensors of shape {tuple(batch.reward.shape)}, one number a rollout"
+    )
     if not isinstance(found, tuple) or len(found) != 2 or not isinstance(found[1], dict):
         raise ConfigError(f"loss.name: {name} returned {type(found).__name__}; it must return {want}")
     loss, stats = found
     wrong = [] if per_token(loss) else ["the loss"]
-    wrong += [f"statistic {key!r}" for key, values in stats.items() if not per_token(values)]
+    wrong += [f"statistic {key!r}" for key, values in stats.items() if not statistic(values)]
     if wrong:
         raise ConfigError(f"loss.name: {name} returned {wrong[0]} of another kind or shape; it must return {want}")
     if logp.requires_grad and not loss.requires_grad:
         raise ConfigError(f"loss.name: {name} returned a loss without a gradient; compute it from `logp`, not detached")
-    if name not in BUILTIN and (bad := _not_finite(loss, logp, batch)):
+    if name not in LOSSES and (bad := _not_finite(loss, logp, batch)):
         raise ConfigError(
             f"loss.name: {name} returned a loss that is not finite for {bad} of {int(batch.mask.sum())} masked tokens, "
             "whose log-probabilities are finite; clamp what it divides by or takes exp() or log() of"

@@ -1,9 +1,14 @@
-"""What a reward model learns from: pairs of responses of which one was preferred."""
+"""Learning from pairs of responses of which one was preferred: a reward model's loss, and the policy's."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
+
+from rlcore.algo.stats import spread, sums
+from rlcore.config import LossConfig
+from rlcore.records import Batch
 
 
 def bradley_terry(chosen: Tensor, rejected: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -16,3 +21,28 @@ def bradley_terry(chosen: Tensor, rejected: Tensor) -> tuple[Tensor, dict[str, T
     margin = chosen - rejected
     right = (margin > 0).float() + 0.5 * (margin == 0).float()
     return -logsigmoid(margin), {"accuracy": right, "margin": margin.detach()}
+
+
+def dpo(logp: Tensor, batch: Batch, cfg: LossConfig) -> tuple[Tensor, dict[str, Tensor]]:
+    """(N,): each rollout's tokens add up to its pair's `-log sigmoid(beta * (chosen - rejected))`, where either is the
+    sum over its masked tokens of logp - ref_logp (DPO, arXiv 2305.18290, eq. 7). Averaged by sequence_sum it is the
+    paper's. Neighbouring rollouts with masked tokens are pairs, the chosen one first.
+
+    (B,): `margin`, beta * (chosen - rejected); `accuracy`, 1 where it is above 0; `chosen_reward`, `rejected_reward`.
+    """
+    assert batch.ref_logp is not None
+    count = sums(torch.ones_like(logp), batch)
+    present = count > 0
+    reward = cfg.beta * sums(logp - batch.ref_logp, batch)
+    chosen, rejected = reward[present].view(-1, 2).unbind(1)
+    per_pair, columns = bradley_terry(chosen, rejected)
+    columns |= {"loss": per_pair, "chosen_reward": chosen.detach(), "rejected_reward": rejected.detach()}
+    of_rollout = {name: _of_both(values, present) for name, values in columns.items()}
+    per_token = spread(of_rollout.pop("loss") / count.clamp(min=1.0), batch)
+    return per_token, of_rollout
+
+
+def _of_both(per_pair: Tensor, present: Tensor) -> Tensor:
+    """(p,) -> (B,): each pair's number at both of its rollouts, 0 at rollouts that are in no pair."""
+    zeros = torch.zeros(len(present), dtype=per_pair.dtype, device=per_pair.device)
+    return zeros.masked_scatter(present, per_pair.repeat_interleave(2))

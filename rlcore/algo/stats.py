@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -50,8 +50,23 @@ class Stats:
         self.loss = 0.0  # this rank's share, added over updates
         self.grad_norm = 0.0  # before clipping, added over the updates that were taken; the same on every rank
         self.tokens = 0  # masked ones, added over updates
+        self.rollouts = 0  # with a masked token, added over updates
         self.sums: dict[str, float] = {}  # by metric name, over masked tokens
+        self.rollout_sums: dict[str, float] = {}  # by metric name, over rollouts with a masked token
         self.maxima: dict[str, float] = {}
+
+    def note(self, share: Tensor, micro: Batch, columns: Mapping[str, Tensor]) -> None:
+        """One micro-batch: its share of the loss, and statistics by metric name, (n,) of tokens or (B,) of rollouts."""
+        self.loss += float(share.detach())
+        self.tokens += int(micro.mask.sum())
+        learned = sums(micro.mask.float(), micro) > 0
+        self.rollouts += int(learned.sum())
+        for name, values in columns.items():
+            if len(values) == len(micro.mask):
+                self.add(name, values, micro.mask)
+            else:
+                chosen = values.detach()[learned].double()
+                self.rollout_sums[name] = self.rollout_sums.get(name, 0.0) + float(chosen.sum())
 
     def add(self, name: str, per_token: Tensor, mask: Tensor) -> None:
         """One micro-batch of a per-token statistic (n,): a maximum if the name ends in `_max`, else a mean."""
@@ -60,6 +75,40 @@ class Stats:
             self.sums[name] = self.sums.get(name, 0.0) + float(values.double().sum())
         elif len(values):
             self.maxima[name] = larger(self.maxima.get(name, float("-inf")), float(values.max()))
+
+
+class Learned(NamedTuple):
+    """What the updates of one step came to: what a run decides by, and all of it as `metrics`. NaN: there is none."""
+
+    metrics: dict[str, float]
+    loss: float
+    grad_norm: float  # before clipping, the mean over the updates that were made
+    skipped: int  # updates that were not made: the gradient was not finite
+    rate: float  # the learning rate
+    kl: float = float("nan")  # nats a token to the reference
+    logp_diff_max: float = float("nan")  # the engine's log-probabilities against the trainer's, a token
+    logp_diff_mean: float = float("nan")
+
+    @property
+    def nothing(self) -> bool:
+        """Whether updates were asked for and none was made."""
+        return self.skipped > 0 and math.isnan(self.grad_norm)
+
+
+def learned(ranks: Sequence[Stats], role: str, rate: float) -> Learned:
+    """What the ranks of `role` saw during a step at this learning rate."""
+    metrics = merge(ranks, role) | {f"{role}/lr": rate}
+    none = float("nan")
+    return Learned(
+        metrics=metrics,
+        loss=metrics[f"{role}/loss"],
+        grad_norm=metrics[f"{role}/grad_norm"],
+        skipped=ranks[0].skipped,
+        rate=rate,
+        kl=metrics.get("actor/kl", none),
+        logp_diff_max=metrics.get("sync/logp_diff_max", none),
+        logp_diff_mean=metrics.get("sync/logp_diff_mean", none),
+    )
 
 
 def merge(ranks: Sequence[Stats], role: str = "actor") -> dict[str, float]:
@@ -77,6 +126,9 @@ def merge(ranks: Sequence[Stats], role: str = "actor") -> dict[str, float]:
         f"{role}/grad_norm": first.grad_norm / taken if taken else float("nan"),
         f"{role}/skipped_updates": float(first.skipped),
     }
+    rollouts = sum(s.rollouts for s in ranks)
+    for name in sorted({n for s in ranks for n in s.rollout_sums}):
+        metrics[name] = sum(s.rollout_sums.get(name, 0.0) for s in ranks) / rollouts if rollouts else float("nan")
     for name in sorted({n for s in ranks for n in s.sums}):
         metrics[name] = sum(s.sums.get(name, 0.0) for s in ranks) / tokens if tokens else float("nan")
     if (square := metrics.pop("correction/weight_square", None)) is not None:

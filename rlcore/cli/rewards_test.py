@@ -15,8 +15,8 @@ from rewards.manager import Result, RewardManager
 from rlcore.compose.compose import compose_rewards
 from rlcore.data.conversation import as_text, is_message
 from rlcore.data.prompts import untokenized
-from rlcore.data.sources import Rows, load_rows, nearest
-from rlcore.errors import ConfigError, DataError, RewardError
+from rlcore.data.sources import Rows, load_rows
+from rlcore.errors import ConfigError, DataError, RewardError, nearest
 from rlcore.records import Prompt, Response
 
 _START_SECONDS = 120.0
@@ -37,7 +37,7 @@ def reward_test(args: Sequence[str]) -> int:
     responses = _responses(loaded, prompts, given.responses)
     manager = RewardManager(cfg.reward, cfg.rollout.max_response_tokens)
     try:
-        manager.demand_sources(everything)
+        manager.require_sources(everything)
         manager.ready(_START_SECONDS)
         unread = {p.id: why for p, why in manager.unscorable(prompts, _START_SECONDS)}
         asked = [(prompt, text) for prompt, each in zip(prompts, responses, strict=True) for _, text in each]
@@ -97,16 +97,16 @@ def _responses(loaded: Rows, prompts: Sequence[Prompt], asked: str | None) -> li
             f"(--rows {len(prompts)}); there are {', '.join(columns)}"
         )
     column = asked or "response"
-    texts = [_own(loaded, i, column, demanded=asked is not None) for i in range(len(prompts))]
+    texts = [_own(loaded, i, column, required=asked is not None) for i in range(len(prompts))]
     return [
         [*([] if text is None else [(f"column {column}", text)]), ("the gold answer", prompt.answer), ("nothing", "")]
         for prompt, text in zip(prompts, texts, strict=True)
     ]
 
 
-def _own(loaded: Rows, i: int, column: str, demanded: bool) -> str | None:
+def _own(loaded: Rows, i: int, column: str, required: bool) -> str | None:
     """The response that row i has: None if it has none. Of messages it is what the assistant said last. DataError for
-    what is no response in a column that was `demanded`; any other may happen to be called so."""
+    what is no response in a column that was `required`; any other may happen to be called so."""
     value = loaded.rows[i].get(column)
     if isinstance(value, numbers.Number):
         return as_text(value) if isinstance(value, (bool, int, float)) else str(value)
@@ -116,7 +116,7 @@ def _own(loaded: Rows, i: int, column: str, demanded: bool) -> str | None:
     said = [m["content"] for m in messages if m["role"] == "assistant"]
     if said and isinstance(said[-1], str):
         return said[-1]
-    if demanded:
+    if required:
         raise DataError(
             f"{loaded.at(i)}: column {column} is {as_text(value)[:80]}; a response must be text, a number, or a list "
             "of {role, content} messages whose last one by the assistant has text as its content"

@@ -1,55 +1,28 @@
 """Leaves no process behind: a tiny second process that outlives the driver by seconds and cleans up after it.
 
-Every process of a run inherits RLCORE_RUN_ID. The janitor waits for end-of-file on a pipe from the driver: that comes
-when the driver closes it or is killed in any way, SIGKILL included. Then it kills what still carries the id.
-Run as `python -S janitor.py RUN_ID`: standard library only, a few MB.
+Every process of a run inherits RLCORE_RUN_ID. This one waits for end-of-file on a pipe from the driver: that comes when
+the driver closes it or is killed in any way, SIGKILL included. Then it kills what still carries the id.
+Run as `python -S cleanup.py RUN_ID`: standard library and rlcore/processes.py only, a few MB.
 """
 
-import contextlib
 import os
 import signal
 import sys
 import time
 
+if __name__ == "__main__":  # without site-packages rlcore is found from here; last in the path it shadows nothing
+    sys.path.append(os.path.abspath(os.path.join(os.path.dirname(__file__), "..", "..")))
+
+from rlcore.processes import end_marked, marked
+
 VARIABLE = "RLCORE_RUN_ID"
 GRACE_SECONDS = 5.0
-
-
-def processes(run_id: str) -> list[int]:
-    """Pids on this machine whose environment carries this run id, except our own."""
-    wanted = f"{VARIABLE}={run_id}".encode()
-    found = []
-    for entry in os.listdir("/proc"):
-        if not entry.isdigit() or int(entry) == os.getpid():
-            continue
-        with contextlib.suppress(OSError), open(f"/proc/{entry}/environ", "rb") as f:
-            if wanted in f.read().split(b"\0"):
-                found.append(int(entry))
-    return found
+_SWEEP_SECONDS = 10.0
 
 
 def sweep(run_id: str, spare: frozenset[int] = frozenset()) -> int:
-    """SIGKILL every process of the run but `spare`, until none is left or 10 s have passed. Returns how many."""
-    killed: set[int] = set()
-    until = time.monotonic() + 10
-    while time.monotonic() < until:
-        left = [p for p in processes(run_id) if p not in spare and not _zombie(p)]
-        if not left:
-            break
-        for pid in left:
-            with contextlib.suppress(OSError):
-                os.kill(pid, signal.SIGKILL)
-        killed.update(left)
-        time.sleep(0.05)
-    return len(killed)
-
-
-def _zombie(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat") as f:
-            return f.read().rsplit(")", 1)[1].split()[0] == "Z"
-    except OSError:
-        return True
+    """SIGKILL every process of the run but our own and `spare`, until none is left or 10 s have passed; how many."""
+    return end_marked(f"{VARIABLE}={run_id}", _SWEEP_SECONDS, spare)
 
 
 def main() -> None:
@@ -59,7 +32,7 @@ def main() -> None:
     while sys.stdin.buffer.read(4096):
         pass
     until = time.monotonic() + GRACE_SECONDS  # Ray's own clean-up is quicker when it works
-    while processes(run_id) and time.monotonic() < until:
+    while marked(f"{VARIABLE}={run_id}") and time.monotonic() < until:
         time.sleep(0.2)
     sweep(run_id)
 

@@ -1,8 +1,8 @@
-"""Every wait of the driver. A wait has a deadline and a name, and ends at once when anything it depends on has died.
+"""Every wait for a Ray call. A wait has a deadline and a name, and ends at once when anything it depends on has died.
 
-`Watch` knows every Ray actor of the run by role and rank and every process of the local Ray. While the driver waits
-for one of them it looks at all of them once a second, so a reference rank killed during the rollout phase ends the run
-then, not when it is next needed.
+`Calls` is the one way to wait. The driver's `Watch` also knows every Ray actor of the run and every process of the
+local Ray: while it waits for one of them it looks at all of them once a second, so a reference rank killed during the
+rollout phase ends the run then, not when it is next needed. `deadline` is for calls that take no timeout.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import ray
@@ -36,73 +37,17 @@ class Worker(NamedTuple):
         return f"{self.role} rank {self.rank}"
 
 
-class Watch:
-    """Waits for Ray calls on behalf of the driver.
+class Calls:
+    """Waits for Ray calls. Every error names the worker and `during`, what was going on: "load_bucket"."""
 
-    `phase` names what the run is doing; it is part of every error. `also_alive` are further checks, each a function
-    that returns None or what has died (the local Ray's own processes, the janitor).
-    """
-
-    def __init__(self) -> None:
-        self.phase = "start"
-        self.workers: list[Worker] = []
-        self.also_alive: list[Callable[[], str | None]] = []
-        self.closed = False  # set when the run ends: what dies from then on is meant to
-        self.on_fatal: Callable[[WorkerError], None] = lambda error: None  # the last thing done before such an exit
-        self._looked = 0.0
+    def __init__(self, during: str) -> None:
+        self.during = during
 
     def look(self) -> None:
-        """Raise WorkerError if anything of the run has died. Cheap: at most once a second it really looks."""
-        if time.monotonic() - self._looked < _LOOK_EVERY_SECONDS:
-            return
-        self._looked = time.monotonic()
-        if (death := self._death()) is not None:
-            raise WorkerError(death)
+        """Raise WorkerError if anything has died that the waits depend on. Here nothing is known of others."""
 
-    def _death(self) -> str | None:
-        """What of the run has died, in words."""
-        for alive in self.also_alive:
-            if (died := alive()) is not None:
-                return f"{died} died during phase {self.phase}; the run cannot go on without it"
-        if not self.workers:
-            return None
-        dead = state.actors(job_id=ray_worker.global_worker.current_job_id, actor_state_name="DEAD")
-        for each in self.workers:
-            if info := dead.get(each.handle._actor_id.hex()):
-                return f"{each} died during phase {self.phase}: {_cause(info)}"
-        return None
-
-    def _blame_the_dead(self, worker: Worker, error: BaseException) -> None:
-        """Raise WorkerError if `worker` raised because another has died: who died is the news, who noticed is not.
-
-        A broken connection may reach `worker` before Ray knows of the death, so this looks for up to 2 s.
-        """
-        until = time.monotonic() + _NEWS_OF_A_DEATH_SECONDS
-        while (death := self._death()) is None and time.monotonic() < until:
-            time.sleep(0.1)
-        if death is not None:
-            raise WorkerError(f"{death}; {worker} then raised {type(error).__name__}") from error
-
-    def guard(self) -> None:
-        """Watch `also_alive` from a thread too: when Ray's own processes die, a call into Ray may never return.
-
-        The driver gets 10 s to raise by itself; then the process says what died and exits, and the janitor cleans up.
-        """
-        threading.Thread(target=self._guard, daemon=True).start()
-
-    def _guard(self) -> None:
-        while not self.closed:
-            time.sleep(_LOOK_EVERY_SECONDS)
-            died = next((d for alive in self.also_alive if (d := alive()) is not None), None)
-            if died is None:
-                continue
-            time.sleep(10)
-            if self.closed:
-                return
-            error = WorkerError(f"{died} died during phase {self.phase}, and Ray no longer answers")
-            print(f"rlcore: WorkerError: {error}", file=sys.stderr, flush=True)
-            self.on_fatal(error)
-            os._exit(error.exit_code)
+    def blame(self, worker: Worker, error: BaseException) -> None:
+        """Raise WorkerError if `worker` raised because another has died. Here nothing is known of others."""
 
     def any(self, refs: Mapping[ray.ObjectRef, Worker], seconds: float) -> list[ray.ObjectRef]:
         """The refs that are ready, after at most `seconds`; [] if none is. All ready ones at once, never one by one."""
@@ -117,24 +62,24 @@ class Watch:
                 return ready
 
     def get(self, ref: ray.ObjectRef, worker: Worker) -> Any:
-        """The value of a ref that is ready; what the worker raised comes out naming role, rank and phase."""
+        """The value of a ref that is ready; what the worker raised comes out naming role, rank and `during`."""
         try:
             return ray.get(ref, timeout=60)
         except RayTaskError as e:
             cause = e.cause if isinstance(e.cause, Exception) else e
-            self._blame_the_dead(worker, cause)
+            self.blame(worker, cause)
             if isinstance(cause, RlcoreError):
-                raise type(cause)(f"{worker}, phase {self.phase}: {cause}") from e
-            error = WorkerError(f"{worker} raised in phase {self.phase}: {type(cause).__name__}: {cause}")
+                raise type(cause)(f"{worker}, {self.during}: {cause}") from e
+            error = WorkerError(f"{worker} raised in {self.during}: {type(cause).__name__}: {cause}")
             error.details = str(e)
             raise error from e
         except (ActorDiedError, ActorUnavailableError) as e:
-            raise WorkerError(f"{worker} died during phase {self.phase}: {_short(str(e))}") from e
+            raise WorkerError(f"{worker} died during {self.during}: {_short(str(e))}") from e
         except GetTimeoutError as e:
-            raise WorkerError(f"{worker}: its finished result did not arrive in 60 s, phase {self.phase}") from e
+            raise WorkerError(f"{worker}: its finished result did not arrive in 60 s, {self.during}") from e
         except RayError as e:  # for one, what it returned was lost with another
-            self._blame_the_dead(worker, e)
-            raise WorkerError(f"{worker}, phase {self.phase}: {type(e).__name__}: {e}") from e
+            self.blame(worker, e)
+            raise WorkerError(f"{worker}, {self.during}: {type(e).__name__}: {e}") from e
 
     def gather(self, workers: Sequence[Worker], refs: Sequence[ray.ObjectRef], what: str, seconds: float) -> list[Any]:
         """All results, in order. Fails on the first worker that raises or dies, or after `seconds`."""
@@ -147,8 +92,103 @@ class Watch:
                 results[ref] = self.get(ref, worker_of[ref])
             if len(results) < len(refs) and time.monotonic() > until:
                 late = ", ".join(str(w) for r, w in worker_of.items() if r not in results)
-                raise WorkerError(f"{what}: no answer from {late} within {seconds:g} s, phase {self.phase}")
+                raise WorkerError(f"{what}: no answer from {late} within {seconds:g} s, {self.during}")
         return [results[r] for r in refs]
+
+
+class Watch(Calls):
+    """Waits on behalf of the driver.
+
+    `phase` names what the run is doing. `also_alive` are further checks, each a function that returns None or what has
+    died (the local Ray's own processes, the cleanup process).
+    """
+
+    def __init__(self) -> None:
+        super().__init__("phase start")
+        self.workers: list[Worker] = []
+        self.also_alive: list[Callable[[], str | None]] = []
+        self.closed = False  # set when the run ends: what dies from then on is meant to
+        self.on_fatal: Callable[[WorkerError], None] = lambda error: None  # the last thing done before such an exit
+        self._looked = 0.0
+
+    @property
+    def phase(self) -> str:
+        return self.during.removeprefix("phase ")
+
+    @phase.setter
+    def phase(self, name: str) -> None:
+        self.during = f"phase {name}"
+
+    def look(self) -> None:
+        """Raise WorkerError if anything of the run has died. Cheap: at most once a second it really looks."""
+        if time.monotonic() - self._looked < _LOOK_EVERY_SECONDS:
+            return
+        self._looked = time.monotonic()
+        if (death := self._death()) is not None:
+            raise WorkerError(death)
+
+    def blame(self, worker: Worker, error: BaseException) -> None:
+        """Raise WorkerError if `worker` raised because another has died: who died is the news, who noticed is not.
+
+        A broken connection may reach `worker` before Ray knows of the death, so this looks for up to 2 s.
+        """
+        until = time.monotonic() + _NEWS_OF_A_DEATH_SECONDS
+        while (death := self._death()) is None and time.monotonic() < until:
+            time.sleep(0.1)
+        if death is not None:
+            raise WorkerError(f"{death}; {worker} then raised {type(error).__name__}") from error
+
+    def _death(self) -> str | None:
+        """What of the run has died, in words."""
+        if (died := self._process_that_died()) is not None:
+            return f"{died} died during {self.during}; the run cannot go on without it"
+        if not self.workers:
+            return None
+        dead = state.actors(job_id=ray_worker.global_worker.current_job_id, actor_state_name="DEAD")
+        for each in self.workers:
+            if info := dead.get(each.handle._actor_id.hex()):
+                return f"{each} died during {self.during}: {_cause(info)}"
+        return None
+
+    def _process_that_died(self) -> str | None:
+        return next((died for alive in self.also_alive if (died := alive()) is not None), None)
+
+    def guard(self) -> None:
+        """Watch `also_alive` from a thread too: when Ray's own processes die, a call into Ray may never return.
+
+        The driver gets 10 s to raise by itself; then the process says what died and exits, and the rest is cleaned up.
+        """
+        threading.Thread(target=self._guard, daemon=True).start()
+
+    def _guard(self) -> None:
+        while not self.closed:
+            time.sleep(_LOOK_EVERY_SECONDS)
+            if (died := self._process_that_died()) is None:
+                continue
+            time.sleep(10)
+            if self.closed:
+                return
+            _exit(WorkerError(f"{died} died during {self.during}, and Ray no longer answers"), self.on_fatal)
+
+
+@contextmanager
+def deadline(seconds: float, what: str) -> Iterator[None]:
+    """End the process with a name when `what` takes longer: for calls into Ray that cannot be given a timeout."""
+    late = WorkerError(f"{what} took longer than deadline.start_seconds {seconds:g}")
+    timer = threading.Timer(seconds, _exit, [late])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _exit(error: WorkerError, before: Callable[[WorkerError], None] = lambda error: None) -> None:
+    """End the process from a thread, where raising would not reach the driver."""
+    print(f"rlcore: WorkerError: {error}", file=sys.stderr, flush=True)
+    before(error)
+    os._exit(error.exit_code)
 
 
 def _cause(info: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Where things run: Ray started or joined, one placement group per set of roles, and whose turn the device is.
+"""Where things run: Ray started or joined, and one placement group per set of roles.
 
 Colocated roles share one placement group and take a fraction of each of its devices, so rank i of every role sits on
 device i (vLLM's ipc transfer needs that); split roles have a placement group each. A device is a GPU, or without GPUs a
@@ -14,10 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,33 +23,40 @@ from ray._private import worker
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from rlcore.cluster import cleanup as janitor
-from rlcore.cluster.deadlines import Watch
+from rlcore.cluster import cleanup
+from rlcore.cluster.deadlines import Watch, Worker, deadline
 from rlcore.config import DeadlineConfig, Device, Placement, PlacementConfig, RayConfig
 from rlcore.errors import ConfigError, WorkerError
 
-_PORTS = range(20_000, 32_768)  # above Ray's for its workers, below those the kernel hands out
+PORTS = range(20_000, 32_768)  # above Ray's for its workers, below those the kernel hands out
 
 
 class Cluster:
     """The Ray of one run. `roles` is how many devices each role takes: `{"actor": 2, "reference": 2, "rollout": 1}`.
 
-    `device` is "cpu" or "gpu". Raises ConfigError when the cluster is too small, WorkerError when Ray or a placement
-    group is not there within deadline.start_seconds.
+    `device` is "cpu" or "gpu"; with `debug` Ray and the workers say all they can. Raises ConfigError when the cluster
+    is too small, WorkerError when Ray or a placement group is not there within deadline.start_seconds.
     """
 
     def __init__(
-        self, ray_cfg: RayConfig, cfg: PlacementConfig, deadline: DeadlineConfig, roles: dict[str, int], watch: Watch
+        self,
+        ray_cfg: RayConfig,
+        cfg: PlacementConfig,
+        deadline: DeadlineConfig,
+        roles: dict[str, int],
+        watch: Watch,
+        debug: bool = False,
     ) -> None:
         self.cfg, self.roles, self.watch = cfg, roles, watch
         self.seconds = deadline.start_seconds
         self.groups: dict[str, PlacementGroup] = {}
         self.run_id = secrets.token_hex(8)
-        self._janitor: subprocess.Popen[bytes] | None = None
         self.local = ray_cfg.address is None
         self.colocated = cfg.mode == Placement.colocated
+        self._cleanup: subprocess.Popen[bytes] | None = None
+        self._ray_processes: dict[str, subprocess.Popen[bytes]] = {}
         try:
-            self._start(ray_cfg)
+            self._start(ray_cfg, debug)
             resources: dict[str, float] = ray.cluster_resources()  # type: ignore[assignment]
             gpus = resources.get("GPU", 0)
             self.device = "gpu" if cfg.device == Device.gpu or (cfg.device == Device.auto and gpus) else "cpu"
@@ -61,55 +65,53 @@ class Cluster:
             self.close()
             raise
 
-    def _start(self, cfg: RayConfig) -> None:
-        os.environ[janitor.VARIABLE] = self.run_id
+    def _start(self, cfg: RayConfig, debug: bool) -> None:
+        os.environ[cleanup.VARIABLE] = self.run_id
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        self._janitor = subprocess.Popen(
-            [sys.executable, "-S", str(Path(janitor.__file__)), self.run_id],
-            stdin=subprocess.PIPE, start_new_session=True,
-            env={k: v for k, v in os.environ.items() if k != janitor.VARIABLE},
-        )  # fmt: skip
-        self.watch.also_alive.append(self._janitor_died)
+        self._cleanup = subprocess.Popen(
+            [sys.executable, "-S", str(Path(cleanup.__file__)), self.run_id],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+            env={k: v for k, v in os.environ.items() if k != cleanup.VARIABLE},
+        )
+        self.watch.also_alive.append(self._cleanup_died)
         self.watch.guard()
-        debug = bool(os.environ.get("RLCORE_DEBUG"))
-        common: dict[str, Any] = {"log_to_driver": debug, "logging_level": "INFO" if debug else "ERROR"}
+        logs = {"log_to_driver": debug, "logging_level": "INFO" if debug else "ERROR"}
         handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
         try:
-            self._init(cfg, common)
+            if cfg.address is None:
+                self._start_ray(cfg, logs)
+            else:
+                self._join_ray(cfg.address, logs)
         finally:  # Ray puts its own, which abort the driver before it can clean up
             for number, handler in handlers.items():
                 signal.signal(number, handler)
 
-    def _init(self, cfg: RayConfig, common: dict[str, Any]) -> None:
-        if not self.local:
-            try:
-                with _deadline(self.seconds, f"joining the Ray cluster at {cfg.address}"):
-                    ray.init(address=cfg.address, **common)
-            except (ConnectionError, RuntimeError) as e:
-                raise ConfigError(
-                    f"ray.address: cannot join {cfg.address!r}: {e}; start a cluster with `ray start`, and where it "
-                    "asks for tokens, as Ray does by default, set RAY_AUTH_MODE=token"
-                ) from e
-            return
-        cores = os.cpu_count() or 1
-        wanted = sum(self.roles.values()) if self.cfg.mode == Placement.split else max(self.roles.values())
+    def _join_ray(self, address: str, logs: dict[str, Any]) -> None:
         try:
-            ray.init(
-                address="local", num_cpus=max(cores, wanted), include_dashboard=False,
-                object_store_memory=cfg.object_store_mib * 2**20, **common,
-            )  # fmt: skip
+            with deadline(self.seconds, f"joining the Ray cluster at {address}"):
+                ray.init(address=address, **logs)
+        except (ConnectionError, RuntimeError) as e:
+            raise ConfigError(
+                f"ray.address: cannot join {address!r}: {e}; start a cluster with `ray start`, and where it asks for "
+                "tokens, as Ray does by default, set RAY_AUTH_MODE=token"
+            ) from e
+
+    def _start_ray(self, cfg: RayConfig, logs: dict[str, Any]) -> None:
+        cores = os.cpu_count() or 1
+        wanted = max(self.roles.values()) if self.colocated else sum(self.roles.values())
+        store = cfg.object_store_mib * 2**20
+        try:
+            ray.init("local", num_cpus=max(cores, wanted), include_dashboard=False, object_store_memory=store, **logs)
         except Exception as e:  # Ray raises this very class when its own 30 seconds for a start are over
             load = os.getloadavg()[0]
             raise WorkerError(
                 f"Ray does not start on this machine (load average {load:.0f}, {cores} cores): {e}"
             ) from e
         node: Any = worker._global_node
-        self._ray_processes = {
-            kind: info.process
-            for kind, infos in node.all_processes.items()
-            if kind in ("raylet", "gcs_server")
-            for info in infos
-        }
+        for kind in ("raylet", "gcs_server"):
+            for info in node.all_processes.get(kind, ()):
+                self._ray_processes[kind] = info.process
         self.watch.also_alive.append(self._ray_died)
 
     def _ray_died(self) -> str | None:
@@ -118,9 +120,9 @@ class Cluster:
                 return f"Ray's {kind} (pid {process.pid})"
         return None
 
-    def _janitor_died(self) -> str | None:
-        gone = self._janitor is not None and self._janitor.poll() is not None  # None: this cluster is closed
-        return "the run's janitor process" if gone else None
+    def _cleanup_died(self) -> str | None:
+        gone = self._cleanup is not None and self._cleanup.poll() is not None  # None: this cluster is closed
+        return "the run's cleanup process" if gone else None
 
     def _place(self, resource: str, resources: dict[str, float]) -> None:
         if self.colocated:
@@ -155,7 +157,7 @@ class Cluster:
         on each of them.
         """
         share = round(1.0 / len(self.roles), 3) - 0.001 if self.colocated else 1.0
-        env = {janitor.VARIABLE: self.run_id, "TOKENIZERS_PARALLELISM": "false"}
+        env = {cleanup.VARIABLE: self.run_id, "TOKENIZERS_PARALLELISM": "false"}
         if self.device == "cpu":
             env |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
         if devices > 1:
@@ -172,46 +174,26 @@ class Cluster:
     def address(self, role: str) -> tuple[str, int]:
         """(host, free port) on the node of the role's rank 0, where its ranks meet."""
         task = _free_address.options(num_cpus=0, scheduling_strategy=self.strategy(role, 0))
-        ready, _ = ray.wait([ref := task.remote()], timeout=self.seconds)
-        if not ready:
-            raise WorkerError(f"no process could start on the node of {role} rank 0 within {self.seconds:g} s")
-        return ray.get(ref)
+        first = Worker(role, 0, None)
+        if not self.watch.any({(ref := task.remote()): first}, self.seconds):
+            raise WorkerError(f"no process could start on the node of {first} within {self.seconds:g} s")
+        return self.watch.get(ref, first)
 
     def close(self) -> None:
         """End everything the run started; safe to call twice, and after any failure."""
-        if self._janitor is None:
+        if self._cleanup is None:
             return
         self.watch.closed = True
-        if self.local:
-            ray.shutdown()
-        else:
+        if not self.local:
             for group in set(self.groups.values()):
                 remove_placement_group(group)
-            ray.shutdown()
-        os.environ.pop(janitor.VARIABLE, None)
-        janitor.sweep(self.run_id, spare=frozenset({os.getpid()}))
-        assert self._janitor.stdin is not None
-        self._janitor.stdin.close()
-        self._janitor.wait(timeout=30)
-        self._janitor = None
-
-
-@contextmanager
-def _deadline(seconds: float, what: str) -> Iterator[None]:
-    """End the process with a name when `what` takes longer: for calls into Ray that cannot be given a timeout."""
-
-    def give_up() -> None:
-        error = WorkerError(f"{what} took longer than deadline.start_seconds {seconds:g}")
-        print(f"rlcore: WorkerError: {error}", file=sys.stderr, flush=True)
-        os._exit(error.exit_code)
-
-    timer = threading.Timer(seconds, give_up)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
+        ray.shutdown()
+        os.environ.pop(cleanup.VARIABLE, None)
+        cleanup.sweep(self.run_id, spare=frozenset({os.getpid()}))
+        assert self._cleanup.stdin is not None
+        self._cleanup.stdin.close()
+        self._cleanup.wait(timeout=30)
+        self._cleanup = None
 
 
 @ray.remote
@@ -222,33 +204,11 @@ def _free_address() -> tuple[str, int]:
 def free_port() -> int:
     """A port nobody listens on, of those the kernel gives to nobody by itself: until the ranks bind it, no connection
     of another process takes it."""
-    for port in random.SystemRandom().sample(_PORTS, 100):
+    for port in random.SystemRandom().sample(PORTS, min(100, len(PORTS))):
         with socket.socket() as s:
             try:
                 s.bind(("", port))
             except OSError:
                 continue
             return port
-    raise WorkerError(f"100 ports of {_PORTS.start} to {_PORTS.stop - 1} are all taken; end what holds them")
-
-
-class Phases:
-    """A clock over one step, and whose turn it is on shared devices: `with phase("rollout"): ...`.
-
-    `seconds` is how long each phase took. `turn(phase)` is called on entering: it wakes and sleeps what takes turns.
-    """
-
-    def __init__(self, watch: Watch, turn: Callable[[str], None]) -> None:
-        self.watch, self.turn = watch, turn
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        self.watch.phase = name
-        began = time.monotonic()
-        self.turn(name)
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began
-
-    def metrics(self) -> dict[str, float]:
-        return {f"time/{name}_s": s for name, s in self.seconds.items()}
+    raise WorkerError(f"100 ports of {PORTS.start} to {PORTS.stop - 1} are all taken; end what holds them")

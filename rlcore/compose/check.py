@@ -5,58 +5,20 @@ Each rule is one line of English that names the keys, what they are, and what to
 
 from __future__ import annotations
 
-import math
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 
 from rewards import REWARD_MODEL, names
-from rlcore.compose.function_names import WITHOUT_REWARD, built_in, wrong_name
-from rlcore.compose.recipe import nearest
-from rlcore.config import (
-    Aggregation,
-    Config,
-    Correction,
-    KLEstimator,
-    KLPlace,
-    Placement,
-    SyncBackend,
-    all_keys,
-    value_of,
-)
+from rlcore.compose.function_names import built_in, wrong_name
+from rlcore.compose.ranges import out_of_range
+from rlcore.compose.stages import stage_of
+from rlcore.config import Aggregation, Config, Correction, KLEstimator, KLPlace, Placement, SyncBackend
+from rlcore.data.sources import source_names
+from rlcore.errors import nearest
 from rlcore.models.embedded import EMBEDDED
 
 _FILE_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".gguf")
 
-_AT_LEAST: dict[str, float] = {
-    "steps": 1, "prompts_per_step": 1, "rollouts_per_prompt": 1, "save_every_steps": 0, "keep_checkpoints": 1,
-    "data.max_prompt_tokens": 1, "rollout.engines": 1, "rollout.tensor_parallel": 1, "rollout.top_k": 0,
-    "rollout.min_response_tokens": 0, "rollout.max_response_tokens": 1, "rollout.max_sequences": 1, "reward.workers": 1,
-    "reward.memory_mib": 256, "reward_model.ranks": 1,
-    "reward.overlong_fraction": 0, "reward.overlong_penalty": 0, "reward.max_failed_fraction": 0,
-    "advantage.epsilon": 0, "advantage.gamma": 0, "advantage.gae_lambda": 0, "loss.clip_low": 0, "loss.clip_high": 0,
-    "loss.length_constant": 1, "loss.entropy_coef": 0, "correction.low": 0, "correction.high": 1, "kl.coef": 0,
-    "kl.horizon": 1, "actor.ranks": 1, "actor.learning_rate": 0, "actor.warmup_steps": 0, "actor.weight_decay": 0,
-    "actor.beta1": 0, "actor.beta2": 0, "actor.max_grad_norm": 0, "actor.epochs_per_step": 1,
-    "actor.minibatches_per_step": 1, "actor.microbatch_tokens": 1, "actor.logits_chunk_tokens": 1, "reference.ranks": 1,
-    "reference.refresh_steps": 0, "critic.ranks": 0, "critic.learning_rate": 0, "critic.clip": 0,
-    "critic.warmup_steps": 0, "sync.bucket_mib": 1, "eval.every_steps": 0, "eval.prompts": 0, "eval.temperature": 0,
-    "ray.object_store_mib": 80,
-}  # fmt: skip
-_ABOVE_ZERO = (
-    "rollout.temperature", "rollout.top_p", "rollout.kv_cache_gib", "rollout.device_memory_fraction",
-    "reward.timeout_seconds", "loss.tau_positive", "loss.tau_negative", "kl.target", "actor.adam_epsilon",
-    "deadline.start_seconds", "deadline.rollout_seconds", "deadline.update_seconds", "deadline.publish_seconds",
-)  # fmt: skip
-_AT_MOST: dict[str, float] = {
-    "rollout.top_p": 1, "rollout.device_memory_fraction": 1, "reward.overlong_fraction": 1,
-    "reward.max_failed_fraction": 1, "advantage.gamma": 1, "advantage.gae_lambda": 1, "loss.clip_low": 1,
-    "correction.low": 1, "actor.beta1": 1, "actor.beta2": 1, "actor.zero_stage": 3,
-}  # fmt: skip
-_ZERO_OR: dict[str, tuple[str, str, Callable[[float], bool]]] = {
-    "rollout.dynamic_draws": ("no filter", "at least 1", lambda x: x == 0 or x >= 1),
-    "loss.dual_clip": ("no limit", "above 1", lambda x: x == 0 or x > 1),
-}
 # Built-in functions with a time limit of their own: the option and its default, in seconds.
 _OWN_LIMITS = {
     "code": ("timeout_seconds", 6.0),
@@ -69,29 +31,10 @@ _OF_A_GROUP = ("grpo", "rloo", "opo", "gpg", "reinforce_plus_plus_baseline")
 
 def check(cfg: Config) -> list[str]:
     """Every error of a config, in words; empty when it can run."""
-    rules = [_ranges, _sampling, _rewards, _sizes, _placement, _names, _files]
-    rules += [_fitting] if cfg.loss.name in WITHOUT_REWARD else [_advantage, _loss, _updates, _kl, _critic]
+    stage = stage_of(cfg.loss.name)
+    rules = [out_of_range, stage.unmet, _sampling, _rewards, _sizes, _best, _placement, _names, _files]
+    rules += [_advantage, _loss, _updates, _kl, _critic] if stage.loss is None else []
     return [error for rule in rules for error in rule(cfg)]
-
-
-def _ranges(cfg: Config) -> list[str]:
-    numbers = {k: v for k in all_keys() if isinstance(v := value_of(cfg, k), (int, float))}
-    lists = {k: v for k in all_keys() if isinstance(v := value_of(cfg, k), list)}
-    broken = {k: v for k, v in numbers.items() if not math.isfinite(v)}
-    broken |= {k: x for k, v in lists.items() for x in v if isinstance(x, float) and not math.isfinite(x)}
-    if broken:
-        return [f"{k} is {v}; it must be a finite number" for k, v in broken.items()]
-
-    n = numbers  # a key that is None is not in it
-    errors = [f"{k} is {n[k]}; it must be at least {m:g}" for k, m in _AT_LEAST.items() if k in n and n[k] < m]
-    errors += [f"{k} is {n[k]}; it must be above 0" for k in _ABOVE_ZERO if k in n and n[k] <= 0]
-    errors += [f"{k} is {n[k]}; it can be at most {m:g}" for k, m in _AT_MOST.items() if k in n and n[k] > m]
-    errors += [
-        f"{k} is {n[k]}; it must be 0 ({off}) or {more}" for k, (off, more, ok) in _ZERO_OR.items() if not ok(n[k])
-    ]
-    if cfg.actor.zero_stage < 0:
-        errors.append(f"actor.zero_stage is {cfg.actor.zero_stage}; it must be 0, 1, 2 or 3")
-    return errors
 
 
 def _sampling(cfg: Config) -> list[str]:
@@ -121,7 +64,7 @@ def _sampling(cfg: Config) -> list[str]:
 
 def _rewards(cfg: Config) -> list[str]:
     r, errors = cfg.reward, []
-    if cfg.loss.name not in WITHOUT_REWARD and not r.fns:
+    if stage_of(cfg.loss.name).loss is None and not r.fns:
         errors.append("reward.fns is empty: name at least one reward, e.g. reward.fns=[gsm8k] or FILE.py:function")
     if r.weights and len(r.weights) != len(r.fns):
         errors.append(f"reward.weights has {len(r.weights)} entries for {len(r.fns)} reward.fns")
@@ -188,17 +131,17 @@ def _sizes(cfg: Config) -> list[str]:
     ]
 
 
-def _fitting(cfg: Config) -> list[str]:
-    """Training on given texts: sft and train-rm."""
-    errors, a, name = [], cfg.actor, cfg.loss.name
-    if (a.minibatches_per_step, a.epochs_per_step, cfg.kl.coef, cfg.rollout.temperature) != (1, 1, 0, 1):
-        errors.append(
-            f"loss.name is {name}: one update of prompts_per_step rows or pairs a step, no reference, "
-            "temperature 1; leave actor.minibatches_per_step, actor.epochs_per_step, kl.coef, rollout.temperature alone"
-        )
-    if cfg.critic.ranks > 0:
-        errors.append(f"loss.name is {name} with critic.ranks {cfg.critic.ranks}: there is no reward to guess; use 0")
-    return errors
+def _best(cfg: Config) -> list[str]:
+    """Whether keep_best can name a number of an evaluation; which ones there are is known after the first."""
+    best = cfg.keep_best
+    if best is None:
+        return []
+    if not cfg.data.eval:
+        return [f"keep_best is {best} with data.eval []: there is no evaluation; set data.eval, or keep_best=null"]
+    named = source_names(cfg.data.eval)
+    if any(best.startswith(f"eval/{name}/") for name in named):
+        return []
+    return [f"keep_best is {best}; it must be eval/NAME/... of one of the sources {', '.join(named)}"]
 
 
 def _advantage(cfg: Config) -> list[str]:
@@ -307,7 +250,7 @@ def _kl(cfg: Config) -> list[str]:
 def _critic(cfg: Config) -> list[str]:
     c = cfg.critic
     if c.ranks == 0:
-        return []  # what is set of a critic there is none of may be another algorithm's; the user's own: idle.py
+        return []  # what is set of a critic there is none of may be another algorithm's; the user's own: unused_keys.py
     errors = _model("critic.path", c.path) if c.path is not None else []
     if c.warmup_steps >= cfg.steps:
         errors.append(f"critic.warmup_steps is {c.warmup_steps} with steps {cfg.steps}: the policy would never learn")

@@ -25,9 +25,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from rlcore.compose.check import check
-from rlcore.compose.function_names import WITHOUT_REWARD
 from rlcore.compose.merge import Merger, is_list
 from rlcore.compose.recipe import OPEN_KEYS, RECIPES, Layer, flatten, layers, mapping, recipe_file, recipe_names
+from rlcore.compose.stages import STAGES, stage_of
 from rlcore.compose.unused_keys import DECIDING, idle
 from rlcore.config import Config, all_keys, forget_reads
 from rlcore.errors import ConfigError, RlcoreError
@@ -86,7 +86,7 @@ def compose(
 
     Of a sweep, every value is checked, every algorithm with the last values of the other keys; the config is of the
     last ones. Keys without effect are left to each job where what decides about them is swept. `command` is what the
-    config is for, train, sft or train-rm; None: not known. Raises one ConfigError that lists everything that is wrong:
+    config is for, one of STAGES; None: not known. Raises one ConfigError that lists everything that is wrong:
     unknown keys (with the nearest valid one and where they were set), wrong types, missing values, combinations that
     cannot run, and lines of the user's that would have no effect.
     """
@@ -102,7 +102,7 @@ def compose(
     merger, varies = mergers[-1], any(len(line.values) > 1 and line.key in DECIDING for line in ours)
     for m in mergers:
         m.errors += _wrong(m, as_config(m.config), command, {} if varies else m.set_by)
-    _demand_none(list(dict.fromkeys(errors + [e for m in mergers for e in m.errors])))
+    _require_none(list(dict.fromkeys(errors + [e for m in mergers for e in m.errors])))
     if merger.config.run_dir is None:
         merger.config.run_dir = f"runs/{path.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     return Composed(merger.config, name, merger.set_by, merger.origins), [line.for_hydra for line in lines]
@@ -136,10 +136,11 @@ def _merged(path: Path, found: list[Layer], lines: list[_Line], algorithm: list[
 def _wrong(merger: Merger, cfg: Config, command: str | None, users: dict[str, str]) -> list[str]:
     """What a merged config cannot be run for, and which of the keys in `users` (key -> where) would have no effect."""
     loss, algorithm = (f"{key} ({merger.origins.get(key, 'default')})" for key in ("loss.name", "algorithm"))
-    name, needed = cfg.loss.name, next((n for n, c in WITHOUT_REWARD.items() if c == command), None)
-    if command == "train" and name in WITHOUT_REWARD:
-        use = f"use `rlcore {WITHOUT_REWARD[name]}`"
-        return [f"{loss} is {name}: train needs a reward to learn from, and {name} has none; {use}"]
+    name, other = cfg.loss.name, stage_of(cfg.loss.name)
+    needed = None if command is None else STAGES[command].loss
+    if command is not None and needed is None and other.loss is not None:
+        use = f"use `rlcore {other.command}`"
+        return [f"{loss} is {name}: {command} needs a reward to learn from, and {name} has none; {use}"]
     if needed is not None and cfg.algorithm is not None:
         return [f"{algorithm} is {cfg.algorithm}: {command} has no algorithm; leave it out, or algorithm=null"]
     if needed is not None and name != needed:
@@ -177,7 +178,7 @@ def _line(text: str, multirun: bool, errors: list[str]) -> _Line | None:
     return _Line(key, values, _hydra_form(key, override, text))
 
 
-def _demand_none(errors: list[str]) -> None:
+def _require_none(errors: list[str]) -> None:
     if errors:
         raise ConfigError("\n".join(f"  {i}. {e}" for i, e in enumerate(errors, 1)))
 
@@ -212,7 +213,7 @@ def compose_run(run_dir: Path, overrides: list[str]) -> Composed:
     _settle(merger, f"it is not in {path}")
     cfg = as_config(merger.config)
     cfg.run_dir = None  # check() wants a new directory
-    _demand_none(merger.errors + _wrong(merger, cfg, None, merger.set_by))
+    _require_none(merger.errors + _wrong(merger, cfg, None, merger.set_by))
     return Composed(merger.config, str(run_dir), merger.set_by, merger.origins)
 
 
@@ -230,7 +231,7 @@ def compose_rewards(given: dict[str, Any], overrides: list[str]) -> Config:
             merger.put(line.key, line.values[0], _COMMAND_LINE, users=True)
     _settle(merger, "set it on the command line")
     cfg = as_config(merger.config)
-    _demand_none(merger.errors + [e for e in check(cfg) if e.startswith(("reward.", "data."))])
+    _require_none(merger.errors + [e for e in check(cfg) if e.startswith(("reward.", "data."))])
     return cfg
 
 
@@ -303,9 +304,13 @@ def run_with_hydra(
                 raise
 
     quiet = [
-        "hydra/job_logging=none", "hydra/hydra_logging=none", "hydra.output_subdir=null",
-        f"hydra.run.dir='{base}'", f"hydra.sweep.dir='{base}'", "hydra.job.chdir=false",
-    ]  # fmt: skip
+        "hydra/job_logging=none",
+        "hydra/hydra_logging=none",
+        "hydra.output_subdir=null",
+        f"hydra.run.dir='{base}'",
+        f"hydra.sweep.dir='{base}'",
+        "hydra.job.chdir=false",
+    ]
     before = sys.argv
     sys.argv = [before[0], *flags, *quiet, *overrides]
     try:

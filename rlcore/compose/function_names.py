@@ -3,32 +3,20 @@
 from __future__ import annotations
 
 import ast
-import difflib
-import functools
-from pathlib import Path
 
-from rewards import REWARD_MODEL
-from rlcore.compose.recipe import algorithm_names, nearest
+from rewards import BUILTIN, REWARD_MODEL
+from rlcore.algo import ADVANTAGES, LOSSES
+from rlcore.compose.recipe import algorithm_names
+from rlcore.compose.stages import given_texts
+from rlcore.errors import ConfigError, nearest
+from rlcore.plugins import Spec
 
-_HOME = Path(__file__).parents[1]
-_BUILT_IN = {
-    "advantage.name": _HOME / "algo" / "advantage.py",
-    "loss.name": _HOME / "algo" / "loss.py",
-    "reward.fns": _HOME.parent / "rewards" / "__init__.py",
-}
-# Losses without a reward, and the command that alone can use each.
-WITHOUT_REWARD = {"sft": "sft", "bradley_terry": "train-rm"}
+_BUILT_IN = {"advantage.name": ADVANTAGES, "loss.name": LOSSES, "reward.fns": BUILTIN}
 
 
-@functools.cache
 def built_in(key: str) -> list[str]:
-    """The names `key` (advantage.name, loss.name, reward.fns) has: the keys of its module's dict literal BUILTIN."""
-    for node in ast.parse(_BUILT_IN[key].read_text()).body:
-        targets = [node.target] if isinstance(node, ast.AnnAssign) else getattr(node, "targets", [])
-        value = getattr(node, "value", None)
-        if any(isinstance(t, ast.Name) and t.id == "BUILTIN" for t in targets) and isinstance(value, ast.Dict):
-            return [str(k.value) for k in value.keys if isinstance(k, ast.Constant)]
-    raise AssertionError(f"{_BUILT_IN[key]} has no dict literal BUILTIN")
+    """The names of functions that `key` (advantage.name, loss.name, reward.fns) has."""
+    return list(_BUILT_IN[key])
 
 
 def wrong_name(key: str, name: str) -> list[str]:
@@ -36,11 +24,11 @@ def wrong_name(key: str, name: str) -> list[str]:
 
     A dotted path is believed: to look into it would import its package.
     """
-    if ":" in name:
-        file, _, function = name.rpartition(":")
-        return _wrong_function(key, file, function)
-    offered = [n for n in built_in(key) if n not in WITHOUT_REWARD] + [REWARD_MODEL] * (key == "reward.fns")
-    if "." in name or name in offered or (key == "loss.name" and name in WITHOUT_REWARD):
+    spec = Spec.of(name)
+    if spec.is_file:
+        return _wrong_function(key, spec)
+    offered = [n for n in built_in(key) if n not in given_texts()] + [REWARD_MODEL] * (key == "reward.fns")
+    if spec.home or name in offered or (key == "loss.name" and name in given_texts()):
         return []
     if key != "reward.fns" and name.lower() in algorithm_names():
         hint = f"; it is an algorithm: algorithm={name.lower()}."
@@ -49,18 +37,16 @@ def wrong_name(key: str, name: str) -> list[str]:
     return [f"{key}: no built-in {name!r}{hint} Built in: {', '.join(offered)}; or FILE.py:function"]
 
 
-def _wrong_function(key: str, file: str, function: str) -> list[str]:
-    path = Path(file)
-    if not path.is_file():
-        return [f"{key}: no file {file} (looked for {path.resolve()})"]
+def _wrong_function(key: str, spec: Spec) -> list[str]:
     try:
-        tree = ast.parse(path.read_text())
+        tree = ast.parse(spec.file(key).read_bytes())
+    except ConfigError as e:
+        return [str(e)]
     except SyntaxError as e:
-        return [f"{key}: {file} line {e.lineno}: {e.msg}"]
+        return [f"{key}: {spec.home} line {e.lineno}: {e.msg}"]
     names = [n.name for n in tree.body if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))]
     names += [t.id for n in tree.body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)]
     names += [a.asname or a.name for n in tree.body if isinstance(n, (ast.Import, ast.ImportFrom)) for a in n.names]
-    if function in names:
+    if spec.name in names:
         return []
-    close = difflib.get_close_matches(function, names, n=1)
-    return [f"{key}: {file} has no function {function!r}{'; did you mean ' + close[0] + '?' if close else ''}"]
+    return [f"{key}: {spec.home} has no function {spec.name!r}{nearest(spec.name, names)}"]

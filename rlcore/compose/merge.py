@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import typing
 from dataclasses import fields
 from typing import Any
@@ -9,9 +10,15 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from rlcore.compose.recipe import OPEN_KEYS, algorithm_lines, decides, flatten, nearest, resets, settable
+from rlcore.compose.recipe import OPEN_KEYS, algorithm_lines, decides, flatten, resets, settable
 from rlcore.config import Config, all_keys
-from rlcore.errors import ConfigError
+from rlcore.errors import ConfigError, nearest
+
+
+@functools.cache
+def schema() -> DictConfig:
+    """config.py as OmegaConf has it, all at its defaults. Not to be changed: take a copy."""
+    return typing.cast(DictConfig, OmegaConf.structured(Config))
 
 
 def root_key(key: str) -> str:
@@ -23,7 +30,7 @@ class Merger:
     """The config so far. `set_by` has the keys the user wrote, `origins` every key that was set: key -> where."""
 
     def __init__(self) -> None:
-        self.config = typing.cast(DictConfig, OmegaConf.structured(Config))
+        self.config = schema().copy()
         self.keys = all_keys()
         self.errors: list[str] = []
         self.set_by: dict[str, str] = {}
@@ -58,11 +65,8 @@ class Merger:
             self.set_by.pop(root, None)
 
     def algorithm(self, name: Any, origin: str) -> None:
-        """An algorithm over what is there already: that forgets its own (see recipe.resets), then takes these lines.
-
-        So no line of another algorithm or of a lower layer mixes with the paper's, and none of them counts as the
-        user's any more: it need not have an effect.
-        """
+        """An algorithm over what is there already: what lower layers say about the method is forgotten (recipe.resets)
+        and does not count as the user's any more, so that nothing mixes with the paper's lines."""
         if isinstance(name, dict):  # `algorithm={name: ppo}`; a file's comes flat
             for key, value in flatten({"algorithm": name}).items():
                 self.put(key, value, origin, users=True)
@@ -72,11 +76,10 @@ class Merger:
         except ConfigError as e:
             self.errors.append(f"algorithm ({origin}): {e}")
             return
-        defaults = OmegaConf.structured(Config)
         for key in [k for k in self.origins if decides(k)]:
             self.set_by.pop(key, None)
             if resets(key):
-                self._to_default(key, defaults)
+                self._to_default(key)
                 del self.origins[key]
         self.config.algorithm = name
         self.origins["algorithm"] = origin
@@ -90,16 +93,15 @@ class Merger:
         """List every `${...}` that leads nowhere; its key goes back to the default, so that check() can go on."""
         broken = self._unresolved()
         self.errors += broken.values()
-        defaults = OmegaConf.structured(Config)
         for key in broken:
-            self._to_default(key, defaults)
+            self._to_default(key)
 
     def missing(self) -> list[str]:
         return sorted(k for k in self.keys if OmegaConf.is_missing(*_parent(self.config, k)))
 
-    def _to_default(self, key: str, defaults: DictConfig) -> None:
+    def _to_default(self, key: str) -> None:
         section, leaf = _parent(self.config, key)
-        section[leaf] = typing.cast(Any, OmegaConf.to_container(_parent(defaults, key)[0]))[leaf]
+        section[leaf] = typing.cast(Any, OmegaConf.to_container(_parent(schema(), key)[0]))[leaf]
 
     def _unresolved(self) -> dict[str, str]:
         """Of the keys that were set, those whose `${...}` has no value, or none of the key's type: key -> the error."""

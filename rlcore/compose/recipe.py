@@ -6,9 +6,8 @@ recipes. An algorithm is a preset of the few keys that make a method: recipes/al
 
 from __future__ import annotations
 
-import difflib
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from rlcore.errors import ConfigError
+from rlcore.errors import ConfigError, nearest
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 ALGORITHMS = RECIPES / "algorithm"
@@ -27,13 +26,26 @@ OPEN_KEYS = ("rollout.vllm_args", "actor.deepspeed_args", "reward.args", "reward
 
 # What an algorithm may set. The second part fits a method to a model and a task, and outlives a change of algorithm.
 _THE_METHOD = (
-    "advantage.", "loss.", "kl.", "critic.", "reference.refresh_steps", "reward.overlong_fraction",
-    "rollout.dynamic_draws", "rollout.greedy_baseline", "rollout.train_truncated",
-)  # fmt: skip
+    "advantage.",
+    "loss.",
+    "kl.",
+    "critic.",
+    "reference.refresh_steps",
+    "reward.overlong_fraction",
+    "rollout.dynamic_draws",
+    "rollout.greedy_baseline",
+    "rollout.train_truncated",
+)
 _ITS_FIT = (
-    "correction.", "critic.learning_rate", "critic.path", "critic.whiten_returns", "critic.warmup_steps",
-    "reward.overlong_penalty", "actor.epochs_per_step", "actor.minibatches_per_step",
-)  # fmt: skip
+    "correction.",
+    "critic.learning_rate",
+    "critic.path",
+    "critic.whiten_returns",
+    "critic.warmup_steps",
+    "reward.overlong_penalty",
+    "actor.epochs_per_step",
+    "actor.minibatches_per_step",
+)
 
 
 def settable(key: str) -> bool:
@@ -146,13 +158,3 @@ def flatten(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[full] = value
     return flat
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """`; did you mean X?` or nothing. A bare last part (`learning_rate`) finds its full key (`actor.learning_rate`)."""
-    known, word = list(known), word.lower()
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    tail = difflib.get_close_matches(word.split(".")[-1], [k.split(".")[-1] for k in known], n=1, cutoff=0.75)
-    if tail and not (close and close[0].split(".")[-1] == tail[0]):
-        close = difflib.get_close_matches(word, [k for k in known if k.split(".")[-1] == tail[0]], n=1, cutoff=0.0)
-    return f"; did you mean {close[0]}?" if close else ""

@@ -1,66 +1,85 @@
 """Keys that nothing reads under this configuration, as far as other keys decide it: known before a run, not at its end.
 
-What is not in the table is found when the run is over (cli.py compares with what was read).
+Only what surely has no effect is in the table; what nothing has read all the same is said when the run is over.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import Enum
 from typing import Any, NamedTuple
 
 from rlcore.compose.function_names import built_in
+from rlcore.compose.stages import stage_of
 from rlcore.config import Config, all_keys, value_of
 
 
 class _Needs(NamedTuple):
-    """A key is read only where the value of another one, `key`, passes `test`; `remedy` says how it would."""
+    """A key is read only where `test` holds, which is about the value of another one, `key`; `remedy` makes it hold."""
 
     key: str
-    test: Callable[[Any], bool]
+    test: Callable[[Config], bool]
     remedy: str
 
 
 def _one_of(key: str, *names: str) -> _Needs:
     *others, last = names
     choice = f"{', '.join(others)} or {last}" if others else last
-    return _Needs(key, lambda value: _plain(value) in names, f"choose {choice}")
+    return _Needs(key, lambda cfg: _plain(value_of(cfg, key)) in names, f"choose {choice}")
+
+
+def _equals(key: str, value: str) -> _Needs:
+    return _one_of(key, value)._replace(remedy=f"set {key}={value}")
 
 
 def _above_0(key: str) -> _Needs:
-    return _Needs(key, lambda value: value > 0, f"set {key} above 0")
+    return _Needs(key, lambda cfg: value_of(cfg, key) > 0, f"set {key} above 0")
 
 
-_GRPO, _CLIPPED = _one_of("advantage.name", "grpo"), _one_of("loss.name", "ppo_clip", "gspo", "cispo")
-_SAPO, _KL, _TARGET = _one_of("loss.name", "sapo"), _above_0("kl.coef"), _Needs("kl.target", bool, "set kl.target")
-_READ_WITH: dict[str, tuple[_Needs, ...]] = {
-    "advantage.std_normalize": (_GRPO,),
-    "advantage.epsilon": (_GRPO, _Needs("advantage.std_normalize", bool, "set advantage.std_normalize=true")),
-    "advantage.gamma": (_one_of("advantage.name", "gae", "reinforce_plus_plus"),),
-    "advantage.gae_lambda": (_one_of("advantage.name", "gae"),),
-    "loss.clip_low": (_CLIPPED,),
-    "loss.clip_high": (_CLIPPED,),
-    "loss.dual_clip": (_one_of("loss.name", "ppo_clip"),),
-    "loss.tau_positive": (_SAPO,),
-    "loss.tau_negative": (_SAPO,),
-    "loss.length_constant": (_one_of("loss.aggregation", "constant_length"),),
-    "correction.low": (_one_of("correction.name", "mask_token", "reject_sequence"),),
-    "correction.high": (
-        _one_of("correction.name", "truncate_token", "truncate_sequence", "mask_token", "reject_sequence"),
-    ),
-    "kl.place": (_KL,),
-    "kl.estimator": (_KL,),
-    "kl.unbiased_gradient": (_KL, _one_of("kl.place", "loss")),
-    "kl.target": (_KL,),
-    "kl.horizon": (_KL, _TARGET),
-    "reference.ranks": (_KL,),
-    "reference.refresh_steps": (_KL,),
-    "reward.overlong_penalty": (_above_0("reward.overlong_fraction"),),
-} | {key: (_above_0("critic.ranks"),) for key in all_keys() if key.startswith("critic.") and key != "critic.ranks"}
-_READ_WITH |= {
-    f"reward_model.{leaf}": (_Needs("reward.fns", lambda fns: "reward_model" in fns, "add reward_model to reward.fns"),)
-    for leaf in ("path", "ranks")
-}
+def _not_empty(key: str) -> _Needs:
+    return _Needs(key, lambda cfg: bool(value_of(cfg, key)), f"set {key}")
+
+
+def _listed(key: str, name: str) -> _Needs:
+    return _Needs(key, lambda cfg: name in value_of(cfg, key), f"add {name} to {key}")
+
+
+def _keys(*beginnings: str) -> list[str]:
+    return [key for key in all_keys() if key.startswith(beginnings)]
+
+
+def _table(*rows: tuple[_Needs, Iterable[str]]) -> dict[str, tuple[_Needs, ...]]:
+    """What each key needs, in the order of `rows`."""
+    table: dict[str, tuple[_Needs, ...]] = {}
+    for needs, keys in rows:
+        for key in keys:
+            table[key] = (*table.get(key, ()), needs)
+    return table
+
+
+_CORRECTIONS = ("truncate_token", "truncate_sequence", "mask_token", "reject_sequence")
+_READ_WITH = _table(
+    (_one_of("advantage.name", "grpo"), ["advantage.std_normalize", "advantage.epsilon"]),
+    (_equals("advantage.std_normalize", "true"), ["advantage.epsilon"]),
+    (_one_of("advantage.name", "gae", "reinforce_plus_plus"), ["advantage.gamma"]),
+    (_one_of("advantage.name", "gae"), ["advantage.gae_lambda"]),
+    (_one_of("loss.name", "ppo_clip", "gspo", "cispo"), ["loss.clip_low", "loss.clip_high"]),
+    (_one_of("loss.name", "ppo_clip"), ["loss.dual_clip"]),
+    (_one_of("loss.name", "sapo"), ["loss.tau_positive", "loss.tau_negative"]),
+    (_one_of("loss.name", "dpo"), ["loss.beta"]),
+    (_one_of("loss.aggregation", "constant_length"), ["loss.length_constant"]),
+    (_one_of("correction.name", "mask_token", "reject_sequence"), ["correction.low"]),
+    (_one_of("correction.name", *_CORRECTIONS), ["correction.high"]),
+    (_above_0("kl.coef"), [key for key in _keys("kl.", "reference.") if key != "kl.coef"]),
+    (_one_of("kl.place", "loss"), ["kl.unbiased_gradient"]),
+    (_not_empty("kl.target"), ["kl.horizon"]),
+    (_above_0("reward.overlong_fraction"), ["reward.overlong_penalty"]),
+    (_above_0("critic.ranks"), [key for key in _keys("critic.") if key != "critic.ranks"]),
+    (_listed("reward.fns", "reward_model"), _keys("reward_model.")),
+    (_not_empty("data.eval"), _keys("eval.")),
+    (_listed("tracker.sinks", "wandb"), ["tracker.project", "tracker.name"]),
+    (_equals("ray.address", "null"), ["ray.object_store_mib"]),
+)
 # Only one kind of device reads these. A recipe that runs on both may set both.
 OF_ONE_DEVICE = {"rollout.kv_cache_gib", "rollout.device_memory_fraction", "actor.offload"}
 _READ_BY_A_FUNCTION = ("advantage.name", "loss.name")  # which gets its whole section
@@ -72,13 +91,19 @@ def idle(cfg: Config, set_by: dict[str, str]) -> dict[str, str]:
 
     A user's own advantage or loss function may read whatever is in its section.
     """
-    own = [k.partition(".")[0] for k in _READ_BY_A_FUNCTION if value_of(cfg, k) not in built_in(k)]
+    stage = stage_of(cfg.loss.name)
+    own: list[str] = []
+    if stage.loss is None:
+        own = [k.partition(".")[0] for k in _READ_BY_A_FUNCTION if value_of(cfg, k) not in built_in(k)]
     errors: dict[str, str] = {}
     for key, origin in set_by.items():
+        if (why := stage.why_unread(key, cfg)) is not None:
+            errors[key] = f"{key} ({origin}): {why}"
+            continue
         for needs in _READ_WITH.get(key, ()) if key.partition(".")[0] not in own else ():
-            value = value_of(cfg, needs.key)
-            if not needs.test(value):
-                how = f"nothing reads it with {needs.key} {_plain(value)}; remove it or {needs.remedy}"
+            if not needs.test(cfg):
+                shown = _plain(value_of(cfg, needs.key))
+                how = f"nothing reads it with {needs.key} {shown}; remove it or {needs.remedy}"
                 errors[key] = f"{key} ({origin}): {how}"
                 break
     return errors

@@ -1,4 +1,4 @@
-"""Dataset rows to conversations: which column is what, message lists in all their forms, the prompt template."""
+"""Dataset rows to conversations, and conversations to tokens: columns, message lists, both kinds of templates."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rlcore.config import DataConfig
-from rlcore.data.sources import Row, Rows, nearest
-from rlcore.errors import ConfigError, DataError
+from rlcore.data.sources import Row, Rows
+from rlcore.errors import ConfigError, DataError, nearest
 
 Message = Mapping[str, Any]
 Template = list[tuple[str, str | None]]  # literal text, then the column after it
@@ -182,3 +182,56 @@ def _fill(message: Message, template: Template, loaded: Rows, i: int) -> Message
 def as_text(value: Any) -> str:
     """A cell as text: text as it is, anything else as JSON (72, true, {"ground_truth": "72"})."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def conversation_tokens(
+    tokenizer: Any, conversation: Sequence[Message], chat_template: bool, generation_prompt: bool = False
+) -> list[int]:
+    """The tokens of a conversation; with `generation_prompt`, of one that the assistant is to answer next.
+
+    A chat template writes its own special tokens; the plain contents get those that the tokenizer puts around any text.
+    Raises ValueError when this conversation cannot be done, DataError when none can.
+    """
+    if chat_template:
+        text = _rendered(tokenizer, conversation, generation_prompt)
+    else:
+        text = _plain(conversation, generation_prompt)
+    tokens = tokenizer(text, add_special_tokens=not chat_template)["input_ids"]
+    if not tokens:
+        raise ValueError(f"the {'prompt' if generation_prompt else 'conversation'} has no tokens")
+    return tokens
+
+
+def _rendered(tokenizer: Any, conversation: Sequence[Message], generation_prompt: bool) -> str:
+    if not tokenizer.chat_template:
+        raise DataError("the tokenizer has no chat template; with a base model set data.chat_template=False")
+    messages = [dict(message) for message in conversation]
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation_prompt)
+    except Exception as e:  # a template is a program of the model's authors and raises what it likes
+        raise ValueError(f"the tokenizer's chat template refuses it: {type(e).__name__}: {e}") from e
+
+
+def _plain(conversation: Sequence[Message], generation_prompt: bool) -> str:
+    contents = [message["content"] for message in conversation]
+    texts = [content for content in contents if isinstance(content, str)]
+    if generation_prompt and (len(contents), len(texts)) != (1, 1):
+        raise ValueError("several messages (a system prompt is one) need a chat template; set data.chat_template=True")
+    if len(texts) < len(contents):
+        raise ValueError("a message that is not text needs a chat template, which the tokenizer lacks")
+    return "".join(texts)
+
+
+def prompt_tokens(where: str, conversation: Sequence[Message], cfg: DataConfig, tokenizer: Any) -> list[int]:
+    """The tokens of what the assistant is to answer. DataError names the row, which is at `where`."""
+    try:
+        return conversation_tokens(tokenizer, conversation, cfg.chat_template, generation_prompt=True)
+    except ValueError as e:
+        raise DataError(f"{where}: {e}") from e
+
+
+def response_tokens(text: str, tokenizer: Any) -> list[int]:
+    """The tokens of an answer that is to be learned: its text's, then the end-of-sequence token."""
+    if tokenizer.eos_token_id is None:
+        raise DataError("the tokenizer has no end-of-sequence token, so a response cannot be taught to end")
+    return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]

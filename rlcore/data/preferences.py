@@ -1,86 +1,152 @@
-"""Preference rows to pairs of token sequences: what `rlcore train-rm` learns from.
+"""Preference rows: two answers to one conversation, of which the first is preferred. What reward models and DPO learn.
 
 A row has the columns chosen and rejected: text, or lists of messages. Text, and messages that begin with the
 assistant's, answer the prompt column; other messages are the whole conversation, whose prompt is what both begin with.
-Text without a prompt column is the whole text, which needs data.chat_template=false.
+Text without a prompt column is the whole text. See docs/data.md.
 """
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rlcore.config import DataConfig
-from rlcore.data.conversation import Message, cell, is_message, read_rows
-from rlcore.data.prompts import Order
-from rlcore.data.sources import Row, Rows, load_rows
+from rlcore.data.answered import AnsweredRows, answer
+from rlcore.data.conversation import (
+    Message,
+    Read,
+    as_text,
+    cell,
+    conversation_tokens,
+    is_message,
+    prompt_tokens,
+    read_rows,
+    response_tokens,
+)
+from rlcore.data.prompts import as_prompts
+from rlcore.data.sources import Row, Rows, load_sources
 from rlcore.errors import DataError
+from rlcore.records import Group, Prompt, Rollout
 
 _COLUMNS = ("chosen", "rejected")
+_REWARDS = (1.0, 0.0)
 _PROMPT = "prompt"  # the column that the common beginning of two conversations is put into
 
-
-class Pair(NamedTuple):
-    """The tokens of two whole conversations, of which the first is preferred."""
-
-    chosen: list[int]
-    rejected: list[int]
+Answers = tuple[list[Message], list[Message]]  # chosen and rejected
 
 
-class Pairs:
-    """The pairs of one or several sources, in an order that is a function of (seed, epoch) alone and that resumes.
+class Pairs(AnsweredRows):
+    """Pairs of whole conversations, for a model that scores them: groups of two, the preferred one first.
 
-    `tokenize` makes the tokens of a whole conversation, or raises ValueError. `dropped` counts the pairs left out: one
-    of the two is longer than `most_tokens`, or both are the same. Raises DataError for a row that cannot be used.
+    Each ends with one token more, the only one in the mask: its value is the conversation's score. `dropped` counts the
+    pairs of equal conversations, or of one longer than `data.max_prompt_tokens + max_response_tokens`.
     """
 
     def __init__(
-        self, sources: Sequence[str], cfg: DataConfig, tokenize: Callable[[Sequence[Message]], list[int]], seed: int,
-        most_tokens: int,
-    ) -> None:  # fmt: skip
-        loaded = [load_rows(source) for source in sources]
-        found = [pair for rows in loaded for pair in _read(rows, cfg, tokenize)]
-        self._pairs = [p for p in found if max(map(len, p)) <= most_tokens and p.chosen != p.rejected]
-        self.dropped = len(found) - len(self._pairs)
-        if not self._pairs:
-            raise DataError(
-                f"{', '.join(sources)}: all {self.dropped} pairs are of equal texts, or longer than {most_tokens} "
-                "tokens (data.max_prompt_tokens + rollout.max_response_tokens)"
-            )
-        self._order = Order(", ".join(sources), len(self._pairs), seed, cfg.shuffle)
-
-    def __len__(self) -> int:
-        return len(self._pairs)
-
-    def take(self, n: int) -> list[Pair]:
-        """The next n pairs; the end of an epoch runs on into the next."""
-        return [self._pairs[i] for i, _ in self._order.take(n)]
-
-    def all(self, limit: int = 0) -> list[Pair]:
-        """The first `limit` pairs in the order of the sources; 0: all. Does not move `take`."""
-        return self._pairs[: limit or None]
-
-    def state(self) -> dict[str, Any]:
-        """Where `take` stands, as plain JSON values."""
-        return self._order.state()
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on exactly where `state()` was taken. Raises DataError when the sources have changed since."""
-        self._order.restore(state)
+        self, sources: Sequence[str], cfg: DataConfig, tokenizer: Any, seed: int, max_response_tokens: int
+    ) -> None:
+        most = cfg.max_prompt_tokens + max_response_tokens
+        groups = [_to_score(pair, cfg, tokenizer, most) for pair in _pairs(sources, cfg)]
+        why = (
+            f"pairs are of equal texts, or longer than {most} tokens "
+            "(data.max_prompt_tokens + rollout.max_response_tokens)"
+        )
+        super().__init__(sources, groups, why, cfg, seed)
 
 
-def _read(loaded: Rows, cfg: DataConfig, tokenize: Callable[[Sequence[Message]], list[int]]) -> list[Pair]:
-    pairs = []
-    for i, conversations in enumerate(_conversations(loaded, cfg)):
-        for column, conversation in zip(_COLUMNS, conversations, strict=True):
-            _check_content(f"{loaded.at(i)}: {column}", conversation)
-        try:
-            pairs.append(Pair(*map(tokenize, conversations)))
-        except ValueError as e:
-            raise DataError(f"{loaded.at(i)}: {e}") from e
-    return pairs
+class ResponsePairs(AnsweredRows):
+    """Pairs of responses to one prompt, for a policy that learns from them: groups of two, the preferred one first.
+
+    The prompt's tokens are those of `Prompts`, a response's those of `Examples`. `dropped` counts the pairs of equal
+    responses, and those whose prompt or one of whose responses is too long.
+    """
+
+    def __init__(
+        self, sources: Sequence[str], cfg: DataConfig, tokenizer: Any, seed: int, max_response_tokens: int
+    ) -> None:
+        groups = [_to_learn(pair, cfg, tokenizer, max_response_tokens) for pair in _pairs(sources, cfg)]
+        why = (
+            f"pairs are of equal texts, or over {cfg.max_prompt_tokens} tokens of prompt or {max_response_tokens} of "
+            "response"
+        )
+        super().__init__(sources, groups, why, cfg, seed)
+
+
+def to_score(tokens: Sequence[int], pad: int | None) -> list[int]:
+    """A sequence and one token more, whose value is the sequence's score.
+
+    What transformers takes for padding at the end, tokens equal to `pad`, is left out, as there; of nothing but padding
+    the first token stays.
+    """
+    kept = list(tokens)
+    while len(kept) > 1 and kept[-1] == pad:
+        kept.pop()
+    return [*kept, 0]
+
+
+class _Pair(NamedTuple):
+    """A row, which is at `where`: its prompt without tokens, of no messages where the answers are whole texts."""
+
+    where: str
+    prompt: Prompt
+    answers: Answers
+
+
+def _to_score(pair: _Pair, cfg: DataConfig, tokenizer: Any, most: int) -> Group | None:
+    try:
+        whole = [
+            conversation_tokens(tokenizer, [*pair.prompt.messages, *messages], cfg.chat_template)
+            for messages in pair.answers
+        ]
+    except ValueError as e:
+        raise DataError(f"{pair.where}: {e}") from e
+    if max(map(len, whole)) > most or whole[0] == whole[1]:
+        return None
+    tokens = [to_score(each, tokenizer.pad_token_id) for each in whole]
+    texts = [as_text(messages[-1]["content"]) for messages in pair.answers]
+    return Group([answer(pair.prompt, *each) for each in zip(tokens, (1, 1), texts, _REWARDS, strict=True)])
+
+
+def _to_learn(pair: _Pair, cfg: DataConfig, tokenizer: Any, max_response_tokens: int) -> Group | None:
+    tokens = prompt_tokens(pair.where, _asked(pair), cfg, tokenizer)
+    prompt = dataclasses.replace(pair.prompt, tokens=tokens)
+    texts = [_only_text(f"{pair.where}: {c}", messages) for c, messages in zip(_COLUMNS, pair.answers, strict=True)]
+    responses = [response_tokens(text, tokenizer) for text in texts]
+    if len(tokens) > cfg.max_prompt_tokens or max(map(len, responses)) > max_response_tokens:
+        return None
+    if responses[0] == responses[1]:
+        return None
+
+    def rollout(response: list[int], text: str, reward: float) -> Rollout:
+        return answer(prompt, tokens + response, len(response), text, reward)
+
+    return Group([rollout(*each) for each in zip(responses, texts, _REWARDS, strict=True)])
+
+
+def _asked(pair: _Pair) -> list[Message]:
+    if not pair.prompt.messages:
+        raise DataError(f"{pair.where}: chosen and rejected are text without a prompt column; set data.prompt_column")
+    return list(pair.prompt.messages)
+
+
+def _only_text(where: str, messages: Sequence[Message]) -> str:
+    """The text of an answer of one message: of what comes after the first, the policy says only a part."""
+    content = messages[0]["content"]
+    if len(messages) > 1 or not isinstance(content, str):
+        raise DataError(f"{where}: must be one message of text, for a policy to learn from it")
+    return content
+
+
+def _pairs(sources: Sequence[str], cfg: DataConfig) -> Iterator[_Pair]:
+    for loaded in load_sources(sources):
+        read, said = _read(loaded, cfg)
+        for i, (prompt, answers) in enumerate(zip(as_prompts(loaded, read, cfg), said, strict=True)):
+            for column, messages in zip(_COLUMNS, answers, strict=True):
+                _check_content(f"{loaded.at(i)}: {column}", [*prompt.messages, *messages])
+            yield _Pair(loaded.at(i), prompt, answers)
 
 
 def _check_content(where: str, conversation: Sequence[Message]) -> None:
@@ -96,8 +162,8 @@ def _check_content(where: str, conversation: Sequence[Message]) -> None:
             )
 
 
-def _conversations(loaded: Rows, cfg: DataConfig) -> list[tuple[list[Message], list[Message]]]:
-    """Of each row: the two whole conversations."""
+def _read(loaded: Rows, cfg: DataConfig) -> tuple[Read, list[Answers]]:
+    """Of each row: what is answered, and both answers."""
     said = [(_said(loaded, i, "chosen"), _said(loaded, i, "rejected")) for i in range(len(loaded.rows))]
     whole = [any(messages[0]["role"] != "assistant" for messages in both) for both in said]
     if any(whole) != all(whole):
@@ -106,7 +172,7 @@ def _conversations(loaded: Rows, cfg: DataConfig) -> list[tuple[list[Message], l
             f"{_kind(whole[0])}; write all rows alike"
         )
     if not whole[0] and _is_bare_text(loaded, cfg):
-        return said
+        return Read([[] for _ in said], ["" for _ in said], [None for _ in said]), said
     if whole[0]:
         cut = [_common(*both) for both in said]
         for i, n in enumerate(cut):
@@ -121,7 +187,7 @@ def _conversations(loaded: Rows, cfg: DataConfig) -> list[tuple[list[Message], l
             raise DataError(
                 f"{loaded.at(i)}: a prompt must end before the assistant speaks, chosen and rejected with what it says"
             )
-    return [([*prompt, *a], [*prompt, *b]) for prompt, (a, b) in zip(prompts.messages, said, strict=True)]
+    return prompts, said
 
 
 def _check_beginning(where: str, prompt: Sequence[Message]) -> None:

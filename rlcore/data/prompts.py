@@ -1,4 +1,4 @@
-"""Dataset rows to prompts: fill the template, tokenize once, leave out what is too long, hand out in a seeded order.
+"""Dataset rows to prompts: read, tokenized once, left out where too long, handed out in a seeded order.
 
 Where rows come from is sources.py. The tokenizer is the caller's; nothing heavy is imported here.
 """
@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import random
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from rlcore.config import DataConfig
-from rlcore.data.conversation import Message, as_text, cell, read_rows
-from rlcore.data.sources import Rows, load_rows, nearest, source_names
-from rlcore.errors import DataError
-from rlcore.records import Prompt, Rollout
+from rlcore.data.conversation import Read, prompt_tokens, read_rows
+from rlcore.data.order import Order, in_epoch
+from rlcore.data.sources import Rows, load_sources
+from rlcore.errors import DataError, nearest
+from rlcore.records import Prompt
 
 
 class Prompts:
@@ -30,21 +30,18 @@ class Prompts:
         self._cfg, self._seed = cfg, seed
         self._rows: dict[str, Rows] = {}
         prompts: list[Prompt] = []
-        for name, loaded in zip(source_names(sources), map(load_rows, sources), strict=True):
-            self._rows[name] = loaded
-            own = untokenized(loaded, cfg, name)
-            tokens = _tokenize_prompts(loaded, [p.messages for p in own], cfg, tokenizer)
-            short = [
-                dataclasses.replace(p, tokens=ids)
-                for p, ids in zip(own, tokens, strict=True)
-                if len(ids) <= cfg.max_prompt_tokens
+        for loaded in load_sources(sources):
+            self._rows[loaded.name] = loaded
+            own = [
+                dataclasses.replace(p, tokens=prompt_tokens(loaded.at(i), p.messages, cfg, tokenizer))
+                for i, p in enumerate(untokenized(loaded, cfg, loaded.name))
             ]
+            short = [p for p in own if len(p.tokens) <= cfg.max_prompt_tokens]
             self.dropped += len(own) - len(short)
             prompts += short
         if not prompts:
-            raise DataError(
-                f"{self.sources}: all {self.dropped} prompts are longer than {cfg.max_prompt_tokens=} tokens"
-            )
+            most = f"{cfg.max_prompt_tokens} tokens (data.max_prompt_tokens)"
+            raise DataError(f"{self.sources}: all {self.dropped} prompts are longer than {most}")
         self._hold(prompts)
 
     def _hold(self, prompts: list[Prompt]) -> None:
@@ -61,9 +58,8 @@ class Prompts:
 
     def _number(self, prompt: Prompt, column: str) -> float:
         if column not in prompt.row:
-            raise DataError(
-                f"{self.at(prompt)}: no column {column}{nearest(column, prompt.row)}, which data.curriculum names"
-            )
+            hint = nearest(column, prompt.row)
+            raise DataError(f"{self.at(prompt)}: no column {column}, which data.curriculum names{hint}")
         value = prompt.row[column]
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise DataError(f"{self.at(prompt)}: column {column} is {value!r}; data.curriculum needs a number")
@@ -79,7 +75,7 @@ class Prompts:
 
     def take(self, n: int) -> list[Prompt]:
         """The next n prompts; the end of an epoch runs on into the next, and no row is left out of an epoch."""
-        return [_in_epoch(self._prompts[i], epoch) for i, epoch in self._order.take(n)]
+        return [in_epoch(self._prompts[i], epoch) for i, epoch in self._order.take(n)]
 
     def at(self, prompt: Prompt) -> str:
         """Where its row is: `data/train.jsonl, line 17`."""
@@ -103,98 +99,16 @@ class Prompts:
         self._order.restore(state)
 
 
-class Examples:
-    """Prompts with the response to learn: what `rlcore sft` trains on. Same order and resuming as `Prompts`.
-
-    A response is the response column (or, with messages, their last message when the assistant said it) and the
-    end-of-sequence token; only it is in the mask. `dropped` counts the rows whose prompt or response is too long.
-    """
-
-    def __init__(
-        self, sources: Sequence[str], cfg: DataConfig, tokenizer: Any, seed: int, max_response_tokens: int
-    ) -> None:
-        if tokenizer.eos_token_id is None:
-            raise DataError("the tokenizer has no end-of-sequence token, so a response cannot be taught to end")
-        self._examples: list[Rollout] = []
-        self.dropped = 0
-        for loaded in map(load_rows, sources):
-            own = _examples(loaded, cfg, tokenizer, max_response_tokens)
-            self.dropped += len(loaded.rows) - len(own)
-            self._examples += own
-        if not self._examples:
-            raise DataError(
-                f"{', '.join(sources)}: all {self.dropped} rows are over {cfg.max_prompt_tokens} tokens of prompt "
-                f"or {max_response_tokens} of response"
-            )
-        self._order = Order(", ".join(sources), len(self._examples), seed, cfg.shuffle)
-
-    def __len__(self) -> int:
-        return len(self._examples)
-
-    def take(self, n: int) -> list[Rollout]:
-        """The next n rows, as rollouts with mask on the response only, reward 0 and version 0."""
-        return [
-            dataclasses.replace(e, prompt=_in_epoch(e.prompt, epoch))
-            for e, epoch in ((self._examples[i], epoch) for i, epoch in self._order.take(n))
-        ]
-
-    def state(self) -> dict[str, Any]:
-        return self._order.state()
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        self._order.restore(state)
-
-
-class Order:
-    """Which row comes next: a new order every epoch, a function of (seed, epoch) alone. Epochs count from 1.
-
-    With `difficulty`, a number for each row, the rows of lower numbers come first in every epoch.
-    """
-
-    def __init__(
-        self, source: str, rows: int, seed: int, shuffle: bool, difficulty: Sequence[float] | None = None
-    ) -> None:
-        self._source, self._rows, self._seed, self._shuffle = source, rows, seed, shuffle
-        self._difficulty = difficulty
-        self._epoch, self._position = 1, 0
-        self._indices = self._of_epoch(1)
-
-    def _of_epoch(self, epoch: int) -> list[int]:
-        indices = list(range(self._rows))
-        if self._shuffle:
-            random.Random(f"data order {self._seed} {epoch}").shuffle(indices)
-        if self._difficulty is not None:
-            indices.sort(key=self._difficulty.__getitem__)
-        return indices
-
-    def take(self, n: int) -> list[tuple[int, int]]:
-        """The next n (row, epoch)."""
-        taken: list[tuple[int, int]] = []
-        while len(taken) < n:
-            if self._position == self._rows:
-                self._epoch, self._position = self._epoch + 1, 0
-                self._indices = self._of_epoch(self._epoch)
-            part = self._indices[self._position : self._position + n - len(taken)]
-            self._position += len(part)
-            taken += [(i, self._epoch) for i in part]
-        return taken
-
-    def state(self) -> dict[str, Any]:
-        return {"rows": self._rows, "seed": self._seed, "epoch": self._epoch, "position": self._position}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        for name, now in (("rows", self._rows), ("seed", self._seed)):
-            if state[name] != now:
-                raise DataError(f"{self._source}: {name} is {now}, was {state[name]} when saved: another data order")
-        self._epoch, self._position = state["epoch"], state["position"]
-        self._indices = self._of_epoch(self._epoch)
-
-
 def untokenized(loaded: Rows, cfg: DataConfig, name: str) -> list[Prompt]:
     """The rows of a source as prompts without tokens, with ids that begin with `name`."""
-    read = read_rows(loaded, cfg)
+    return as_prompts(loaded._replace(name=name), read_rows(loaded, cfg), cfg)
+
+
+def as_prompts(loaded: Rows, read: Read, cfg: DataConfig) -> list[Prompt]:
+    """The rows, read, as prompts without tokens, with ids that begin with the source's name."""
+    name, column = loaded.name, cfg.source_column
     return [
-        Prompt(f"{name}:{i}", [], answer, row, [dict(m) for m in messages], str(row.get(cfg.source_column) or name))
+        Prompt(f"{name}:{i}", [], answer, row, [dict(m) for m in messages], str(row.get(column) or name))
         for i, (row, messages, answer) in enumerate(zip(loaded.rows, read.messages, read.answers, strict=True))
     ]
 
@@ -203,68 +117,3 @@ def _place(prompt: Prompt) -> tuple[str, int]:
     """Name of the source and number of the row: `train.jsonl:17@2` is (train.jsonl, 17)."""
     name, _, row = prompt.id.partition("@")[0].rpartition(":")
     return name, int(row)
-
-
-def _in_epoch(prompt: Prompt, epoch: int) -> Prompt:
-    return prompt if epoch == 1 else dataclasses.replace(prompt, id=f"{prompt.id}@{epoch}")
-
-
-def _examples(loaded: Rows, cfg: DataConfig, tokenizer: Any, max_response_tokens: int) -> list[Rollout]:
-    read = read_rows(loaded, cfg, answers_needed=False)
-    prompts = _tokenize_prompts(loaded, read.messages, cfg, tokenizer)
-    texts = [_response(loaded, i, cfg, said) for i, said in enumerate(read.said)]
-    responses = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    return [
-        _example(Prompt(f"{loaded.name}:{i}", p, read.answers[i], row), [*r, tokenizer.eos_token_id], text)
-        for i, (row, p, r, text) in enumerate(zip(loaded.rows, prompts, responses, texts, strict=True))
-        if len(p) <= cfg.max_prompt_tokens and len(r) < max_response_tokens
-    ]
-
-
-def _example(prompt: Prompt, response: list[int], text: str) -> Rollout:
-    tokens = prompt.tokens + response
-    mask = [False] * len(prompt.tokens) + [True] * len(response)
-    return Rollout(prompt, tokens, [0.0] * len(tokens), mask, "stop", 0, text, 0.0)
-
-
-def _response(loaded: Rows, i: int, cfg: DataConfig, said: str | None) -> str:
-    """What is to be learned from row i: the response column, else the assistant's last message."""
-    column = cfg.response_column
-    if said is not None and column not in loaded.rows[i]:
-        return said
-    text = as_text(cell(loaded, i, column))
-    if not text:
-        raise DataError(f"{loaded.at(i)}: column {column} is empty")
-    return text
-
-
-def _tokenize_prompts(
-    loaded: Rows, conversations: Sequence[Sequence[Message]], cfg: DataConfig, tokenizer: Any
-) -> list[list[int]]:
-    """The token ids of each prompt. A chat template writes its own special tokens; plain text gets the tokenizer's."""
-    if cfg.chat_template:
-        texts = [_render(loaded.at(i), c, tokenizer) for i, c in enumerate(conversations)]
-    else:
-        texts = [_plain(loaded.at(i), c) for i, c in enumerate(conversations)]
-    tokens = tokenizer(texts, add_special_tokens=not cfg.chat_template)["input_ids"]
-    for i, ids in enumerate(tokens):
-        if not ids:
-            raise DataError(f"{loaded.at(i)}: the prompt has no tokens")
-    return tokens
-
-
-def _render(where: str, conversation: Sequence[Message], tokenizer: Any) -> str:
-    if not tokenizer.chat_template:
-        raise DataError("the tokenizer has no chat template; with a base model set data.chat_template=False")
-    try:
-        return tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
-    except Exception as e:  # a template is a program of the model's authors and raises what it likes
-        raise DataError(f"{where}: the tokenizer's chat template refuses it: {type(e).__name__}: {e}") from e
-
-
-def _plain(where: str, conversation: Sequence[Message]) -> str:
-    if len(conversation) > 1 or not isinstance(conversation[0]["content"], str):
-        raise DataError(
-            f"{where}: several messages (a system prompt is one) need a chat template; set data.chat_template=True"
-        )
-    return conversation[0]["content"]

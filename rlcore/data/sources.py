@@ -7,7 +7,6 @@ source, the line and what to do.
 from __future__ import annotations
 
 import csv
-import difflib
 import inspect
 import itertools
 import json
@@ -17,9 +16,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
+from rlcore.data.generate import GENERATORS
 from rlcore.data.generate import reasoning_gym as gym
-from rlcore.data.generate.names import GENERATORS
-from rlcore.errors import DataError
+from rlcore.errors import DataError, nearest
 
 Row = dict[str, Any]
 
@@ -61,6 +60,12 @@ def source_names(sources: Sequence[str]) -> list[str]:
             name = next(n for n in numbered if n not in own and n not in names)
         names.append(name)
     return names
+
+
+def load_sources(sources: Sequence[str]) -> Iterator[Rows]:
+    """`load_rows` of each, no two of the same name."""
+    for source, name in zip(sources, source_names(sources), strict=True):
+        yield load_rows(source)._replace(name=name)
 
 
 def load_rows(source: str) -> Rows:
@@ -200,9 +205,3 @@ def _argument(kind: type, text: str) -> Any:
 
 def _siblings(path: Path) -> Iterable[str]:
     return (p.name for p in path.parent.iterdir()) if path.parent.is_dir() else ()
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """For the end of an error: ` (did you mean question, query?)`, or nothing."""
-    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
-    return f" (did you mean {', '.join(close)}?)" if close else ""

@@ -1,46 +1,44 @@
-"""The parent of one reward worker. It ends the worker when the driver is gone, and whatever the worker leaves behind.
+"""The parent of one process of a pool: ends it when the driver is gone, and then whatever it has left behind.
 
-A worker that hangs in one C call notices nothing, and its children know nothing of the pool. The guard sleeps in a
-poll on the request pipe, which only the driver writes to: it reports the end of the driver however it ended. Orphans of
-the worker, in sessions of their own too, become the guard's children, so it finds them all when the worker has ended.
+A process that hangs in one C call notices nothing, and its children know nothing of the pool. The guard sleeps in a
+poll on the request pipe, which only the driver writes to: it reports the end of the driver however it ended. Orphans,
+in sessions of their own too, become the guard's children, so it finds them all when its process has ended.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import mmap
 import os
 import select
 import signal
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from rlcore.isolated.shared_state import Page
+from rlcore.processes import kill, tree
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
-_PAGE_BYTES = mmap.PAGESIZE
 _CLEAN_UP_SECONDS = 5.0  # processes that even SIGKILL does not end by then are given up
 
 
 def guarded(requests: int, others: Sequence[int], page: Page) -> None:
-    """Fork; return in the child, the worker, at the head of its own session. The parent stays behind as its guard.
+    """Fork; return in the child, at the head of its own session. The parent stays behind as its guard.
 
     requests, others  the protocol's file descriptors; the guard only watches the first for the end of the driver
-    page              gets the worker's pid, and its exit code in the end
+    page              gets the child's pid, and its exit code in the end
     """
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     guard = os.getpid()
-    worker = os.fork()
-    if worker:
+    child = os.fork()
+    if child:
         clean = False
         with contextlib.suppress(BaseException):
             for fd in (0, 1, 2, *others):
                 with contextlib.suppress(OSError):
                     os.close(fd)
-            clean = _watch(requests, worker, page)
+            clean = _watch(requests, child, page)
         os._exit(0 if clean else 1)
     os.setsid()  # a signal to its own group does not reach the guard
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -49,8 +47,8 @@ def guarded(requests: int, others: Sequence[int], page: Page) -> None:
     page.pid = os.getpid()
 
 
-def _watch(requests: int, worker: int, page: Page) -> bool:
-    """Until the worker has ended; whether nothing it started is left."""
+def _watch(requests: int, child: int, page: Page) -> bool:
+    """Until the child has ended; whether nothing it started is left."""
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
     os.set_blocking(woken, False)
@@ -61,31 +59,31 @@ def _watch(requests: int, worker: int, page: Page) -> bool:
     poll = select.poll()
     poll.register(woken, select.POLLIN)
     poll.register(requests, 0)  # an end of file is reported unasked
-    while (code := _reap(worker)) is None:
+    while (code := _reap(child)) is None:
         for fd, _ in poll.poll():
             if fd == requests:
                 poll.unregister(requests)
-                os.kill(worker, signal.SIGKILL)
+                os.kill(child, signal.SIGKILL)
             else:
                 os.read(woken, 4096)
     page.exit_code = code
-    return _end_orphans(worker)
+    return _end_orphans(child)
 
 
-def _reap(worker: int) -> int | None:
-    """Take every ended child; the worker's exit code if it is among them."""
+def _reap(child: int) -> int | None:
+    """Take all that have ended; the child's exit code if it is among them."""
     code = None
     with contextlib.suppress(ChildProcessError):
         while (ended := os.waitpid(-1, os.WNOHANG))[0]:
-            if ended[0] == worker:
+            if ended[0] == child:
                 code = os.waitstatus_to_exitcode(ended[1])
     return code
 
 
-def _end_orphans(worker: int) -> bool:
-    """SIGKILL the worker's group and all that became our child, until nothing is left; else the pool goes on."""
+def _end_orphans(child: int) -> bool:
+    """SIGKILL the child's group and all that became ours, until nothing is left; else the pool goes on."""
     with contextlib.suppress(OSError):
-        os.killpg(worker, signal.SIGKILL)
+        os.killpg(child, signal.SIGKILL)
     until = time.monotonic() + _CLEAN_UP_SECONDS
     while time.monotonic() < until:
         try:
@@ -93,29 +91,12 @@ def _end_orphans(worker: int) -> bool:
                 continue
         except ChildProcessError:
             return True
-        for pid in [pid for pid, each in processes().items() if each.parent == os.getpid()]:
-            with contextlib.suppress(OSError):
-                os.kill(pid, signal.SIGKILL)
+        kill(tree(os.getpid())[1:])
         time.sleep(0.002)
     return False
 
 
-class Stat(NamedTuple):
-    parent: int
-    resident_bytes: int
-
-
-def processes() -> dict[int, Stat]:
-    """All processes of this machine by pid, from one look at each."""
-    found = {}
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
-            found[int(pid)] = Stat(int(fields[1]), int(fields[21]) * _PAGE_BYTES)
-    return found
-
-
 def _prctl(option: int, value: int) -> None:
-    """Where the system has no such call, clean-up reaches the worker's process group only."""
+    """Where the system has no such call, clean-up reaches the child's process group only."""
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).prctl(option, value, 0, 0, 0)

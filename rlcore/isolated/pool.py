@@ -1,83 +1,56 @@
-"""Reward functions in killable worker processes: a sample that hangs or crashes costs only itself.
+"""Somebody else's functions in killable processes: a submission that hangs or crashes costs only itself.
 
-    pool = Pool([Fn("gsm8k", "gsm8k")], workers=2, timeout_seconds=10.0, memory_mib=4096)
-    pool.ready(deadline_seconds=60.0)
-    pool.submit(key, prompt, Response("so it is 72"))
-    for key, outcomes in pool.poll(wait_seconds=0.1): outcomes["gsm8k"].reward
-    pool.close()
-
-Every function scores every sample in a call of its own, so one that fails takes no other's outcome with it. Plain
-functions get one sample at a time. Batched ones, and readers of gold answers, get what is waiting, up to 64 samples; a
-batch that raises, overruns or crashes is scored again one by one, one that returns no list of its length is bad_value
-as a whole. Async ones run side by side, up to 64 samples in a process; when the process hangs or dies those in it are
-scored again one by one.
-
-A worker that dies, overruns or holds too much memory is killed with everything it started, and replaced; what it had
-not begun goes to another. A sample that ends a worker in which an earlier one left threads or processes is scored once
-more in a new one: it may not be its own fault. One thread at a time may use a pool.
+pool = Pool(Hello("rewards.worker.rules", {...}, "reward", 10.0, 4096), ["gsm8k"], processes=2)
+pool.ready(deadline_seconds=60.0); pool.submit(key, prompt, Response("so it is 72"))
+for key, outcomes in pool.poll(wait_seconds=0.1): outcomes["gsm8k"].reward   # in the end pool.close()
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 import selectors
 import time
 from collections import deque
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
-from rewards import GOLD
-from rewards.outcomes import Outcome
-from rewards.signatures import Fn
-from rewards.worker import APART, FRESH
 from rlcore.errors import ConfigError, RewardError
-from rlcore.isolated.process import Frame, Process, Task, memory_bytes, own_bytes, tree
+from rlcore.isolated.frames import APART, FRESH, Hello
+from rlcore.isolated.memory import memory_bytes, own_bytes
+from rlcore.isolated.outcome import Outcome
+from rlcore.isolated.process import Frame, Process, Task
+from rlcore.isolated.rule import Submission
+from rlcore.processes import tree
 from rlcore.records import Prompt, Response
 
 _LOOK_SECONDS = 0.2  # how often the clock and the processes are looked at while nothing arrives
-_AHEAD_SECONDS = 0.25  # work a worker is given in advance, so that it need not wait for the next poll
-_AHEAD_SAMPLES = 64  # also most samples of a batch, and most that one worker scores side by side
+_AHEAD_SECONDS = 0.25  # work a process is given in advance, so that it need not wait for the next poll
+_AHEAD = 64  # submissions; also the most of a batch, and the most that one process has side by side
 _MEMORY_LOOK_SECONDS = 1.0
-_GRACE_SECONDS = 1.0  # workers end async calls themselves; later than this they hang
-_STUCK_SECONDS = 5.0  # without a sample begun, a worker with work to do is stuck
+_GRACE_SECONDS = 1.0  # processes end async calls themselves; later than this they hang
+_STUCK_SECONDS = 5.0  # without a call begun, a process with work to do is stuck
 _START_SECONDS = 120.0  # a replacement that has not loaded its functions by then has failed
 _START_FAILURES = 5  # in a row, before the pool gives up
 
 
 class Pool:
-    """Scores samples with `fns` in `workers` processes, started here and kept warm.
+    """Puts submissions to rules in `processes` processes, started here and kept warm. Timeouts need somebody who polls.
 
-    timeout_seconds  of one call, counted from its beginning in the worker
-    memory_mib       that one worker may have; with its children, at the time somebody looks
-    context          keyword arguments for all functions that have parameters of these names
+    names       what the rules are called, in the order in which `hello.loader` returns them
+    on_request  what the further rules are called that it returns: those asked only where `submit` names them
 
-    Raises ConfigError for values that cannot work, `ready` for functions that cannot be loaded; `poll` raises
-    RewardError when workers cannot be kept alive. Timeouts need somebody who polls.
+    Raises ConfigError for values that cannot work, `ready` for rules that cannot be loaded; `poll` raises RewardError
+    when processes cannot be kept alive. One thread at a time may use a pool. What a failure costs: docs/isolation.md.
     """
 
-    def __init__(
-        self,
-        fns: Sequence[Fn],
-        workers: int,
-        timeout_seconds: float,
-        memory_mib: int,
-        context: Mapping[str, Any] | None = None,
-    ) -> None:
-        _check(workers, timeout_seconds, memory_mib)
-        self.names = [fn.name for fn in fns]
-        assert fns and len(set(self.names)) == len(fns), f"names of functions: {self.names}"
-        self._rules = [*self.names, *(fn.name for fn in fns if fn.spec in GOLD)]  # as the worker numbers them
-        self._kinds: list[tuple[bool, bool]] = []  # of each: many samples a call, async
-        self._timeout = timeout_seconds
-        self._memory_mib = memory_mib
-        self._hello = {
-            "fns": list(fns),
-            "context": dict(context or {}),
-            "timeout_seconds": timeout_seconds,
-            "memory_mib": memory_mib,
-        }
+    def __init__(self, hello: Hello, names: Sequence[str], processes: int, on_request: Sequence[str] = ()) -> None:
+        _check(hello, processes)
+        self.names, self.on_request = list(names), list(on_request)
+        self._rules = self.names + self.on_request  # as the processes number them
+        assert self.names and len(set(self._rules)) == len(self._rules), f"names of rules: {self._rules}"
+        self._kinds: list[tuple[bool, bool]] = []  # of each: many submissions a call, async
+        self._hello = hello
         self._cwd = os.getcwd()
         self._selector = selectors.EpollSelector()
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)  # rings when a result is there without an answer
@@ -89,18 +62,18 @@ class Pool:
         self._frames = 0
         self._open = 0  # tasks not done
         self._start_failures = 0
-        self._seconds = [0.01] * len(self._rules)  # of a sample, moving mean; a first guess
+        self._seconds = [0.01] * len(self._rules)  # of a submission, moving mean; a first guess
         self._memory_look = 0.0
-        self._processes = [self._start() for _ in range(workers)]
+        self._processes = [self._start() for _ in range(processes)]
 
     @property
     def pending(self) -> int:
-        """Samples submitted whose outcomes `poll` has not returned."""
+        """Submissions whose outcomes `poll` has not returned."""
         return self._open + len(self._done)
 
     @property
     def pids(self) -> list[int]:
-        """Process ids of the workers now; each leads a process group of the same number."""
+        """Ids of the processes now; each leads a process group of the same number."""
         return [p.pid for p in self._processes]
 
     def fileno(self) -> int:
@@ -108,31 +81,28 @@ class Pool:
         return self._selector.fileno()
 
     def ready(self, deadline_seconds: float) -> None:
-        """Wait until every worker has loaded the functions. ConfigError says why one cannot."""
+        """Wait until every process has loaded the rules. ConfigError says why one cannot."""
         until = time.monotonic() + deadline_seconds
         while not all(p.ready for p in self._processes):
             try:
                 self._advance(min(_LOOK_SECONDS, max(0.0, until - time.monotonic())))
             except RewardError as e:
-                raise ConfigError(f"reward.fns: loading ends the process: {e}") from e
+                raise ConfigError(f"{self._hello.section}.fns: loading ends the process: {e}") from e
             if time.monotonic() > until and not all(p.ready for p in self._processes):
-                raise ConfigError(f"reward.fns: {', '.join(self.names)} not loaded within {deadline_seconds:g} s")
+                who = f"{self._hello.section}.fns: {', '.join(self.names)}"
+                raise ConfigError(f"{who} not loaded within {deadline_seconds:g} s")
 
     def submit(self, key: Hashable, prompt: Prompt, response: Response, names: Sequence[str] | None = None) -> None:
-        """Queue one sample for the functions `names` (None: all); `key` comes back with their outcomes."""
-        wanted = self.names if names is None else names
-        self._queue(key, prompt, response, [self.names.index(name) for name in wanted])
-        self._feed()
+        """Queue one response for the rules `names` (None: all but those on request); `key` comes back with outcomes."""
+        self.submit_all([(key, Submission(prompt, response))], names)
 
-    def check_gold(self, prompts: Iterable[tuple[Hashable, Prompt]]) -> None:
-        """Queue the gold answers of (key, prompt) pairs for the functions that can say whether they can read them.
-
-        Each comes out of `poll` with an outcome of each of these functions: status "unparseable_gold", or "" if all is
-        well. They get the prompts without tokens and messages.
-        """
-        readers = range(len(self.names), len(self._rules))
-        for key, prompt in prompts:
-            self._queue(key, dataclasses.replace(prompt, tokens=[], messages=[]), Response(""), readers)
+    def submit_all(
+        self, submissions: Iterable[tuple[Hashable, Submission]], names: Sequence[str] | None = None
+    ) -> None:
+        """`submit` many: rules that take several at a time get full batches from the first on."""
+        rules = [self._rules.index(name) for name in (self.names if names is None else names)]
+        for key, submission in submissions:
+            self._queue(key, submission, rules)
         self._feed()
 
     def poll(self, wait_seconds: float) -> list[tuple[Any, dict[str, Outcome]]]:
@@ -145,7 +115,7 @@ class Pool:
         return done
 
     def close(self) -> None:
-        """End every worker and all they started. Samples still pending are dropped."""
+        """End every process and all they started. What is still pending is dropped."""
         for process in self._processes:
             process.kill()
         for process in self._processes:
@@ -157,10 +127,10 @@ class Pool:
             os.close(self._bell)
             self._bell = -1
 
-    def _queue(self, key: Any, prompt: Prompt, response: Response, rules: Sequence[int]) -> None:
+    def _queue(self, key: Any, submission: Submission, rules: Sequence[int]) -> None:
         self._tasks += 1
         self._open += 1
-        task = Task(self._tasks, key, prompt, response, set(rules))
+        task = Task(self._tasks, key, submission, set(rules))
         for rule in rules:
             self._queues[rule].append(task)
         if not rules:
@@ -202,10 +172,10 @@ class Pool:
             self._selector.unregister(process.requests)
 
     def _feed(self) -> None:
-        """Give what is queued to the workers with least to do."""
+        """Give what is queued to the processes with least to do."""
         hungry = [p for p in self._processes if p.ready and not p.page.retired]
         while hungry:
-            process = min(hungry, key=lambda p: p.samples)
+            process = min(hungry, key=lambda p: p.submissions)
             frame = self._next(process)
             if frame is None:
                 hungry.remove(process)
@@ -216,9 +186,9 @@ class Pool:
             self._flush(process)
 
     def _next(self, process: Process) -> Frame | None:
-        """What to give to this worker now, if anything.
+        """What to give to this process now, if anything.
 
-        Async calls and others never share a worker at one time: the first would stand still. A worker that is at one
+        Async calls and others never share a process at one time: the first would stand still. A process that is at one
         kind goes on with it while older than what waits of the other.
         """
         first = process.first
@@ -238,24 +208,24 @@ class Pool:
             return None
         rule = fits[0][1]
         many, concurrent = self._kinds[rule]
-        if concurrent and process.samples >= _AHEAD_SAMPLES:
+        if concurrent and process.submissions >= _AHEAD:
             return None
         if not concurrent and not self._has_room(process, rule, many):
             return None
         queue = self._queues[rule]
-        count = self._batch(rule, _AHEAD_SAMPLES - process.samples if concurrent else _AHEAD_SAMPLES) if many else 1
+        count = self._batch(rule, _AHEAD - process.submissions if concurrent else _AHEAD) if many else 1
         return self._frame(rule, [queue.popleft() for _ in range(count)], concurrent=concurrent)
 
     def _has_room(self, process: Process, rule: int, many: bool) -> bool:
-        """Whether a worker may be given one more call to make after those it has: none beside a batch."""
+        """Whether a process may be given one more call to make after those it has: none beside a batch."""
         if process.first is None or many or len(process.first.tasks) > 1:
             return process.first is None
-        return process.samples < max(1, min(_AHEAD_SAMPLES, int(_AHEAD_SECONDS / self._seconds[rule])))
+        return process.submissions < max(1, min(_AHEAD, int(_AHEAD_SECONDS / self._seconds[rule])))
 
     def _batch(self, rule: int, most: int) -> int:
         """How many of a queue to score in one call: a fair share, and as many as are done in half the timeout."""
         share = math.ceil(len(self._queues[rule]) / sum(p.ready for p in self._processes))
-        return max(1, min(most, share, int(self._timeout / 2 / self._seconds[rule])))
+        return max(1, min(most, share, int(self._hello.timeout_seconds / 2 / self._seconds[rule])))
 
     def _frame(self, rule: int, tasks: list[Task], **how: bool) -> Frame:
         self._frames += 1
@@ -277,7 +247,7 @@ class Pool:
         seconds, again = message["seconds"], message.get("again")
         mean = self._seconds[frame.rule]
         self._seconds[frame.rule] = max(1e-4, mean + 0.1 * (seconds / len(frame.tasks) - mean))
-        late = seconds > self._timeout and not self._kinds[frame.rule][1]
+        late = seconds > self._hello.timeout_seconds and not self._kinds[frame.rule][1]
         if again == FRESH:
             process.reserved.append(self._frame(frame.rule, frame.tasks, final=True))
         elif again == APART or (late and len(frame.tasks) > 1):
@@ -294,27 +264,27 @@ class Pool:
             return now - process.started > _START_SECONDS
         first = process.first
         if first is not None and first.concurrent:
-            return now - max(process.page.beat, process.moved, first.given) > self._timeout
+            return now - max(process.page.beat, process.moved, first.given) > self._hello.timeout_seconds
         running = process.page.running()
         if not running.number:  # with work to do: something left behind keeps it from its next sample
-            return bool(process.inflight) and now - process.moved > max(self._timeout, _STUCK_SECONDS)
+            return bool(process.inflight) and now - process.moved > max(self._hello.timeout_seconds, _STUCK_SECONDS)
         frame = process.inflight.get(running.number)
         grace = _GRACE_SECONDS if frame is not None and self._kinds[frame.rule][1] else 0.0
-        return now - running.started > self._timeout + grace
+        return now - running.started > self._hello.timeout_seconds + grace
 
     def _over_memory(self) -> list[Process]:
         """Processes that hold, children included, more than they may; looked for once in a while."""
         now = time.monotonic()
         if now < self._memory_look:
             return []
-        limit = self._memory_mib << 20
+        limit = self._hello.memory_mib << 20
         held = memory_bytes([p.guard.pid for p in self._processes])
         self._memory_look = now + max(_MEMORY_LOOK_SECONDS, 100 * (time.monotonic() - now))  # at most 1 % of our time
         suspects = [p for p in self._processes if held[p.guard.pid] > limit]
         return [p for p in suspects if own_bytes(tree(p.guard.pid)) > limit]
 
     def _replace(self, process: Process, why: str) -> None:
-        """Kill the worker, charge the sample it was at, take back the others, start a new one in its place."""
+        """Kill a process, charge the submission it was at, take back the others, start a new one in its place."""
         for fd in (process.answers, process.requests):
             if fd in self._selector.get_map():
                 self._selector.unregister(fd)
@@ -340,15 +310,15 @@ class Pool:
         if self._start_failures >= _START_FAILURES:
             self._processes.remove(process)
             raise RewardError(
-                f"reward workers died {self._start_failures} times in a row before they scored a sample "
-                f"({how}); functions {', '.join(self.names)}"
+                f"{self._hello.section} processes died {self._start_failures} times in a row before they scored a "
+                f"sample ({how}); functions {', '.join(self.names)}"
             )
         new = self._start()
         new.reserved = process.reserved
         self._processes[self._processes.index(process)] = new
 
     def _take_back(self, process: Process, frame: Frame) -> None:
-        """A frame that its worker had not begun, or was not to blame for."""
+        """A frame that its process had not begun, or was not to blame for."""
         if frame.final:
             process.reserved.insert(0, frame)
         elif frame.apart:
@@ -357,7 +327,7 @@ class Pool:
             self._queues[frame.rule].extendleft(reversed(frame.tasks))
 
     def _blame(self, process: Process, frame: Frame, why: str) -> None:
-        """What comes of a call that ended or hung its process: of one sample its status, of several another try."""
+        """What comes of a call that ended or hung its process: of one submission its status, of several another try."""
         if frame.concurrent or len(frame.tasks) > 1:
             self._apart.extendleft((frame.rule, task) for task in reversed(frame.tasks))
             return
@@ -379,10 +349,10 @@ class Pool:
         self._done.append((task.key, task.outcomes))
 
 
-def _check(workers: int, timeout_seconds: float, memory_mib: int) -> None:
-    if workers < 1:
-        raise ConfigError(f"reward.workers: {workers}, must be at least 1")
-    if not timeout_seconds > 0:
-        raise ConfigError(f"reward.timeout_seconds: {timeout_seconds:g}, must be above 0")
-    if memory_mib < 1:
-        raise ConfigError(f"reward.memory_mib: {memory_mib}, must be at least 1")
+def _check(hello: Hello, processes: int) -> None:
+    if processes < 1:
+        raise ConfigError(f"{hello.section}.workers: {processes}, must be at least 1")
+    if not hello.timeout_seconds > 0:
+        raise ConfigError(f"{hello.section}.timeout_seconds: {hello.timeout_seconds:g}, must be above 0")
+    if hello.memory_mib < 1:
+        raise ConfigError(f"{hello.section}.memory_mib: {hello.memory_mib}, must be at least 1")

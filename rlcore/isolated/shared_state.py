@@ -1,4 +1,4 @@
-"""What a reward worker and its guard tell the pool without a message: a page of shared memory.
+"""What a process and its guard tell the pool without a message: a page of shared memory.
 
 The pool can read it while a function holds the interpreter for ever, and after the process has ended.
 """
@@ -14,14 +14,14 @@ from typing import NamedTuple
 _RUNNING = struct.Struct("<dQQ")
 _BEAT = struct.Struct("<d")  # the event loop was alive at this time; 0: it does not run
 _PID = struct.Struct("<q")
-_ENDED = struct.Struct("<qq")  # 1 when the worker has ended, and its exit code
-_RETIRED = struct.Struct("<q")  # 1: the worker ended on purpose and wants its frames run by another
+_ENDED = struct.Struct("<qq")  # 1 when the process has ended, and its exit code
+_RETIRED = struct.Struct("<q")  # 1: the process ended on purpose and wants its frames run by another
 _AT_BEAT, _AT_PID, _AT_ENDED, _AT_RETIRED = 24, 32, 40, 56
 PAGE_BYTES = 64
 
 
 class Running(NamedTuple):
-    """The frame a worker is at: since when (time.monotonic), after what was left behind or not, which (0: none)."""
+    """The frame a process is at: since when (time.monotonic), after what was left behind or not, which (0: none)."""
 
     started: float
     leftovers: bool
@@ -45,7 +45,7 @@ class Page:
         _RUNNING.pack_into(self._memory, 0, 0.0, 0, 0)
 
     def running(self) -> Running:
-        """What the worker is at now. The page is read until two reads agree: one read can mix two states, and an old
+        """What the process is at now. The page is read until two reads agree: one read can mix two states, and an old
         start beside a new number would look like a sample that has run for hours."""
         seen = _RUNNING.unpack_from(self._memory, 0)
         while (again := _RUNNING.unpack_from(self._memory, 0)) != seen:
@@ -63,7 +63,7 @@ class Page:
 
     @property
     def pid(self) -> int:
-        """Of the worker; 0 before it has begun."""
+        """Of the process; 0 before it has begun."""
         return _PID.unpack_from(self._memory, _AT_PID)[0]
 
     @pid.setter
@@ -72,7 +72,7 @@ class Page:
 
     @property
     def exit_code(self) -> int | None:
-        """Of the worker, a signal as its negative number; None while it lives or if nobody saw its end."""
+        """Of the process, a signal as its negative number; None while it lives or if nobody saw its end."""
         ended, code = _ENDED.unpack_from(self._memory, _AT_ENDED)
         return code if ended else None
 

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rlcore.data.generate import knights_knaves as puzzles
-from rlcore.data.generate import problems
+from rlcore.data.generate.arithmetic import arithmetic
+from rlcore.data.generate.countdown import countdown
+from rlcore.data.generate.knights_knaves import knights_knaves
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -55,10 +56,10 @@ class Embedded(NamedTuple):
 
 
 EMBEDDED: dict[str, Embedded] = {
-    "demo": Embedded("demo_sft", lambda: problems.arithmetic(size=4000)),
+    "demo": Embedded("demo_sft", lambda: arithmetic(size=4000)),
     "demo_countdown": Embedded(
         "tinyzero_countdown_cpu_sft",
-        lambda: problems.countdown(size=4000, numbers="3", largest=12, largest_value=30),
+        lambda: countdown(size=4000, numbers="3", largest=12, largest_value=30),
         piece=_WORDS_TAGS_AND_NUMBERS,
         hidden=128,
         heads=4,
@@ -66,7 +67,7 @@ EMBEDDED: dict[str, Embedded] = {
     ),
     "demo_knights": Embedded(
         "logic_rl_cpu_sft",
-        lambda: puzzles.knights_knaves(size=4000, people="2-3", wording="short", worked=0.5),
+        lambda: knights_knaves(size=4000, people="2-3", wording="short", worked=0.5),
         piece=_PEOPLE_AND_ROLES,
         hidden=128,
         layers=4,

@@ -1,3 +1,3 @@
-from rlcore.cli.hydra_names import main
+from rlcore.cli.train import main
 
 main()

@@ -8,18 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rlcore.compose.compose import RECIPES, as_config, compose
-from rlcore.data.generate import knights_knaves as puzzles
-from rlcore.data.generate import problems
+from rlcore.compose.stages import STAGES
+from rlcore.data.generate import splits
 from rlcore.models import embedded as demo
 from rlcore.runs.directory import locked
-from rlcore.train.build import cache_dir, with_model
-from rlcore.train.sft import sft
+from rlcore.train.build import whole_run
 
 _ANOTHER_MAKES_IT_SECONDS = 3600.0
 
 
-def embedded_model(name: str, say: Callable[[str], None]) -> Path:
-    """The embedded model `name`, warmed up: made once on this machine by `rlcore sft` with its recipe, then cached.
+def embedded_model(name: str, cache: Path, say: Callable[[str], None]) -> Path:
+    """The embedded model `name`, warmed up: made once by `rlcore sft` with its recipe, then kept in `cache`.
 
     The cache is keyed by everything that makes it: generators, tokenizer, recipe and library versions.
     """
@@ -28,27 +27,27 @@ def embedded_model(name: str, say: Callable[[str], None]) -> Path:
 
     digest = hashlib.sha256(b"\0".join(p.read_bytes() for p in made_of(name)))
     digest.update(f"{torch.__version__} {transformers.__version__}".encode())
-    ready = cache_dir() / f"{name}-{digest.hexdigest()[:16]}"
+    ready = cache / f"{name}-{digest.hexdigest()[:16]}"
     if (ready / "config.json").is_file():
         return ready
-    with locked(cache_dir() / f".lock-{name}", wait_seconds=_ANOTHER_MAKES_IT_SECONDS):
+    with locked(cache / f".lock-{name}", wait_seconds=_ANOTHER_MAKES_IT_SECONDS):
         return ready if (ready / "config.json").is_file() else _make(name, ready, say)
 
 
 def made_of(name: str) -> list[Path]:
     """The files that decide what the embedded model `name` is: a generator builds on another one's file, so all do."""
-    code = [Path(str(module.__file__)) for module in (demo, problems, puzzles)]
-    return [*code, RECIPES / f"{demo.EMBEDDED[name].warm_up}.yaml"]
+    generate = Path(splits.__file__).parent
+    generators = [generate / f"{each}.py" for each in ("arithmetic", "countdown", "knights_knaves", "splits")]
+    return [Path(demo.__file__), *generators, RECIPES / f"{demo.EMBEDDED[name].warm_up}.yaml"]
 
 
 def _make(name: str, ready: Path, say: Callable[[str], None]) -> Path:
-    work = cache_dir() / f".{ready.name}.partial"
+    work = ready.parent / f".{ready.name}.partial"
     shutil.rmtree(work, ignore_errors=True)
     base = demo.make_base(work / "base", name)
     composed, _ = compose(demo.EMBEDDED[name].warm_up, [f"model.path={base}", f"run_dir={work / 'run'}"])
     steps = composed.config.steps
     say(f"model {name}: warming up a fresh one by supervised training ({steps} steps, once; cached after)")
-    out, _ = sft(with_model(as_config(composed.config), str(base)), composed.config, say)
-    out.rename(ready)
+    whole_run(as_config(composed.config), composed.config, STAGES["sft"], say).exported.rename(ready)
     shutil.rmtree(work, ignore_errors=True)
     return ready

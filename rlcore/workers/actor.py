@@ -1,73 +1,65 @@
-"""One rank of the policy being trained."""
+"""The driver's handle of the policy being trained."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from rlcore.algo.loss import aggregate, policy_loss
-from rlcore.algo.objective import objective
-from rlcore.algo.stats import Stats, Totals
-from rlcore.models.model import TokenLogp, batch_logp, load_path
+from rlcore.algo.kl import Controller
+from rlcore.algo.schedule import learning_rate
+from rlcore.algo.stats import Learned, learned
+from rlcore.cluster.deadlines import Worker
+from rlcore.config import Config
 from rlcore.records import Batch
-from rlcore.weights import Sender, WeightInfo
-from rlcore.workers.packing import Work
-from rlcore.workers.rank import TrainedRank
+from rlcore.workers.group import WorkerGroup
+from rlcore.workers.role import Role
 
 
-class ActorRank(TrainedRank):
-    """The policy: log-probabilities, updates, weights out, checkpoints."""
+class Actor(Role):
+    """Log-probabilities, updates, weights out, checkpoints.
 
-    def _load_model(self) -> dict[str, Any]:
-        self.loss_fn = policy_loss(self.cfg.loss)
-        return super()._load_model()
+    With `whole_groups` the rollouts of a group are learned from together, as a loss of pairs needs it.
+    """
 
-    def _read(self, path: str | None, dtype: torch.dtype, weights: bool) -> TokenLogp:
-        return TokenLogp(load_path(path or self.cfg.model.path, dtype, weights))
+    def __init__(self, group: WorkerGroup, cfg: Config, whole_groups: bool = False) -> None:
+        super().__init__(group, cfg)
+        self.kl, self.whole_groups = Controller(cfg.kl), whole_groups
 
-    def logp(self, batch: Batch, microbatches: list[list[int]]) -> Tensor:
-        """(n,) float32: log-probability of every masked token of this rank's `batch` under the current weights."""
-        temperature, chunk = self.cfg.rollout.temperature, self.cfg.actor.logits_chunk_tokens
-        return batch_logp(self.engine.ds, batch, microbatches, temperature, chunk, self.device)
+    def logp(self, batch: Batch) -> Tensor:
+        """(N,) float32: the log-probability of each token of `batch` under this model, 0 where mask is False."""
+        return self._column("logp", batch)
 
-    def update(self, minibatches: list[Work], learning_rate: float, kl_coef: float) -> Stats:
-        """One optimizer step for each of `minibatches`; see TrainedRank for a rate of 0 and for bad gradients.
+    def update(self, batch: Batch, step: int) -> Learned:
+        """All optimizer updates of step `step` (0-based) on its batch. In the critic's `warmup_steps` nothing is
+        learned: the rate is 0."""
+        rate = self._learning_rate(step)
+        return self._run(batch, rate, self.cfg.actor.epochs_per_step if rate else 1)
 
-        Where `old_logp` is not filled, it is this update's own forward, so the ratio is 1: right for one update a step.
-        """
-        old = all(w.batch.old_logp is not None for w in minibatches)
-        assert old or len(minibatches) == 1, "several updates a step need batch.old_logp"
-        return self._learn(minibatches, learning_rate, functools.partial(self._loss, kl_coef))
+    def look(self, batch: Batch) -> Learned:
+        """The loss and its statistics on a batch that is not learned from."""
+        return self._run(batch, 0.0, 1)
 
-    def _loss(self, kl_coef: float, micro: Batch, totals: Totals, stats: Stats) -> Tensor:
-        cfg = self.cfg
-        logp, entropy = self.engine.ds(
-            micro.tokens, micro.offsets, micro.mask, cfg.rollout.temperature, cfg.actor.logits_chunk_tokens, True
-        )  # fmt: skip
-        if micro.old_logp is None:
-            micro = micro.with_(old_logp=logp.detach())
-        per_token, columns = objective(logp, entropy, micro, self.loss_fn, cfg, kl_coef)
-        length = cfg.loss.length_constant or cfg.rollout.max_response_tokens
-        share = aggregate(per_token, micro, totals, cfg.loss.aggregation, length)
-        self._note(stats, share, micro, columns)
-        return share
+    def _run(self, batch: Batch, rate: float, epochs: int) -> Learned:
+        each = [(work, rate, self.kl.coef) for work in self._split(batch, epochs, self.whole_groups)]
+        stats = self.group.call("update", each=each, seconds=self.group.deadline.update_seconds)
+        return learned(stats, "actor", rate)
 
-    # -- weights out
+    def _learning_rate(self, step: int) -> float:
+        """The schedule begins when the critic is warm, and ends with the run."""
+        wait = self.cfg.critic.warmup_steps if self.cfg.critic.ranks > 0 else 0
+        return 0.0 if step < wait else learning_rate(step - wait, self.cfg.steps - wait, self.cfg.actor)
 
-    def connect(self, engines: Sequence[Any], backend: str, seconds: float, join: Callable[..., Any] | None) -> None:
-        """Open the way to the engines; see rlcore/weights.py. `join` is needed for nccl only."""
-        self.sender = Sender(backend, list(engines), self.rank, seconds, self.cfg.sync.bucket_mib << 20, join)
+    def connect(self, engines: list[Worker], backend: str, join: Callable[..., Any] | None, seconds: float) -> None:
+        """Open the way for weights; `join` opens an nccl group with the engines (rollout.receiver.join_nccl)."""
+        self.group.call("connect", [e.handle for e in engines], backend, seconds, join, seconds=seconds)
 
     def publish(self, version: int) -> dict[str, float]:
-        """Send the weights to every engine as `version`."""
-        dtype = str(self.dtype).removeprefix("torch.")
-        infos = [WeightInfo(name, shape, dtype) for name, shape in self.engine.shapes()]
-        return self.sender.publish(infos, self._gather, version)
+        """Send the weights to every engine as `version`, verified there; see rlcore/workers/sender.py."""
+        return self.group.call("publish", version, seconds=self.group.deadline.publish_seconds)[0]
 
-    def _gather(self, indices: Sequence[int]) -> AbstractContextManager[list[Tensor]]:
-        return self.engine.gathered(indices)
+    def save_weights(self, directory: Path) -> None:
+        """The weights alone, in Hugging Face format, float32."""
+        self._on_disk("save_weights", directory)

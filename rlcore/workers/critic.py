@@ -1,47 +1,68 @@
-"""One rank of the critic: a value head on a language model's backbone."""
+"""The driver's handle of the critic: values, and updates beside the actor's."""
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
 
+import ray
 import torch
 from torch import Tensor
 
-from rlcore.algo.loss import aggregate
-from rlcore.algo.stats import Stats, Totals
-from rlcore.algo.value import value_loss
-from rlcore.config import Aggregation
-from rlcore.models.model import TokenValue, batch_value, demand_same_tokens, load_value_path
-from rlcore.records import Batch
-from rlcore.workers.packing import Work
-from rlcore.workers.rank import TrainedRank
+from rlcore.algo.schedule import learning_rate
+from rlcore.algo.stats import merge
+from rlcore.algo.value import ReturnScale, explained_variance
+from rlcore.config import Config
+from rlcore.records import COLUMNS, Batch
+from rlcore.workers.group import WorkerGroup
+from rlcore.workers.role import Role
 
 
-class CriticRank(TrainedRank):
-    """Guesses of what each token is still to earn, and their updates. Trained by the settings of `actor`, but for
-    those in `critic`."""
+class Critic(Role):
+    """The value model: its guesses, and its updates beside the actor's, by the same minibatches and schedule.
 
-    def _load_model(self) -> dict[str, Any]:
-        if self.rank == 0 and self.cfg.critic.path is not None:
-            demand_same_tokens(self.cfg.critic.path, self.cfg.model)
-        return super()._load_model()
+    With `critic.whiten_returns` its ranks learn and say numbers in deviations from the running mean of the returns;
+    everything outside this class is in the reward's unit, but for the loss.
+    """
 
-    def _read(self, path: str | None, dtype: torch.dtype, weights: bool) -> TokenValue:
-        own = self.cfg.critic.path
-        key = "model.path" if path is None and own is None else "critic.path"
-        return TokenValue(load_value_path(path or own or self.cfg.model.path, key, dtype, weights))
+    def __init__(self, group: WorkerGroup, cfg: Config) -> None:
+        super().__init__(group, cfg)
+        self.scale = ReturnScale()
+        self._begun: tuple[list[ray.ObjectRef], dict[str, float]] | None = None
 
-    def value(self, batch: Batch, microbatches: list[list[int]]) -> Tensor:
-        """(n,) float32: the value before every masked token of this rank's `batch` under the current weights."""
-        return batch_value(self.engine.ds, batch, microbatches, self.device)
+    def value(self, batch: Batch) -> Tensor:
+        """(N,) float32: the guess, before each token of `batch`, of the rewards from it on; 0 where mask is False."""
+        return self.scale.denormalize(self._column("value", batch)).where(batch.mask, 0.0)
 
-    def update(self, minibatches: list[Work], learning_rate: float) -> Stats:
-        """One optimizer step for each of `minibatches`, whose `value` and `returns` are filled."""
-        return self._learn(minibatches, learning_rate, self._loss)
+    def begin(self, batch: Batch, step: int) -> None:
+        """Start all optimizer updates of step `step` (0-based), and do not wait. `value` and `returns` are filled."""
+        assert batch.value is not None and batch.returns is not None and self._begun is None
+        cfg = self.cfg
+        rate = learning_rate(step, cfg.steps, cfg.actor, peak=cfg.critic.learning_rate)
+        known = {"critic/lr": rate, "critic/explained_variance": explained_variance(batch)}
+        # What the ranks said, in their own unit, is what their clip compares with; the targets are by the newest scale.
+        value = self.scale.normalize(batch.value)
+        if cfg.critic.whiten_returns:
+            self.scale.observe(batch.returns, batch.mask)
+        returns = self.scale.normalize(batch.returns)
+        unused = dict.fromkeys(set(COLUMNS) - {"value", "returns"})
+        targets = dataclasses.replace(batch, **unused, value=value, returns=returns)
+        work = self._split(targets, cfg.actor.epochs_per_step)
+        self._begun = self.group.begin("update", each=[(w, rate) for w in work]), known
 
-    def _loss(self, micro: Batch, totals: Totals, stats: Stats) -> Tensor:
-        value = self.engine.ds(micro.tokens, micro.offsets, micro.mask)
-        per_token, columns = value_loss(value, micro, self.cfg.critic.clip)
-        share = aggregate(per_token, micro, totals, Aggregation.token_mean, 1)
-        self._note(stats, share, micro, columns)
-        return share
+    def finish(self) -> dict[str, float]:
+        """Wait for what `begin` started; metrics `critic/...`. `critic/explained_variance` is of the values the
+        advantages were made of: 1 is perfect, 0 or less no better than a constant."""
+        assert self._begun is not None
+        refs, known = self._begun
+        self._begun = None
+        metrics = merge(self.group.finish("update", refs, self.group.deadline.update_seconds), "critic") | known
+        if "critic/value" in metrics:
+            metrics["critic/value"] = float(self.scale.denormalize(torch.tensor(metrics["critic/value"])))
+        return metrics
+
+    def state(self) -> dict[str, float]:
+        """What `save` leaves out; JSON."""
+        return self.scale.state()
+
+    def restore(self, state: dict[str, float]) -> None:
+        self.scale.restore(state)

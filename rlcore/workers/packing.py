@@ -60,33 +60,37 @@ def _longest_first(lengths: Sequence[int], bins: int) -> list[list[int]]:
 
 
 def split(
-    batch: Batch, ranks: int, microbatch_tokens: int, minibatches: int = 1, epochs: int = 1
-) -> list[list[Work]]:  # fmt: skip
+    batch: Batch,
+    ranks: int,
+    microbatch_tokens: int,
+    minibatches: int = 1,
+    epochs: int = 1,
+    whole_groups: bool = False,
+) -> list[list[Work]]:
     """rank -> the optimizer steps of one training step, in order: `epochs` passes over `minibatches` shares.
 
-    A share is a run of neighbouring rollouts, so groups stay together where the numbers allow. Rollouts without a
-    masked token carry no loss and are left out.
+    A share is a run of neighbouring rollouts. With `whole_groups` it is one of groups, and a group's rollouts are
+    neighbours in one micro-batch, in order. What has no masked token carries no loss and is left out.
     """
+    units = _groups(batch) if whole_groups else [[i] for i in range(len(batch))]
+    lengths, masked = batch.lengths.tolist(), set(batch.rollout_of_token[batch.mask].unique().tolist())
     work: list[list[Work]] = [[] for _ in range(ranks)]
     for m in range(minibatches):
-        first, last = m * len(batch) // minibatches, (m + 1) * len(batch) // minibatches
-        useful = [i for i in range(first, last) if batch.mask[batch.offsets[i] : batch.offsets[i + 1]].any()]
-        share = batch.select(useful)
-        totals = Totals.of(share)
-        for rank, microbatches in enumerate(plan(share.lengths.tolist(), ranks, microbatch_tokens)):
-            work[rank].append(_part(share, microbatches, totals))
+        first, last = m * len(units) // minibatches, (m + 1) * len(units) // minibatches
+        useful = [unit for unit in units[first:last] if not masked.isdisjoint(unit)]
+        totals = Totals.of(batch.select([i for unit in useful for i in unit]))
+        sizes = [sum(lengths[i] for i in unit) for unit in useful]
+        for rank, bins in enumerate(plan(sizes, ranks, microbatch_tokens)):
+            work[rank].append(_part(batch, [[i for u in b for i in useful[u]] for b in bins], totals))
     return [rank * epochs for rank in work]
 
 
-def split_pairs(batch: Batch, ranks: int, microbatch_tokens: int) -> list[Work]:
-    """rank -> its part of one optimizer step on pairs: rollouts 2i and 2i + 1 of `batch` are one, and stay together in
-    a micro-batch, in this order. One holds more than `microbatch_tokens` only if it is a single longer pair."""
-    lengths = batch.lengths.view(-1, 2).sum(1).tolist()
-    totals = Totals.of(batch)
-    return [
-        _part(batch, [[2 * pair + side for pair in micro for side in (0, 1)] for micro in microbatches], totals)
-        for microbatches in plan(lengths, ranks, microbatch_tokens)
-    ]
+def _groups(batch: Batch) -> list[list[int]]:
+    """The rollouts of each group, the groups in the order in which they first appear."""
+    rollouts: dict[int, list[int]] = {}
+    for i, group in enumerate(batch.group.tolist()):
+        rollouts.setdefault(group, []).append(i)
+    return list(rollouts.values())
 
 
 def _part(batch: Batch, microbatches: list[list[int]], totals: Totals) -> Work:

@@ -18,6 +18,7 @@ from rlcore.errors import CheckpointError, ConfigError
 from rlcore.models.model import TokenLogp, TokenValue, load_tokenizer, microbatch, model_dtype
 from rlcore.records import Batch
 from rlcore.workers import zero
+from rlcore.workers.group import Place
 from rlcore.workers.packing import Work
 from rlcore.workers.shards import ShardWriter, read_shards
 
@@ -28,21 +29,19 @@ class Rank:
     """One process of a role. Made cheap; `start` loads. Everything after it is collective: all ranks of the role call
     the same method at the same time."""
 
-    def __init__(
-        self, rank: int, world: int, master_addr: str, master_port: int, cfg: Config, device: str
-    ) -> None:  # fmt: skip
-        self.rank, self.world, self.address = rank, world, (master_addr, master_port)
-        self.cfg, self.kind = cfg, device
+    def __init__(self, place: Place, cfg: Config) -> None:
+        self.place, self.cfg = place, cfg
 
     def start(self) -> dict[str, Any]:
         """Join the other ranks, load the model on rank 0, share it out. `{"parameters": n, "dtype": "float32"}`."""
-        zero.start_process(self.rank, self.world, *self.address, self.kind, self.cfg.deadline.update_seconds)
-        self.device = torch.device("cpu" if self.kind == "cpu" else "cuda")
+        at = self.place
+        zero.start_process(at.rank, at.world, *at.meeting, at.device, self.cfg.deadline.update_seconds)
+        self.device = torch.device("cpu" if self.place.device == "cpu" else "cuda")
         return self._load_model()
 
     def _load_model(self) -> dict[str, Any]:
-        self.dtype = model_dtype(self.cfg.model, self.kind)
-        module = self._read(None, self.dtype, weights=self.rank == 0)
+        self.dtype = model_dtype(self.cfg.model, self.place.device)
+        module = self._read(None, self.dtype, weights=self.place.rank == 0)
         parameters = sum(p.numel() for p in module.parameters())
         settings = self._wrap(module, parameters)
         return {"parameters": parameters, "dtype": str(self.dtype).removeprefix("torch."), "deepspeed": settings}
@@ -54,14 +53,14 @@ class Rank:
     def _wrap(self, module: TokenLogp | TokenValue, parameters: int) -> dict[str, Any]:
         """Make `self.engine` of the module, without an optimizer; gives DeepSpeed's configuration."""
         module.eval().requires_grad_(False)
-        settings = zero.inference_config(self.dtype, self.kind, parameters)
+        settings = zero.inference_config(self.dtype, self.place.device, parameters)
         self.engine = zero.Engine(module, settings, None)
         return settings
 
     def _load_weights(self, directory: Path) -> None:
         """The weights of a Hugging Face directory, which rank 0 reads and sends, into every rank's parts."""
         source: Mapping[str, Tensor] = {}
-        if self.rank == 0:
+        if self.place.rank == 0:
             try:
                 source = dict(self._read(str(directory), torch.float32, weights=True).model.named_parameters())
             except ConfigError as e:
@@ -70,7 +69,7 @@ class Rank:
             self.engine.write(i, self._from_rank_0(source.get(name), shape, name))
 
     def _from_rank_0(self, tensor: Tensor | None, shape: tuple[int, ...], name: str) -> Tensor:
-        if self.rank != 0:
+        if self.place.rank != 0:
             full = torch.empty(shape, device=self.device)
         elif tensor is None or tuple(tensor.shape) != shape:
             found = None if tensor is None else tuple(tensor.shape)
@@ -102,8 +101,8 @@ class TrainedRank(Rank):
         if cfg.gradient_checkpointing:
             module.model.gradient_checkpointing_enable({"use_reentrant": False})
         module.train()
-        settings = zero.deepspeed_config(cfg, self.dtype, self.kind, parameters)
-        adam = zero.adamw(list(module.parameters()), cfg, self.kind)
+        settings = zero.deepspeed_config(cfg, self.dtype, self.place.device, parameters)
+        adam = zero.adamw(list(module.parameters()), cfg, self.place.device)
         try:
             self.engine = zero.Engine(module, settings, adam)
         except ValueError as e:
@@ -141,14 +140,6 @@ class TrainedRank(Rank):
             stats.updates += 1
         return stats
 
-    @staticmethod
-    def _note(stats: Stats, share: Tensor, micro: Batch, columns: Mapping[str, Tensor]) -> None:
-        """One micro-batch's share of the loss and its per-token statistics (n,), by metric name, into `stats`."""
-        stats.loss += float(share.detach())
-        stats.tokens += int(micro.mask.sum())
-        for name, values in columns.items():
-            stats.add(name, values, micro.mask)
-
     # -- to disk and back
 
     def save(self, directory: str) -> None:
@@ -157,7 +148,7 @@ class TrainedRank(Rank):
         path = Path(directory)
         self.save_weights(str(path / "model"))
         step = self.engine.adam_step()
-        adam = ShardWriter(path, "optimizer") if self.rank == 0 else None
+        adam = ShardWriter(path, "optimizer") if self.place.rank == 0 else None
         for i, (name, _) in enumerate(self.engine.shapes()):
             for key in zero.ADAM:
                 self._add(adam, f"{key}/{name}", self.engine.read(i, key))
@@ -168,7 +159,7 @@ class TrainedRank(Rank):
     def save_weights(self, directory: str) -> None:
         """The float32 master weights in Hugging Face format, with config and tokenizer: `from_pretrained` loads it."""
         model, path = self.engine.model, Path(directory)
-        weights = ShardWriter(path, "model", self._checkpoint_names) if self.rank == 0 else None
+        weights = ShardWriter(path, "model", self._checkpoint_names) if self.place.rank == 0 else None
         for i, (name, _) in enumerate(self.engine.shapes()):
             self._add(weights, name, self.engine.read(i))
         if weights is None:
@@ -203,7 +194,7 @@ class TrainedRank(Rank):
 
     def load(self, directory: str) -> None:
         """Restore what `save` wrote, to the bit, whatever the number of ranks and the ZeRO stage were then."""
-        path, reads = Path(directory), self.rank == 0
+        path, reads = Path(directory), self.place.rank == 0
         self._load_weights(path / "model")
         self.engine.adam_step()
         tensors = read_shards(path, "optimizer") if reads else iter(())

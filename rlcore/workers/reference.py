@@ -1,30 +1,16 @@
-"""One rank of the reference: what the policy was at the start or at the last refresh, for the KL. Its parameters are
-shared out by ZeRO-3."""
+"""The driver's handle of the reference: what the policy was at the start, or at the last refresh."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import torch
 from torch import Tensor
 
-from rlcore.models.model import TokenLogp, batch_logp, load_path
 from rlcore.records import Batch
-from rlcore.workers.rank import Rank
+from rlcore.workers.role import Role
 
 
-class ReferenceRank(Rank):
-    """A policy that never learns: log-probabilities only."""
+class Reference(Role):
+    """The policy as it was: log-probabilities."""
 
-    def _read(self, path: str | None, dtype: torch.dtype, weights: bool) -> TokenLogp:
-        return TokenLogp(load_path(path or self.cfg.model.path, dtype, weights))
-
-    def logp(self, batch: Batch, microbatches: list[list[int]]) -> Tensor:
-        """(n,) float32: log-probability of every masked token of this rank's `batch`."""
-        temperature, chunk = self.cfg.rollout.temperature, self.cfg.actor.logits_chunk_tokens
-        return batch_logp(self.engine.ds, batch, microbatches, temperature, chunk, self.device)
-
-    def load(self, directory: str) -> None:
-        """Take the weights that the actor's `save_weights` wrote. CheckpointError when they are not those of its
-        model."""
-        self._load_weights(Path(directory))
+    def logp(self, batch: Batch) -> Tensor:
+        """(N,) float32: the log-probability of each token of `batch` under this model, 0 where mask is False."""
+        return self._column("logp", batch)

@@ -1,169 +1,114 @@
-"""Reward models: a sequence classification model of one label, that scores whole conversations or learns to.
-
-A sequence's score is the scoring layer on the hidden state of its last token. That is the value before the token that
-would come next, so a sequence is laid down with one more token, the only masked one, and everything that makes values
-of flat batches makes its score.
-"""
+"""The driver's handles of reward models: one that learns from pairs, and one that scores a run's samples."""
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+import ray
 
-from rewards.outcomes import Outcome
-from rlcore.algo.preference import bradley_terry
-from rlcore.algo.stats import Stats, Totals
-from rlcore.config import ModelConfig
-from rlcore.models.model import TokenValue, batch_value, load_tokenizer, load_tokenizer_path, load_value_path
-from rlcore.records import Batch
-from rlcore.workers.packing import Work, plan
-from rlcore.workers.rank import Rank, TrainedRank
+from rlcore.algo.schedule import learning_rate
+from rlcore.algo.stats import Learned, learned
+from rlcore.cluster.deadlines import Worker
+from rlcore.config import Config
+from rlcore.errors import WorkerError
+from rlcore.records import Batch, Prompt, Response
+from rlcore.workers.group import WorkerGroup
+from rlcore.workers.packing import plan
+from rlcore.workers.role import Role
 
-
-def conversation_tokens(tokenizer: Any, conversation: Sequence[Mapping[str, Any]]) -> list[int]:
-    """The tokens of a whole conversation, the response included, as the reward model reads them.
-
-    With a chat template: its rendering, which has all special tokens. Without: the contents end to end, with the
-    special tokens that the tokenizer puts around any text. Raises ValueError when that cannot be done.
-    """
-    if tokenizer.chat_template:
-        try:
-            text = tokenizer.apply_chat_template([dict(m) for m in conversation], tokenize=False)
-        except Exception as e:  # a template is a program of the model's authors and raises what it likes
-            raise ValueError(f"the reward model's chat template refuses it: {type(e).__name__}: {e}") from e
-        tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
-    else:
-        contents = [m["content"] for m in conversation]
-        if not all(isinstance(content, str) for content in contents):
-            raise ValueError("a message that is not text needs a chat template, which the tokenizer lacks")
-        tokens = tokenizer("".join(contents))["input_ids"]
-    if not tokens:
-        raise ValueError("it has no tokens")
-    return tokens
+if TYPE_CHECKING:
+    from rlcore.isolated.outcome import Outcome
 
 
-def ending(sequences: Sequence[Sequence[int]], pad: int | None) -> Batch:
-    """A batch of these token sequences, each with one more token at its end, the only masked one.
+class RewardModel(Role):
+    """A reward model that learns from pairs: rollouts 2i and 2i + 1 of a batch are the chosen and the rejected one."""
 
-    Its value is the sequence's score. What transformers takes for padding at the end, tokens equal to `pad`, is left
-    out, as there; of nothing but padding the first token stays.
-    """
-    kept = [list(tokens) for tokens in sequences]
-    for tokens in kept:
-        while len(tokens) > 1 and tokens[-1] == pad:
-            tokens.pop()
-    offsets = torch.tensor([0] + [len(tokens) + 1 for tokens in kept]).cumsum(0)
-    mask = torch.zeros(int(offsets[-1]), dtype=torch.bool)
-    mask[offsets[1:] - 1] = True
-    return Batch(
-        tokens=torch.tensor([t for tokens in kept for t in (*tokens, 0)], dtype=torch.int32), offsets=offsets,
-        mask=mask, rollout_logp=torch.zeros(len(mask)), reward=torch.zeros(len(kept)),
-        group=torch.arange(len(kept)), baseline=torch.full((len(kept),), float("nan")),
-    )  # fmt: skip
+    def update(self, pairs: Batch, step: int) -> Learned:
+        """One optimizer update, step `step` (0-based) of the run; metrics `train/...`: loss and margin, means over the
+        pairs, and accuracy, the share of pairs ranked right."""
+        return self._run(pairs, learning_rate(step, self.cfg.steps, self.cfg.actor))
+
+    def look(self, pairs: Batch) -> Learned:
+        """The loss and its statistics on pairs that are not learned from."""
+        return self._run(pairs, 0.0)
+
+    def _run(self, pairs: Batch, rate: float) -> Learned:
+        each = [(work, rate) for work in self._split(pairs, epochs=1, whole_groups=True)]
+        stats = self.group.call("update", each=each, seconds=self.group.deadline.update_seconds)
+        return learned(stats, "train", rate)
 
 
-class RewardModelRank(Rank):
-    """One rank of `reward_model.path`, which never learns. Its parameters are shared out by ZeRO-3."""
+class RewardModelLane:
+    """The reward model as one of the things that score: what the collector finishes queues here and goes to the ranks
+    in calls of about actor.microbatch_tokens a rank, one call at a time. Nothing here waits for a rank."""
 
-    def _load_model(self) -> dict[str, Any]:
-        self.tokenizer = load_tokenizer_path(str(self.cfg.reward_model.path), "reward_model.path")
-        return super()._load_model()
+    names = ["reward_model"]
 
-    def _read(self, path: str | None, dtype: torch.dtype, weights: bool) -> TokenValue:
-        path = path or str(self.cfg.reward_model.path)
-        return TokenValue(load_value_path(path, "reward_model.path", dtype, weights, new_head=False))
+    def __init__(self, group: WorkerGroup, cfg: Config) -> None:
+        self.group, self.each = group, cfg.actor.microbatch_tokens
+        self._queue: deque[tuple[Any, Prompt, Response]] = deque()
+        self._calls: dict[ray.ObjectRef, tuple[Worker, list[Any]]] = {}  # and the keys, in the call's order
+        self._until = 0.0
 
-    def score(self, conversations: list[list[dict[str, Any]]]) -> list[Outcome]:
-        """What the model says of each conversation. Every rank calls with its own ones, or none, at the same time."""
-        began = time.monotonic()
-        text = self.engine.model.config.get_text_config()
-        limit = getattr(text, "max_position_embeddings", None) or math.inf
-        read = [_tokens(self.tokenizer, conversation, limit) for conversation in conversations]
-        whole = [tokens for tokens in read if not isinstance(tokens, str)]
-        scores = iter(self._scores(ending(whole, text.pad_token_id)))
-        seconds = (time.monotonic() - began) / max(1, len(read))
-        return [
-            _failed("error", tokens, seconds) if isinstance(tokens, str) else _outcome(next(scores), seconds)
-            for tokens in read
-        ]
+    @property
+    def pending(self) -> int:
+        """Samples without an outcome yet."""
+        return len(self._queue) + sum(len(keys) for _, keys in self._calls.values())
 
-    def _scores(self, batch: Batch) -> list[float]:
-        """Of each sequence. Ranks have different ones, and run as many micro-batches as the one that needs most."""
-        (microbatches,) = plan(batch.lengths.tolist(), 1, self.cfg.actor.microbatch_tokens)
-        most = torch.tensor(len(microbatches), device=self.device)
-        torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
-        microbatches += [[]] * (int(most) - len(microbatches))
-        return batch_value(self.engine.ds, batch, microbatches, self.device)[batch.mask].tolist()
+    def ready(self, deadline_seconds: float) -> None:
+        """Nothing: the ranks are started with those of all roles."""
 
+    def submit(self, key: Any, prompt: Prompt, response: Response, names: Sequence[str] | None = None) -> None:
+        """Queue the conversation of `prompt.messages` and the response; `poll` gives its outcome, with `key`."""
+        self._queue.append((key, prompt, response))
 
-def _tokens(tokenizer: Any, conversation: list[dict[str, Any]], limit: float) -> list[int] | str:
-    """The tokens, or what is wrong. A sequence leaves one position of the context free, for the token after it."""
-    try:
-        tokens = conversation_tokens(tokenizer, conversation)
-    except ValueError as e:
-        return str(e)
-    if len(tokens) >= limit:
-        return (
-            f"the conversation has {len(tokens)} tokens, the reward model's context ends after {limit - 1:g}; lower "
-            "data.max_prompt_tokens or rollout.max_response_tokens, or take another reward model"
-        )
-    return tokens
+    def poll(self, wait_seconds: float) -> list[tuple[Any, dict[str, Outcome]]]:
+        """What has come back, after at most `wait_seconds`. Raises WorkerError when a rank has raised or died, or a
+        call takes longer than deadline.update_seconds."""
+        self._send()
+        if not self._calls:
+            return []
+        watch, done = self.group.watch, list[tuple[Any, "dict[str, Outcome]"]]()
+        for ref in watch.any({ref: worker for ref, (worker, _) in self._calls.items()}, wait_seconds):
+            worker, keys = self._calls.pop(ref)
+            outcomes = watch.get(ref, worker)
+            done += [(key, {self.names[0]: outcome}) for key, outcome in zip(keys, outcomes, strict=True)]
+        if self._calls and time.monotonic() > self._until:
+            late = ", ".join(str(worker) for worker, _ in self._calls.values())
+            seconds = self.group.deadline.update_seconds
+            raise WorkerError(f"reward_model.score: no answer from {late} within {seconds:g} s, phase {watch.phase}")
+        self._send()
+        return done
 
+    def close(self) -> None:
+        """Forget what is queued; the ranks end with the cluster."""
+        self._queue.clear()
+        self._calls.clear()
 
-def _outcome(score: float, seconds: float) -> Outcome:
-    if not math.isfinite(score):
-        return _failed("bad_value", f"the reward model's score is {score}", seconds)
-    return Outcome(score, seconds=seconds)
-
-
-def _failed(status: str, message: str, seconds: float) -> Outcome:
-    return Outcome(None, status=status, message=message, seconds=seconds)
-
-
-class PreferenceRank(TrainedRank):
-    """One rank of a reward model that learns from pairs. Trained by the settings of `actor`."""
-
-    def _read(self, path: str | None, dtype: torch.dtype, weights: bool) -> TokenValue:
-        model = load_value_path(path or self.cfg.model.path, "model.path", dtype, weights)
-        # Where transformers looks for a sequence's last token: what is saved must find the one that was learned.
-        model.config.get_text_config().pad_token_id = pad_token(self._tokenizer())
-        return TokenValue(model)
-
-    def _tokenizer(self) -> PreTrainedTokenizerBase:
-        return preference_tokenizer(self.cfg.model, self.cfg.data.chat_template)
-
-    def update(self, minibatches: list[Work], learning_rate: float) -> Stats:
-        """One optimizer step for each of `minibatches`, of pairs as `split_pairs` lays them; see TrainedRank for a rate
-        of 0 and for bad gradients."""
-        return self._learn(minibatches, learning_rate, self._loss)
-
-    def _loss(self, micro: Batch, totals: Totals, stats: Stats) -> Tensor:
-        scores = self.engine.ds(micro.tokens, micro.offsets, micro.mask)[micro.mask]
-        per_pair, columns = bradley_terry(scores[0::2], scores[1::2])
-        share = per_pair.sum() / max(1, totals.sequences // 2)
-        spread = {k: torch.zeros(len(micro.mask), device=self.device) for k in columns}
-        for name, column in columns.items():
-            spread[name][micro.mask] = column.repeat_interleave(2)
-        self._note(stats, share, micro, {f"train/{name}": column for name, column in spread.items()})
-        return share
+    def _send(self) -> None:
+        """One call on every rank, which is collective, with the oldest of what has queued."""
+        if self._calls or not self._queue:
+            return
+        ranks = len(self.group.workers)
+        taken, lengths = [], list[int]()
+        while self._queue and (not taken or sum(lengths) + _length(*self._queue[0]) <= ranks * self.each):
+            taken.append(self._queue.popleft())
+            lengths.append(_length(*taken[-1]))
+        shares = [[i for micro in rank for i in micro] for rank in plan(lengths, ranks, self.each)]
+        conversations = [[_conversation(*taken[i][1:]) for i in share] for share in shares]
+        refs = self.group.begin("score", each=[(rank,) for rank in conversations])
+        for ref, worker, share in zip(refs, self.group.workers, shares, strict=True):
+            self._calls[ref] = worker, [taken[i][0] for i in share]
+        self._until = time.monotonic() + self.group.deadline.update_seconds
 
 
-def preference_tokenizer(cfg: ModelConfig, chat_template: bool) -> PreTrainedTokenizerBase:
-    """The model's tokenizer; without its chat template where pairs are learned without one, so that whoever scores with
-    the model reads as it has learned to."""
-    tokenizer = load_tokenizer(cfg)
-    if not chat_template:
-        tokenizer.chat_template = None
-    return tokenizer
+def _length(_key: Any, prompt: Prompt, response: Response) -> int:
+    """Tokens of the policy, about as many as the reward model's; its ranks count theirs."""
+    return len(prompt.tokens) + response.tokens + 1
 
 
-def pad_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    pad = tokenizer.pad_token_id
-    assert pad is None or isinstance(pad, int)
-    return pad
+def _conversation(prompt: Prompt, response: Response) -> list[dict[str, Any]]:
+    return [*prompt.messages, {"role": "assistant", "content": response.text}]

@@ -7,7 +7,9 @@ The collector, the driver's handles on the ranks, losses, advantages, tracker, c
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,25 +18,29 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from rlcore.algo.advantage import advantage_fn
-from rlcore.algo.kl import Controller
 from rlcore.algo.loss import aggregate, policy_loss
 from rlcore.algo.objective import objective
+from rlcore.algo.shaping import carries_signal
 from rlcore.algo.stats import Stats
 from rlcore.algo.value import value_loss
 from rlcore.cluster.deadlines import Watch, Worker
-from rlcore.cluster.placement import Phases
+from rlcore.cluster.turns import Phases
 from rlcore.compose.recipe import algorithm_lines
 from rlcore.config import Aggregation, Config
-from rlcore.data.prompts import Order
-from rlcore.plugins import Sample, SampleRequest
+from rlcore.data.order import Order
 from rlcore.records import Batch, Prompt, Response
 from rlcore.runs.checkpoint import Checkpoints
 from rlcore.runs.tracker import Tracker
-from rlcore.train.run import Parts, columns
+from rlcore.train.agreement import Agreement
+from rlcore.train.credit import Rewarded, policy_columns
+from rlcore.train.evaluate import Sampled
+from rlcore.train.learner import PolicyLearner
+from rlcore.train.run import Parts, Run
+from rlcore.train.sampling import Sampling
 from rlcore.workers.group import Actor, Critic, Reference
 from rlcore.workers.packing import Work
-from rollout.collector import Collector
+from rollout.collector import Collector, response_text
+from rollout.engine import Sample, SampleRequest
 
 PROMPTS, LETTERS = 8, 6
 
@@ -69,7 +75,8 @@ class ToyRank:
                 micro = work.batch.select(rollouts)
                 per_token, seen, how = self._loss(micro, *args)
                 share = aggregate(per_token, micro, work.totals, how, self.cfg.rollout.max_response_tokens)
-                self._note(stats, share, micro, seen)
+                share.backward()
+                stats.note(share, micro, {name: values.detach() for name, values in seen.items()})
             stats.updates += 1
             if rate:
                 self.adam.step()
@@ -77,13 +84,6 @@ class ToyRank:
 
     def _loss(self, micro: Batch, *args: float) -> tuple[Tensor, dict[str, Tensor], Aggregation]:
         raise NotImplementedError
-
-    def _note(self, stats: Stats, share: Tensor, micro: Batch, seen: dict[str, Tensor]) -> None:
-        share.backward()
-        stats.loss += share.item()
-        stats.tokens += int(micro.mask.sum())
-        for name, values in seen.items():
-            stats.add(name, values.detach(), micro.mask)
 
     def save(self, directory: str) -> None:
         self.save_weights(directory, {k: v.tolist() for k, v in self.adam.state[self.table].items()})
@@ -195,7 +195,7 @@ class ToyEngine:
         return Sample(request.key, [letter], [float(row[letter])], "stop")
 
 
-class ToyPool:
+class ToyRewards:
     """1 for the right letter."""
 
     def __init__(self, watch: Watch) -> None:
@@ -240,28 +240,54 @@ def toy_config(run_dir: Path, **changes: object) -> Config:
     return cfg
 
 
-def policy(parts: Parts) -> ToyPolicy:
-    return parts.actor.group.workers[0].handle
+@dataclass
+class Toy:
+    """A run over toys, and the parts of it that tests look into or spoil."""
+
+    run: Run
+    prompts: ToyPrompts
+    rewards: ToyRewards
+    actor: Actor
+    reference: Reference | None
+    critic: Critic | None
+    rollouts: Collector
+    credit: Rewarded
+
+    @property
+    def policy(self) -> ToyPolicy:
+        return self.actor.group.workers[0].handle
 
 
-def toy_parts(cfg: Config) -> Parts:
+class ToySampling:
+    """`Sampling` without processes."""
+
+    def __init__(self, actor: Actor, rollouts: Collector) -> None:
+        self.actor, self.rollouts = actor, rollouts
+
+    publish = Sampling.publish
+
+
+def toy_run(cfg: Config) -> Toy:
     run_dir, watch, prompts = Path(str(cfg.run_dir)), ToyWatch(), ToyPrompts(cfg.seed)
     run_dir.mkdir(parents=True, exist_ok=True)
     group: Any = lambda role, rank: ToyGroup(role, rank, cfg)  # noqa: E731
     actor = Actor(group("actor", ToyPolicy(cfg)), cfg)
     reference = Reference(group("reference", ToyPolicy(cfg)), cfg) if cfg.kl.coef else None
     critic = Critic(group("critic", ToyCritic(cfg)), cfg) if cfg.critic.ranks else None
-    kl, pool = Controller(cfg.kl), ToyPool(watch)
+    rewards = ToyRewards(watch)
     engines = [Worker("rollout", i, ToyEngine(actor.group.workers[0].handle)) for i in range(2)]
-    rollouts = Collector(
-        engines, prompts, pool, lambda tokens: str(tokens[0]), watch, cfg.rollout, cfg.reward, cfg.rollouts_per_prompt,
-        cfg.seed, 60.0,
-    )  # fmt: skip
-    return Parts(
-        cfg=cfg, watch=watch, phases=Phases(watch, lambda phase: None), prompts=prompts,  # type: ignore[arg-type]
-        evals={"toy": prompts.all()}, rollouts=rollouts, actor=actor, reference=reference, critic=critic, kl=kl,
-        columns=columns(cfg, actor, reference, critic, kl), advantage=advantage_fn(cfg.advantage),
-        checkpoints=Checkpoints(run_dir, cfg.keep_checkpoints),
-        tracker=Tracker(run_dir, cfg.tracker, {"toy": True}, cfg.steps), reward_names=["right"], dtype="float32",
-        rewards=pool,  # type: ignore[arg-type]
-    )  # fmt: skip
+    text, teaches = response_text(lambda tokens: str(tokens[0]), []), functools.partial(carries_signal, cfg=cfg.rollout)
+    rollouts = Collector(engines, prompts, rewards, watch, cfg, text, teaches)
+    tracker = Tracker(run_dir, cfg.tracker, {"toy": True}, cfg.steps)
+    credit = Rewarded(cfg, policy_columns(cfg, actor, reference, critic), tracker)
+    sampling: Any = ToySampling(actor, rollouts)
+    parts = Parts(
+        source=rollouts,
+        columns=credit,
+        learner=PolicyLearner(actor, sampling, cfg, critic, reference),
+        evaluations=[Sampled(cfg, rollouts, {"toy": prompts.all()}, ["right"], tracker)],
+        agreement=Agreement(cfg, "float32", actor, rollouts, prompts.all()),
+    )
+    checkpoints = Checkpoints(run_dir, cfg.keep_checkpoints, cfg.keep_best)
+    run = Run(cfg, Phases(watch, lambda phase: None), tracker, checkpoints, parts, "cpu")
+    return Toy(run, prompts, rewards, actor, reference, critic, rollouts, credit)

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 from rlcore.config import Config, fields_read, forget_reads
-from rlcore.data.prompts import Order
+from rlcore.data.order import Order
 from rlcore.runs.tracker import Tracker
 from rlcore.train import fit as fitting
 

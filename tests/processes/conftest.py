@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from rewards.pools import reward_pool
 from rlcore.isolated.pool import Pool
 from tests.processes.pools import Start, Tagged
 
@@ -17,7 +18,7 @@ def start() -> Iterator[Start]:
     made: list[Pool] = []
 
     def start(fns: Any, workers: int = 1, timeout_seconds: float = 30.0, memory_mib: int = 500, **more: Any) -> Pool:
-        made.append(Pool(fns, workers, timeout_seconds, memory_mib, **more))
+        made.append(reward_pool(fns, workers, timeout_seconds, memory_mib, **more))
         return made[-1]
 
     yield start

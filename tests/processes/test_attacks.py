@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from rewards import BUILTIN
+from rewards.pools import reward_pool
 from rewards.signatures import Fn
 from rlcore.data.sources import load_rows
-from rlcore.isolated.pool import Pool
 from rlcore.records import Prompt, Response
 from tests.processes.pools import collect
 from tests.unit.test_rewards import BOXED
@@ -138,7 +138,9 @@ class Watched:
         self.rules = sorted(set(BUILTIN) - ELSEWHERE)
         fns = [Fn(name, BUILTIN[name], OPTIONS.get(name, {})) for name in self.rules]
         watch = Fn("watch", f"{tmp_path / 'watch.py'}:arm")
-        self.pool = Pool([*fns, watch], 1, timeout_seconds=60.0, memory_mib=4096, context={"max_response_tokens": 256})
+        self.pool = reward_pool(
+            [*fns, watch], 1, timeout_seconds=60.0, memory_mib=4096, context={"max_response_tokens": 256}
+        )
         self._prompts: dict[int, tuple[Prompt, str]] = {}
 
     def submit(self, prompt: Prompt, response: str, names: list[str] | None = None) -> None:

@@ -17,7 +17,7 @@ from rewards.code.code import Code, prelude, program_of, same_output
 from rewards.code.tests import code_gold, read_tests
 from rlcore.errors import ConfigError, UnparseableGold
 from rlcore.isolated.sandbox import sandbox
-from rlcore.isolated.sandbox.code_harness import decode, encode
+from rlcore.isolated.sandbox.harness import decode, encode
 from rlcore.records import Prompt, Score
 
 needs_sandbox = pytest.mark.skipif(

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from rlcore.compose.compose import as_config
+from rlcore.cli.shell import typed
+from rlcore.cli.train import last_words, with_next_seed
 
 
 def rlcore(*args: str) -> subprocess.CompletedProcess[str]:
@@ -26,32 +27,26 @@ def test_the_command_line_prints_the_resolved_run() -> None:
 def test_a_suggested_command_can_be_pasted_into_a_shell(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from rlcore import cli
-
     given = [
         "data.train=[generate:countdown?size=20&seed=2, b c.jsonl]",
         "reward.sources={odd: [gsm8k_strict]}",
         "steps=2",
     ]
-    ran = lambda composed, _, flags, task: task(as_config(composed.config), composed)  # noqa: E731
-    monkeypatch.setattr("rlcore.compose.compose.run_with_hydra", ran)
     monkeypatch.setattr(sys, "argv", ["/usr/bin/rlcore"])
     monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
-    seen: list[str] = []
-    arguments = ["demo", *given, "seed=4", f"run_dir={tmp_path}/a"]
-    assert cli._composed(arguments, "train", lambda cfg, composed, again: seen.append(again) or 0) == 0
-    shown = subprocess.run(["sh", "-c", f"printf '%s\\n' {seen[0]}"], capture_output=True, text=True, check=True)
+    again = with_next_seed("train", "demo", [*given, "seed=4", f"run_dir={tmp_path}/a"], seed=4)
+    shown = subprocess.run(["sh", "-c", f"printf '%s\\n' {again}"], capture_output=True, text=True, check=True)
     assert shown.stdout.splitlines() == ["rlcore", "train", "demo", *given, "seed=5"]
 
     metrics = tmp_path / "a b" / "metrics.jsonl"
     metrics.parent.mkdir()
     metrics.write_text('{"time": 0, "step": 0}\n')
-    cli._last_words(metrics.parent, metrics.parent / "export", seen[0], 1.0)
-    assert f"[rlcore] next: {seen[0]}\n" in capsys.readouterr().out
-    assert cli._command("resume", metrics.parent) == f"rlcore resume '{metrics.parent}'"
+    last_words(metrics.parent, metrics.parent / "export", again, 1.0)
+    assert f"[rlcore] next: {again}\n" in capsys.readouterr().out
+    assert typed("resume", metrics.parent) == f"rlcore resume '{metrics.parent}'"
     monkeypatch.setattr(sys, "argv", ["/my programs/rlcore"])
     monkeypatch.setattr("shutil.which", lambda name: None)
-    assert cli._command("export", "r") == "'/my programs/rlcore' export r"
+    assert typed("export", "r") == "'/my programs/rlcore' export r"
 
 
 def test_a_wrong_key_exits_2_before_anything_heavy_is_imported() -> None:

@@ -13,7 +13,7 @@ from rlcore.config import Config
 from rlcore.errors import WorkerError
 
 
-@pytest.mark.filterwarnings("error")  # what its guard thread says while it closes
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")  # of its guard while it closes
 def test_a_ray_that_does_not_start_is_named_and_not_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def times_out(*args: object, **settings: object) -> None:
         raise Exception("The current node timed out during startup.")  # noqa: TRY002 - Ray's own words and class

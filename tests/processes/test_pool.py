@@ -17,9 +17,10 @@ from typing import Any
 import psutil
 import pytest
 
-from rewards.outcomes import Outcome
+from rewards.pools import check_gold, gold_name, reward_pool
 from rewards.signatures import Fn
 from rlcore.errors import ConfigError, RewardError
+from rlcore.isolated.outcome import Outcome
 from rlcore.isolated.pool import Pool
 from rlcore.isolated.shared_state import PAGE_BYTES, Page
 from rlcore.records import Response
@@ -347,19 +348,20 @@ def test_values_that_cannot_work() -> None:
         (1, 1.0, 0, "reward.memory_mib: 0"),
     ]:
         with pytest.raises(ConfigError, match=says):
-            Pool([fn("act")], workers, seconds, memory)
+            reward_pool([fn("act")], workers, seconds, memory)
 
 
 def test_gold_answers_are_checked_by_the_functions_that_can(start: Start) -> None:
     pool = start([Fn("countdown", "countdown"), fn("act")], 2)
     pool.ready(60)
     good, bad = prompt(0, nums=[1, 2, 3], target=6), prompt(1, nums="1, 2", target=6)
-    pool.check_gold([("good", good), ("bad", bad)])
+    check_gold(pool, [("good", good), ("bad", bad)])
     pool.submit("score", good, Response("<answer>1 + 2 + 3</answer>"), names=["countdown"])
     results = collect(pool)
-    assert results["good"] == {"countdown": Outcome(None, seconds=results["good"]["countdown"].seconds)}
-    assert list(results["bad"]) == ["countdown"] and results["bad"]["countdown"].status == "unparseable_gold"
-    assert "nums" in results["bad"]["countdown"].message
+    gold = gold_name("countdown")
+    assert results["good"] == {gold: Outcome(None, seconds=results["good"][gold].seconds)}
+    assert list(results["bad"]) == [gold] and results["bad"][gold].status == "unparseable_gold"
+    assert "nums" in results["bad"][gold].message
     assert results["score"]["countdown"].reward == 1.0
 
 
@@ -381,15 +383,15 @@ def reads(prompt):
     act(prompt, prompt.answer)
 """
     fns = [file_fn(tmp_path, "unused", code), Fn("gsm8k", "gsm8k")]  # loading the first changes what reads for gsm8k
-    pool = start(fns)
+    pool, read = start(fns), gold_name("gsm8k")
     answers = ["gold", "fine", "fine"] * 40
     golds = [dataclasses.replace(prompt(i), answer=answer) for i, answer in enumerate(answers)]
-    pool.check_gold(enumerate(golds))
+    check_gold(pool, enumerate(golds))
     while not (together := dict(pool.poll(60.0))):
         pass
     assert len(together) == 64  # of one call
     together |= collect(pool)
-    assert [together[i]["gsm8k"].status for i in range(120)] == ["unparseable_gold", "", ""] * 40
+    assert [together[i][read].status for i in range(120)] == ["unparseable_gold", "", ""] * 40
     assert log.read_text().split() == [gold.id for gold in golds]
 
     answers = ["fine", "hang", "gold", "exit", "fine", "raise", "timeout_error", "segfault", "sys_exit", "fine"]
@@ -397,16 +399,16 @@ def reads(prompt):
     blames = [BLAMES[answer] for answer in answers]
     for seconds in PATIENCE:
         pool = start(fns, 1, seconds)
-        pool.check_gold(enumerate(golds))
+        check_gold(pool, enumerate(golds))
         together = collect(pool)
         alone = {}
         for i, gold in enumerate(golds):
-            pool.check_gold([(i, gold)])
+            check_gold(pool, [(i, gold)])
             alone |= collect(pool)
-        if [alone[i]["gsm8k"].status for i in range(10)] == [together[i]["gsm8k"].status for i in range(10)] == blames:
+        if [alone[i][read].status for i in range(10)] == [together[i][read].status for i in range(10)] == blames:
             break
-    assert [together[i]["gsm8k"][:4] for i in range(10)] == [alone[i]["gsm8k"][:4] for i in range(10)]
-    assert [alone[i]["gsm8k"].status for i in range(10)] == blames
+    assert [together[i][read][:4] for i in range(10)] == [alone[i][read][:4] for i in range(10)]
+    assert [alone[i][read].status for i in range(10)] == blames
 
 
 def test_built_ins_and_the_example_through_the_pool(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -434,10 +436,11 @@ def test_nothing_outlives_a_killed_driver(tagged: Tagged) -> None:
     """Workers that wait, hang, or have left children behind: all gone after SIGKILL of the driver."""
     code = f"""
 import sys, time
+from rewards.pools import reward_pool
 from rlcore.isolated.pool import Pool
 from rewards.signatures import Fn
 from rlcore.records import Prompt, Response
-pool = Pool([Fn("act", "{MISBEHAVING}:act")], 4, 1000.0, 2000)
+pool = reward_pool([Fn("act", "{MISBEHAVING}:act")], 4, 1000.0, 2000)
 pool.ready(60)
 for i, response in enumerate(["hang", "hold_interpreter", "fork_and_hang", "leave_children"]):
     pool.submit(i, Prompt("p", [], ""), Response(response))

@@ -78,7 +78,7 @@ def test_a_function_that_fails_ends_with_its_error_and_its_line(
         (
             ["gsm8k", "reward.sources.row=[gsm8k]"],
             DataError,
-            r"reward\.sources\.row: no row .* \(did you mean rows\?\)",
+            r"reward\.sources\.row: no row .*; did you mean rows\?",
         ),
     ],
 )

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-import rewards
+from rewards import BUILTIN
 from rewards.manager import RewardManager
 from rlcore.config import Config, DataConfig, RewardConfig
 from rlcore.data.prompts import Prompts
 from rlcore.errors import ConfigError, DataError
 from rlcore.records import Prompt
-from rlcore.train.build import _leave_out_unscorable, build
+from rlcore.train.build import build
+from rlcore.train.prepare import leave_out_unscorable
 from tests.tiny import make_tiny_model
 
 
@@ -38,7 +39,7 @@ def leave_out(found: Prompts, tmp_path: Path, most: float, rule: str = "gsm8k", 
     manager, said = RewardManager(cfg.reward, 32), list[str]()
     try:
         manager.ready(60.0)
-        _leave_out_unscorable(found, manager, cfg, said.append)
+        leave_out_unscorable(found, manager, cfg, said.append)
     finally:
         manager.close()
     return said
@@ -78,7 +79,7 @@ def test_many_at_a_time_are_the_same_as_one_by_one(tmp_path: Path, monkeypatch: 
         "def reads(prompt):\n"
         "    os._exit(7) if prompt.answer == 'exit' else gsm8k.gsm8k_gold(prompt)\n"
     )
-    monkeypatch.setitem(rewards.BUILTIN, f"{change}:unused", f"{change}:unused")
+    monkeypatch.setitem(BUILTIN, f"{change}:unused", f"{change}:unused")
     answers = ["#### 1", "none", "3/4", "", "#### x", "2"] * 20
     answers[50] = "exit"
     rows = [Prompt(f"rows:{i}", [1], answer) for i, answer in enumerate(answers)]

@@ -15,9 +15,10 @@ import torch
 from rlcore.algo.stats import merge
 from rlcore.config import Config, Dtype
 from rlcore.records import Batch
-from rlcore.workers.actor import ActorRank
+from rlcore.workers.actor_rank import ActorRank
+from rlcore.workers.group import Place
 from rlcore.workers.packing import plan, split
-from rlcore.workers.reference import ReferenceRank
+from rlcore.workers.reference_rank import ReferenceRank
 from tests.tiny import make_tiny_model
 
 
@@ -71,7 +72,8 @@ class Ranks:
             s.bind(("127.0.0.1", 0))
             port = s.getsockname()[1]
         remote = ray.remote(cls)
-        self.handles = [remote.remote(r, ranks, "127.0.0.1", port, cfg, "cpu") for r in range(ranks)]
+        places = [Place(rank, ranks, ("127.0.0.1", port), "cpu") for rank in range(ranks)]
+        self.handles = [remote.remote(place, cfg) for place in places]
         self.started = self("start")[0]
 
     def restart(self, cfg: Config) -> Ranks:

@@ -16,8 +16,9 @@ from rlcore.cluster.deadlines import Watch
 from rlcore.cluster.placement import Cluster
 from rlcore.config import Config, DeadlineConfig, Device, Dtype, PlacementConfig, RayConfig
 from rlcore.records import Batch
-from rlcore.workers.critic import CriticRank
-from rlcore.workers.group import Critic, rank_group
+from rlcore.workers.critic import Critic
+from rlcore.workers.critic_rank import CriticRank
+from rlcore.workers.group import rank_group
 from tests.stack.test_actor import assert_same_gradient, batch_of, tensors
 from tests.tiny import make_tiny_model
 

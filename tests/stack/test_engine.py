@@ -8,12 +8,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rlcore.cluster.deadlines import Watch, Worker
-from rlcore.config import RewardConfig, RolloutConfig
+from rlcore.config import Config, RolloutConfig
 from rlcore.errors import ConfigError
-from rlcore.plugins import SampleRequest
-from rlcore.weights import Sender, WeightInfo
-from rollout.collector import Collector
-from rollout.engine import Engine
+from rlcore.weights import WeightInfo
+from rlcore.workers.sender import Sender
+from rollout.collector import Ask, Collector, response_text
+from rollout.engine import Engine, EngineSpec, SampleRequest
 from tests.tiny import make_tiny_model
 
 EOS = 1
@@ -21,9 +21,13 @@ TOKENS = 24
 STOP = ["a", "Q7"]
 
 
-def actor(directory, cfg, index=0, **more):
+def spec(directory, index=0):
+    return EngineSpec(str(directory), "float32", "cpu", 128, index=index)
+
+
+def actor(directory, cfg, index=0):
     options = {"num_cpus": 0.5, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}}
-    return ray.remote(Engine).options(**options).remote(str(directory), cfg, "float32", "cpu", 0, 128, index, **more)
+    return ray.remote(Engine).options(**options).remote(spec(directory, index), cfg)
 
 
 def publish(model, engines, version=0):
@@ -207,10 +211,9 @@ def test_the_collector_gives_the_same_groups_with_one_engine_and_two(stack):
     for n in (1, 2):
         workers = [Worker("rollout", i, e) for i, e in enumerate(engines[:n])]
         cfg = RolloutConfig(max_sequences=8, max_response_tokens=TOKENS)
-        made = Collector(
-            workers, None, Length(), lambda t: "".join(map(chr, t)), watch, cfg, RewardConfig(), 4, 0, 120.0, {EOS}
-        )
-        found.append(made.sample(prompts, 4, 1.0))
+        text = response_text(lambda tokens: "".join(map(chr, tokens)), [EOS])
+        made = Collector(workers, None, Length(), watch, Config(rollout=cfg), text, lambda group: True)
+        found.append(made.sample(prompts, Ask(4, 1.0)))
     for one, two in zip(*found, strict=True):
         assert one.prompt is two.prompt
         assert [r.tokens for r in one.rollouts] == [r.tokens for r in two.rollouts]
@@ -223,7 +226,7 @@ def test_a_name_vllm_does_not_know_is_a_config_error(stack):
     cfg = RolloutConfig(vllm_args={"max_num_seq": 4})
 
     def check(_):  # in the engine's process, which has vLLM loaded
-        Engine("nowhere", cfg, "float32", "cpu", 0, 128, 0).check_args()
+        Engine(spec("nowhere"), cfg).check_args()
 
     with pytest.raises(ConfigError, match=r"rollout.vllm_args.max_num_seq.*max_num_seqs"):
         ray.get(engine.__ray_call__.remote(check))

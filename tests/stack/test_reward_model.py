@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import time
@@ -14,18 +15,20 @@ import torch
 from omegaconf import OmegaConf
 from transformers import AutoModelForSequenceClassification
 
-from rewards.outcomes import Outcome
 from rlcore.cluster.deadlines import Watch
 from rlcore.cluster.placement import Cluster
+from rlcore.compose.stages import STAGES
 from rlcore.config import Config, DeadlineConfig, Device, PlacementConfig, RayConfig
 from rlcore.data.generate.arithmetic_pairs import arithmetic_pairs
+from rlcore.isolated.outcome import Outcome
 from rlcore.models.model import demand_same_tokens, load_tokenizer_path, load_value_path
 from rlcore.records import Batch, Prompt, Response
 from rlcore.runs.tracker import Tracker
-from rlcore.train import fit
-from rlcore.train import train_rm as trainer
-from rlcore.workers.group import PreferenceModel, RewardModelLane, WorkerGroup, rank_group
-from rlcore.workers.reward_model import PreferenceRank, RewardModelRank, conversation_tokens, ending
+from rlcore.train import build
+from rlcore.train.scoring import Scoring
+from rlcore.workers.group import WorkerGroup, rank_group
+from rlcore.workers.reward_model import RewardModel, RewardModelLane
+from rlcore.workers.reward_model_rank import PreferenceRank, RewardModelRank, conversation_tokens, ending
 from tests.stack.test_actor import assert_same_gradient, tensors
 from tests.tiny import make_tiny_model
 
@@ -43,7 +46,7 @@ class Either(PreferenceRank):
         return self._load_model()
 
     def score_from_now(self, cfg: Config) -> dict[str, Any]:
-        self.scoring = RewardModelRank(self.rank, self.world, *self.address, cfg, self.kind)
+        self.scoring = RewardModelRank(self.place, cfg)
         self.scoring.device = self.device
         return self.scoring._load_model()
 
@@ -90,24 +93,26 @@ def groups(tiny: Path) -> Iterator[dict[str, WorkerGroup]]:
         cluster.close()
 
 
-def started(group: WorkerGroup, cfg: Config) -> PreferenceModel:
+def started(group: WorkerGroup, cfg: Config) -> RewardModel:
     group.call("restart", cfg, seconds=300)
-    return PreferenceModel(group, cfg)
+    return RewardModel(group, cfg)
 
 
 def pairs(count: int = 9, seed: int = 0) -> Batch:
     """Of unequal lengths; some end with the padding token."""
     g = torch.Generator().manual_seed(seed)
     lengths = torch.randint(2, 40, (2 * count,), generator=g).tolist()
-    return ending([[*torch.randint(4, 100, (n,), generator=g).tolist(), *[0] * (n % 3)] for n in lengths], 0)
+    batch = ending([[*torch.randint(4, 100, (n,), generator=g).tolist(), *[0] * (n % 3)] for n in lengths], 0)
+    return dataclasses.replace(batch, group=batch.group // 2)
 
 
-def gradient(model: PreferenceModel, to: Path) -> dict[str, torch.Tensor]:
+def gradient(model: RewardModel, to: Path) -> dict[str, torch.Tensor]:
     """Of one update: Adam's first exp_avg is a tenth of it."""
-    before = model.evaluate(pairs())
-    metrics = model.update(pairs(), 0)
+    before = model.look(pairs()).metrics
+    metrics = model.update(pairs(), 0).metrics
     assert metrics["train/skipped_updates"] == 0 and metrics["train/lr"] == 1e-3
-    assert {k: metrics[f"train/{k}"] for k in before} == pytest.approx(before, abs=1e-5)
+    for name in ("train/loss", "train/accuracy", "train/margin"):
+        assert metrics[name] == pytest.approx(before[name], abs=1e-5), name
     model.save(to)
     names = ("train/loss", "train/grad_norm", "train/accuracy", "train/margin")
     numbers = {k: torch.tensor(metrics[k]) for k in names}
@@ -153,9 +158,9 @@ def one_by_one(path: Path, tokens: list[list[int]]) -> torch.Tensor:
 
 
 class Shared:
-    """The cluster that is already there, in the place of one that train_rm would start."""
+    """The cluster that is already there, in the place of one that a run would start."""
 
-    device = "cpu"
+    device, colocated = "cpu", True
 
     def close(self) -> None: ...
 
@@ -172,9 +177,8 @@ def rm_config(model: Path, run_dir: Path, steps: int = 4) -> Config:
 
 
 def metrics_of(run_dir: Path) -> list[dict[str, float]]:
-    clock = ("time", "perf/tokens_per_second")
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in clock} for line in lines]
+    return [{k: v for k, v in line.items() if not k.startswith(("time", "perf/"))} for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -188,9 +192,9 @@ def trained(groups: dict[str, WorkerGroup], tiny: Path, tmp_path_factory: pytest
 
 
 def run(group: WorkerGroup, cfg: Config, patch: pytest.MonkeyPatch) -> tuple[Path, set[str]]:
-    patch.setattr(fit, "Cluster", lambda *args: Shared())
-    patch.setattr(trainer, "_model", lambda cfg, cluster, watch: started(group, cfg))
-    return trainer.train_rm(cfg, OmegaConf.create({"seed": 0}), print)
+    patch.setattr(build, "Cluster", lambda *args: Shared())
+    patch.setattr(Scoring, "make_model", lambda self, cluster, watch: started(group, cfg))
+    return build.whole_run(cfg, OmegaConf.create({"seed": 0}), STAGES["train-rm"], print)
 
 
 @pytest.mark.parametrize("dies_at", [2, 4])  # before the first checkpoint, and after it

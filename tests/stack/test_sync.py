@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 from rlcore.cluster.deadlines import Watch, Worker
 from rlcore.config import RolloutConfig
 from rlcore.errors import SyncError, WorkerError
-from rlcore.plugins import SampleRequest
-from rlcore.weights import Sender, WeightInfo, manifest
-from rollout.engine import Engine
+from rlcore.weights import WeightInfo, manifest
+from rlcore.workers.sender import Sender
+from rollout.engine import Engine, EngineSpec, SampleRequest
 from tests.tiny import make_tiny_model
 
 KINDS = ("tied", "untied")
@@ -45,7 +45,7 @@ def stack(tmp_path_factory):
     cfg = RolloutConfig(max_response_tokens=16, max_sequences=32, kv_cache_gib=0.0625)
     options = {"num_cpus": 0.5, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}}
     made = ray.remote(Engine).options(**options)
-    engines = {k: made.remote(str(d), cfg, "float32", "cpu", 0, 128, 0) for k, d in directories.items()}
+    engines = {k: made.remote(EngineSpec(str(d), "float32", "cpu", 128), cfg) for k, d in directories.items()}
     try:
         ray.get([e.start.remote() for e in engines.values()], timeout=400)
         load = AutoModelForCausalLM.from_pretrained
@@ -240,13 +240,13 @@ def test_a_hundred_publishes_leak_neither_engine_memory_nor_shared_memory(stack)
 
 @ray.remote(num_cpus=0)
 class Peer:
-    """Calls another as an actor rank calls an engine; `die` leaves as a SIGKILL does."""
+    """Publishes to another as an actor rank does to an engine, which leaves as a SIGKILL does."""
 
-    def die(self):
+    def begin_weights(self, version, infos):
         os.kill(os.getpid(), signal.SIGKILL)
 
-    def ask(self, other):
-        return Sender("shm", [other], 0, 60.0)._all("die")
+    def publish(self, other):
+        Sender("shm", [other], 0, 60.0).publish([], None, 0)
 
     def fail(self):
         raise SyncError("model.norm.weight")
@@ -261,5 +261,5 @@ def test_who_died_is_named_and_not_who_noticed(stack):
     with pytest.raises(SyncError, match="actor rank 0, phase publish: model.norm.weight"):
         watch.get(actor.handle.fail.remote(), actor)
     with pytest.raises(WorkerError, match="^rollout rank 0 died during phase publish: .*; actor rank 0 then raised"):
-        watch.get(actor.handle.ask.remote(engine.handle), actor)
+        watch.get(actor.handle.publish.remote(engine.handle), actor)
     ray.kill(actor.handle)

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rlcore.algo.advantage import BUILTIN, credit, grpo, outcome, whiten
+from rlcore.algo import ADVANTAGES
+from rlcore.algo.advantage import advantage_fn, credit, grpo, outcome, whiten
 from rlcore.config import AdvantageConfig
 from rlcore.errors import ConfigError
 from rlcore.records import Batch, Group, Prompt, Rollout
@@ -19,6 +20,7 @@ from tests.unit import second_way
 from tests.unit.ragged import NAN, as_batch, flat, rollouts
 from tests.unit.second_way import Roll
 
+BUILTIN = {name: advantage_fn(AdvantageConfig(name=name)) for name in ADVANTAGES}
 COLUMNS = ("penalty", "value")
 GROUP_RELATIVE = ("grpo", "rloo", "opo", "gpg", "reinforce_plus_plus_baseline")
 many = settings(deadline=None, max_examples=60)

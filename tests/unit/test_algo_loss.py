@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rlcore.algo.advantage import BUILTIN as ADVANTAGES
-from rlcore.algo.advantage import credit
-from rlcore.algo.loss import BUILTIN, aggregate
+from rlcore.algo import ADVANTAGES, LOSSES
+from rlcore.algo.advantage import advantage_fn, credit
+from rlcore.algo.loss import aggregate, policy_loss
 from rlcore.algo.objective import objective
 from rlcore.algo.stats import Totals
 from rlcore.config import AdvantageConfig, Aggregation, Config, Correction, KLEstimator, KLPlace, LossConfig
@@ -24,6 +24,7 @@ from tests.unit import second_way
 from tests.unit.ragged import as_batch, flat, roll, rollouts
 from tests.unit.second_way import Roll, Tokens
 
+BUILTIN = {name: policy_loss(LossConfig(name=name)) for name in LOSSES}
 COLUMNS = ("old_logp", "ref_logp", "advantage")
 POLICY = sorted(set(BUILTIN) - {"sft"})
 many = settings(deadline=None, max_examples=50)
@@ -257,7 +258,7 @@ def test_no_signal_is_exactly_no_loss_and_no_gradient(name: str, advantage: str)
     batch = batch.with_(value=flat(zero, torch.float32))
     if advantage in ("gae", "remax", "reinforce_plus_plus"):  # those that look at no group: nothing to gain
         batch = Batch(**{**vars(batch), "reward": torch.zeros(6), "baseline": torch.zeros(6)})
-    batch = credit(batch, ADVANTAGES[advantage], AdvantageConfig(name=advantage))
+    batch = credit(batch, advantage_fn(AdvantageConfig(name=advantage)), AdvantageConfig(name=advantage))
     logp = flat([r.new for r in rolls], torch.float32).requires_grad_()
     per_token, _ = BUILTIN[name](logp, batch, LossConfig())
     for how in Aggregation:

@@ -10,11 +10,13 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 import rewards
-from rlcore.algo import advantage, loss
+from rlcore.algo import ADVANTAGES, LOSSES
+from rlcore.algo.advantage import advantage_fn
 from rlcore.algo.correction import correct
+from rlcore.algo.loss import policy_loss
 from rlcore.compose.check import check
 from rlcore.compose.compose import as_config, compose
-from rlcore.compose.unused_keys import idle
+from rlcore.compose.unused_keys import DECIDING, idle
 from rlcore.config import AdvantageConfig, Correction, CorrectionConfig, LossConfig, all_keys, fields_read, forget_reads
 from tests.unit.ragged import as_batch, roll
 
@@ -94,8 +96,10 @@ REFUSED = [
     *(
         (f"rollouts_per_prompt=1 advantage.name={name}", f"rollouts_per_prompt 1 advantage.name {name}", instead)
         for name, instead in (
-            ("grpo", "advantage.name=reinforce_plus_plus"), ("rloo", "rollouts_per_prompt=2"),
-            ("opo", "rollouts_per_prompt=2"), ("gpg", "advantage.name=USER"),
+            ("grpo", "advantage.name=reinforce_plus_plus"),
+            ("rloo", "rollouts_per_prompt=2"),
+            ("opo", "rollouts_per_prompt=2"),
+            ("gpg", "advantage.name=USER"),
             ("reinforce_plus_plus_baseline", "rollouts_per_prompt=2"),
         )
     ),
@@ -171,10 +175,13 @@ REFUSED = [
     ("reward.clip=[1.0]", "reward.clip is [1.0] write [low, high]", "reward.clip=[0.0,1.0]"),
     ("reward.clip=[1.0,0.0]", "reward.clip is [1.0, 0.0] with low below high", "reward.clip=[]"),
     ("reward.fns=[reward_model]", "reward_model reward_model.path null", "reward_model.path=owner/name"),
-    ("reward.fns=[reward_model] reward_model.path=./gone", "reward_model.path nothing at ./gone",
-     "reward_model.path=a/b"),
+    (
+        "reward.fns=[reward_model] reward_model.path=./gone",
+        "reward_model.path nothing at ./gone",
+        "reward_model.path=a/b",
+    ),
     ("reward.fns=[gsm8k,gsm8k]", "reward.fns gsm8k twice", "reward.fns=[gsm8k]"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("settings", "names", "remedy"), REFUSED, ids=[f"{s} | {r}" for s, _, r in REFUSED])
@@ -314,7 +321,27 @@ IDLE = [
     ("critic.path", "", "critic.ranks 0; remove it or set critic.ranks above 0", "critic.ranks=1"),
     ("critic.learning_rate", "", "critic.ranks 0; remove it", "critic.ranks=1"),
     ("reward.overlong_penalty", "", "reward.overlong_fraction 0; remove it", "reward.overlong_fraction=0.1"),
-]  # fmt: skip
+    # What only one command reads.
+    ("data.response_column", "", "loss.name ppo_clip; remove it or use `rlcore sft`", "loss.name=sft"),
+    ("data.response_column", "loss.name=USER", "use `rlcore sft`", "loss.name=sft"),
+    ("data.response_column", "loss.name=bradley_terry", "loss.name bradley_terry; remove it", "loss.name=sft"),
+    ("data.curriculum", "loss.name=sft", "loss.name sft; remove it or use `rlcore train`", "loss.name=ppo_clip"),
+    ("rollout.engines", "loss.name=sft", "loss.name sft; remove it or use `rlcore train`", "loss.name=ppo_clip"),
+    ("rollout.vllm_args", "loss.name=bradley_terry", "use `rlcore train`", "loss.name=USER"),
+    ("rollouts_per_prompt", "loss.name=sft", "use `rlcore train`", "loss.name=ppo_clip"),
+    ("reward.fns", "loss.name=bradley_terry", "use `rlcore train`", "loss.name=ppo_clip"),
+    ("advantage.name", "loss.name=sft advantage.name=USER", "use `rlcore train`", "loss.name=ppo_clip"),
+    ("kl.estimator", "loss.name=sft", "use `rlcore train`", "loss.name=ppo_clip kl.coef=0.1"),
+    ("loss.clip_low", "loss.name=bradley_terry", "use `rlcore train` or `rlcore sft`", "loss.name=ppo_clip"),
+    ("loss.aggregation", "loss.name=bradley_terry", "use `rlcore train` or `rlcore sft`", "loss.name=sft"),
+    # What needs something to be there.
+    ("eval.prompts", "", "data.eval []; remove it or set data.eval", "data.eval=[a/b]"),
+    ("eval.every_steps", "", "data.eval []; remove it or set data.eval", "data.eval=[a/b]"),
+    ("tracker.project", "", "tracker.sinks []; remove it or add wandb to tracker.sinks", "tracker.sinks=[wandb]"),
+    ("tracker.name", "tracker.sinks=[tensorboard]", "add wandb to tracker.sinks", "tracker.sinks=[wandb,tensorboard]"),
+    ("reward_model.ranks", "", "add reward_model to reward.fns", "reward.fns=[reward_model]"),
+    ("ray.object_store_mib", "ray.address=auto", "ray.address auto; remove it or", "ray.address=null"),
+]
 
 
 @pytest.mark.parametrize(("key", "settings", "says", "remedy"), IDLE, ids=[f"{k} | {r}" for k, _, _, r in IDLE])
@@ -325,6 +352,25 @@ def test_a_key_that_nothing_would_read_is_named(
     assert list(found) == [key]
     assert found[key].startswith(f"{key} (command line): nothing reads it with ") and says in found[key]
     assert idle(as_config(changed(base, f"{settings} {remedy}")), {key: "command line"}) == {}
+
+
+@pytest.mark.parametrize("loss", ["sft", "bradley_terry"])
+def test_what_another_rule_asks_for_may_be_set(base: DictConfig, loss: str) -> None:
+    """A recipe that is for `train` is made one for `sft` by these lines."""
+    asked = "kl.coef=0 rollout.temperature=1 critic.ranks=0 actor.minibatches_per_step=1 actor.epochs_per_step=1"
+    settings = f"loss.name={loss} {asked}"
+    assert errors(base, settings) == []
+    keys = [setting.partition("=")[0] for setting in settings.split()]
+    assert idle(as_config(changed(base, settings)), dict.fromkeys(keys, "command line")) == {}
+
+
+def test_what_a_run_that_goes_on_would_read_is_not_refused(base: DictConfig) -> None:
+    """With steps=1 nothing reads how often to save; `rlcore resume RUN_DIR steps=100` does."""
+    assert idle(as_config(changed(base, "steps=1 save_every_steps=50")), {"save_every_steps": "command line"}) == {}
+
+
+def test_what_decides_about_keys_are_keys() -> None:
+    assert DECIDING <= all_keys().keys()
 
 
 def test_every_key_of_the_critic_but_its_ranks_needs_it(base: DictConfig) -> None:
@@ -344,8 +390,8 @@ def test_what_is_called_idle_is_what_the_functions_do_not_read(base: DictConfig)
     logp = batch.old_logp
     assert logp is not None
     cases = [
-        *(("advantage", n, lambda f=f: f(batch, AdvantageConfig())) for n, f in advantage.BUILTIN.items()),
-        *(("loss", n, lambda f=f: f(logp, batch, LossConfig())) for n, f in loss.BUILTIN.items()),
+        *(("advantage", n, lambda n=n: advantage_fn(AdvantageConfig(n))(batch, AdvantageConfig())) for n in ADVANTAGES),
+        *(("loss", n, lambda n=n: policy_loss(LossConfig(n))(logp, batch, LossConfig())) for n in LOSSES),
         *(("correction", c.value, lambda c=c: correct(logp, batch, CorrectionConfig(name=c))) for c in Correction),
     ]
     others = {f"{s}.name" for s in ("advantage", "loss", "correction")}

@@ -1,18 +1,21 @@
 """The collector with engines and a pool that live in this process."""
 
+import functools
 from collections import namedtuple
 from types import SimpleNamespace
 
 import pytest
 
 from rewards.length import overlong_penalty
+from rlcore.algo.shaping import carries_signal, shape
 from rlcore.cluster.deadlines import Worker
-from rlcore.config import RewardConfig, RolloutConfig
-from rlcore.data.prompts import Order
+from rlcore.config import Config, DeadlineConfig, RewardConfig, RolloutConfig
+from rlcore.data.order import Order
 from rlcore.errors import WorkerError
-from rlcore.plugins import Sample
 from rlcore.records import Batch, Prompt
-from rollout.collector import Collector, next_draw, sample_seed
+from rlcore.train.credit import penalty_of
+from rollout.collector import Ask, Collector, next_draw, response_text, sample_seed
+from rollout.engine import Sample
 
 Result = namedtuple("Result", "reward parts status why")
 EOS = 9
@@ -81,25 +84,29 @@ class FakePool:
         return [(k, Result(None if t == "0" else float(t), {"length": 1.0}, {}, {})) for k, t in done]
 
 
-def collector(engines=2, samples=4, cfg=None, pool=None, deadline=60.0, slots=3, reward=None, answer=None):
+def collector(engines=2, samples=4, cfg=None, pool=None, deadline=60.0, slots=3, reward=None, answer=None, text=None):
     fakes = [FakeEngine(slots) for _ in range(engines)]
     for fake in fakes:
         fake.answer = answer or fake.answer
     prompts = [Prompt(f"p:{i}", [i, i], "", {}) for i in range(100)]
     source = SimpleNamespace(take=lambda n: [prompts.pop(0) for _ in range(n)])
     workers = [Worker("rollout", i, f) for i, f in enumerate(fakes)]
-    decode = lambda tokens: "".join(map(str, tokens))  # noqa: E731
-    made = Collector(
-        workers, source, pool or FakePool([]), decode, FakeWatch(), cfg or RolloutConfig(), reward or RewardConfig(),
-        samples, 7, deadline, {EOS},
-    )  # fmt: skip
-    return made, fakes
+    settings = Config(seed=7, rollouts_per_prompt=samples, rollout=cfg or RolloutConfig())
+    settings.reward, settings.deadline = reward or RewardConfig(), DeadlineConfig(rollout_seconds=deadline)
+    text = text or response_text(lambda tokens: "".join(map(str, tokens)), [EOS])
+    teaches = functools.partial(carries_signal, cfg=settings.rollout)
+    return Collector(workers, source, pool or FakePool([]), FakeWatch(), settings, text, teaches), fakes
+
+
+def trained(made, prompts):
+    """The groups of a training step, with what credit decides about them."""
+    return shape(made.take(prompts), prompts, made.cfg.rollout, penalty_of(made.cfg))
 
 
 def test_groups_come_in_prompt_order_and_rollouts_in_sample_order():
     made, _ = collector()
     made.version = 5
-    groups = made.collect(6)
+    groups = made.take(6)
     assert [g.prompt.id for g in groups] == [f"p:{i}" for i in range(6)]
     for group in groups:
         for index, rollout in enumerate(group.rollouts):
@@ -114,26 +121,26 @@ def test_groups_come_in_prompt_order_and_rollouts_in_sample_order():
 
 def test_the_next_collection_takes_the_next_prompts():
     made, _ = collector()
-    made.collect(3)
-    assert [g.prompt.id for g in made.collect(2)] == ["p:3", "p:4"]
+    made.take(3)
+    assert [g.prompt.id for g in made.take(2)] == ["p:3", "p:4"]
 
 
 @pytest.mark.parametrize("engines", [1, 2, 3])
 def test_what_is_sampled_does_not_depend_on_the_engines(engines):
     made, fakes = collector(engines)
-    tokens = [[r.tokens for r in g.rollouts] for g in made.collect(5)]
+    tokens = [[r.tokens for r in g.rollouts] for g in made.take(5)]
     alone, _ = collector(1)
-    assert tokens == [[r.tokens for r in g.rollouts] for g in alone.collect(5)]
+    assert tokens == [[r.tokens for r in g.rollouts] for g in alone.take(5)]
     counts = [len(f.seen) for f in fakes]
     assert sum(counts) == 20 and max(counts) - min(counts) <= 4
 
 
 def test_one_prompt_is_cut_over_the_engines_but_many_are_kept_whole():
     made, fakes = collector(engines=2, samples=8)
-    made.collect(1)
+    made.take(1)
     assert [len(f.seen) for f in fakes] == [4, 4]
     made, fakes = collector(engines=2, samples=8)
-    made.collect(4)
+    made.take(4)
     for fake in fakes:
         assert sorted(r.key[0] for r in fake.seen) == sorted(2 * [p for p in {r.key[0] for r in fake.seen}] * 4)
 
@@ -141,7 +148,7 @@ def test_one_prompt_is_cut_over_the_engines_but_many_are_kept_whole():
 def test_an_engine_is_not_given_more_than_a_window():
     cfg = RolloutConfig(max_sequences=8)
     made, fakes = collector(engines=2, samples=4, cfg=cfg)
-    made.collect(20)
+    made.take(20)
     assert all(f.most <= 10 for f in fakes), [f.most for f in fakes]
     assert sum(len(f.seen) for f in fakes) == 80
 
@@ -151,26 +158,26 @@ def test_samples_go_to_their_reward_while_others_are_still_sampled():
     made, fakes = collector(engines=1, samples=8, pool=FakePool(log), slots=1)
     advance = fakes[0].advance.remote
     fakes[0].advance = SimpleNamespace(remote=lambda s: log.append(("advance",)) or advance(s))
-    made.collect(1)
+    made.take(1)
     first_score = next(i for i, entry in enumerate(log) if entry[0] == "scored")
     assert ("advance",) in log[first_score:], "every sample had finished before the first was scored"
 
 
 def test_greedy_sampling_asks_for_temperature_zero():
     made, fakes = collector()
-    groups = made.sample([Prompt("e:1", [1], "", {}), Prompt("e:2", [2], "", {})], samples=1, temperature=0.0)
+    groups = made.sample([Prompt("e:1", [1], "", {}), Prompt("e:2", [2], "", {})], Ask(1, 0.0))
     assert [len(g.rollouts) for g in groups] == [1, 1]
     assert {r.temperature for f in fakes for r in f.seen} == {0.0}
-    made.collect(1)
+    made.take(1)
     assert {r.temperature for f in fakes for r in f.seen} == {0.0, 1.0}
-    assert made.sample([], 1, 0.0) == []
+    assert made.sample([], Ask(1, 0.0)) == []
 
 
 def test_a_deadline_names_what_is_outstanding_where():
     made, fakes = collector(engines=2, samples=4, deadline=0.0)
     fakes[1].advance = SimpleNamespace(remote=lambda seconds: Ref([]))
     with pytest.raises(WorkerError, match=r"16 samples.*0 s.*8 samples on rollout rank 1.*scores.*phase rollout"):
-        made.collect(4)
+        made.take(4)
 
 
 def test_seeds_are_stable_and_differ():
@@ -183,7 +190,7 @@ def test_progress_ends_at_the_total():
     made, _ = collector()
     seen: list = []
     made.on_progress = lambda done, total: seen.append((done, total))
-    made.collect(3)
+    made.take(3)
     assert seen[-1] == (12, 12) and seen == sorted(seen)
 
 
@@ -194,8 +201,8 @@ def with_signal(*useful):
 
 def rounds(made):
     """How many prompts each call of `take` asked for, filled while collecting."""
-    asked, take = [], made.source.take
-    made.source.take = lambda n: asked.append(n) or take(n)
+    asked, take = [], made.prompts.take
+    made.prompts.take = lambda n: asked.append(n) or take(n)
     return asked
 
 
@@ -206,14 +213,14 @@ def used(groups):
 def test_without_dynamic_sampling_every_group_is_used_and_none_is_drawn_again():
     made, _ = collector(answer=with_signal(1))
     asked = rounds(made)
-    groups = made.collect(4)
+    groups = trained(made, 4)
     assert asked == [4] and len(used(groups)) == 4
 
 
 def test_dynamic_sampling_draws_until_enough_groups_carry_a_signal():
     made, _ = collector(cfg=RolloutConfig(dynamic_draws=10), answer=with_signal(1, 3, 5, 6, 7, 8, 9))
     asked = rounds(made)
-    groups = made.collect(4)
+    groups = trained(made, 4)
     assert asked[0] == 4 and sum(asked) == len(groups) and len(asked) == 2
     assert [g.prompt.id for g in groups] == [f"p:{i}" for i in range(len(groups))], "drawing order"
     assert used(groups) == ["p:1", "p:3", "p:5", "p:6"], "the first four with a signal, no more"
@@ -225,40 +232,40 @@ def test_dynamic_sampling_draws_until_enough_groups_carry_a_signal():
 def test_a_first_round_with_enough_signal_is_the_only_one():
     made, _ = collector(cfg=RolloutConfig(dynamic_draws=5), answer=with_signal(0, 1, 2))
     asked = rounds(made)
-    assert used(made.collect(3)) == ["p:0", "p:1", "p:2"] and asked == [3]
+    assert used(trained(made, 3)) == ["p:0", "p:1", "p:2"] and asked == [3]
 
 
 @pytest.mark.parametrize("draws, most", [(1.0, 4), (1.1, 4), (2.0, 8), (2.5, 10)])
 def test_dynamic_sampling_ends_at_its_bound(draws, most):
     made, _ = collector(cfg=RolloutConfig(dynamic_draws=draws), answer=with_signal(3))
-    groups = made.collect(4)
+    groups = trained(made, 4)
     assert len(groups) == most
     assert used(groups) == ["p:3"], "what there is is trained on"
-    assert made.source.take(1)[0].id == f"p:{most}", "no prompt was taken that was not drawn"
+    assert made.prompts.take(1)[0].id == f"p:{most}", "no prompt was taken that was not drawn"
 
 
 def test_the_bound_is_not_lost_to_rounding():
     """1.16 * 25 is 29 less 4e-15 in floating point."""
     made, _ = collector(cfg=RolloutConfig(dynamic_draws=1.16), samples=2, answer=with_signal())
-    assert len(made.collect(25)) == 29
+    assert len(trained(made, 25)) == 29
 
 
 def test_without_any_signal_the_batch_is_one_group():
     made, _ = collector(cfg=RolloutConfig(dynamic_draws=2), answer=with_signal())
-    groups = made.collect(3)
+    groups = trained(made, 3)
     assert len(groups) == 6 and used(groups) == ["p:0"] and not groups[0].differs
 
 
 def test_a_group_with_one_score_carries_no_signal():
     answer = lambda r: ([1 if r.key[1] == 0 else 0, EOS], "stop")  # noqa: E731  one scored 1, the others fail
     made, _ = collector(cfg=RolloutConfig(dynamic_draws=2), answer=answer)
-    assert used(made.collect(2)) == ["p:0"]
+    assert used(trained(made, 2)) == ["p:0"]
 
 
 def test_a_group_whose_scored_rollouts_are_all_left_out_of_the_loss_carries_no_signal():
     answer = lambda r: ([r.key[1] + 1, EOS], "length" if r.tokens[0] == 0 else "stop")  # noqa: E731
     cfg = RolloutConfig(dynamic_draws=3, train_truncated=False)
-    assert used(collector(cfg=cfg, answer=answer)[0].collect(2)) == ["p:1", "p:2"]
+    assert used(trained(collector(cfg=cfg, answer=answer)[0], 2)) == ["p:1", "p:2"]
 
 
 @pytest.mark.parametrize(
@@ -286,12 +293,12 @@ def test_dynamic_sampling_resumes_with_the_prompt_after_the_last_drawn():
         return SimpleNamespace(take=lambda n: [Prompt(f"p:{i}@{e}", [i, i], "", {}) for i, e in order.take(n)])
 
     def ids(made):
-        return [(g.prompt.id, g.used) for g in made.collect(4)]
+        return [(g.prompt.id, g.used) for g in trained(made, 4)]
 
     cfg, answer = RolloutConfig(dynamic_draws=4), with_signal(2, 5, 7)
     order, again = Order("toy", 9, 3, True), Order("toy", 9, 3, True)
     made, fresh = collector(cfg=cfg, answer=answer)[0], collector(cfg=cfg, answer=answer)[0]
-    made.source, fresh.source = source(order), source(again)
+    made.prompts, fresh.prompts = source(order), source(again)
     first = ids(made)
     assert len(first) > 4
     again.restore(order.state())
@@ -301,32 +308,34 @@ def test_dynamic_sampling_resumes_with_the_prompt_after_the_last_drawn():
 def test_the_deadline_is_of_all_rounds_together(monkeypatch):
     """Each round takes 60 s of the 100 s there are."""
     made, _ = collector(cfg=RolloutConfig(dynamic_draws=10), answer=with_signal(), deadline=100.0)
-    clock, take = [0.0], made.source.take
+    clock, take = [0.0], made.prompts.take
     monkeypatch.setattr("rollout.collector.time", SimpleNamespace(monotonic=lambda: clock[0]))
-    made.source.take = lambda n: clock.__setitem__(0, clock[0] + 60) or take(n)
+    made.prompts.take = lambda n: clock.__setitem__(0, clock[0] + 60) or take(n)
     with pytest.raises(WorkerError, match="100 s"):
-        made.collect(4)
+        trained(made, 4)
 
 
 @pytest.mark.parametrize("engines", [1, 2, 3])
 def test_the_greedy_answer_is_a_baseline_and_not_a_rollout(engines):
     answer = lambda r: ([r.seed % 7 if r.temperature else 5, EOS], "stop")  # noqa: E731
     made, fakes = collector(engines, cfg=RolloutConfig(greedy_baseline=True), answer=answer)
-    groups = made.collect(5)
+    groups = trained(made, 5)
     plain, _ = collector(engines)
     assert [[r.tokens for r in g.rollouts] for g in groups] == [
-        [r.tokens for r in g.rollouts] for g in plain.collect(5)
+        [r.tokens for r in g.rollouts] for g in trained(plain, 5)
     ]
     assert [g.baseline for g in groups] == [5.0] * 5
     asked = [r for f in fakes for r in f.seen]
     assert sorted(r.key for r in asked if r.temperature == 0) == [(i, 4) for i in range(5)]
     assert len(asked) == 25 and Batch.from_groups(groups).baseline.tolist() == [5.0] * 20
-    assert [len(g.rollouts) for g in made.sample([Prompt("e", [1], "", {})], 2, 1.0)] == [2], "not in an evaluation"
+    assert [len(g.rollouts) for g in made.sample([Prompt("e", [1], "", {})], Ask(2, 1.0))] == [2], (
+        "not in an evaluation"
+    )
 
 
 def test_a_greedy_answer_without_a_score_is_no_baseline():
     answer = lambda r: ([1 if r.temperature else 0, EOS], "stop")  # noqa: E731
-    (group,) = collector(cfg=RolloutConfig(greedy_baseline=True), answer=answer)[0].collect(1)
+    (group,) = trained(collector(cfg=RolloutConfig(greedy_baseline=True), answer=answer)[0], 1)
     assert group.greedy is not None and group.baseline is None and len(group.rollouts) == 4
     assert Batch.from_groups([group]).baseline.isnan().all()
 
@@ -345,42 +354,39 @@ def test_overlong_responses_lose_reward_after_the_signal_was_judged_and_only_in_
     """Responses of 1 + index tokens, limit 4, the last 2 count: 0, 0, -0.5, -1 off a reward of 1."""
     answer = lambda r: ([1] + [EOS] * r.key[1] if r.temperature else [1, 8, EOS], "stop")  # noqa: E731
     cfg = RolloutConfig(max_response_tokens=4, dynamic_draws=2, greedy_baseline=True)
-    made, _ = collector(cfg=cfg, reward=RewardConfig(overlong_fraction=0.5), answer=answer)
-    made.decode = lambda tokens: "1"
-    groups = made.collect(1)
+    made, _ = collector(cfg=cfg, reward=RewardConfig(overlong_fraction=0.5), answer=answer, text=lambda sample: "1")
+    groups = trained(made, 1)
     assert len(groups) == 2 and used(groups) == ["p:0"], "lengths make no signal"
     for group in groups:
         assert [r.reward for r in group.rollouts] == [1.0, 1.0, 0.5, 0.0]
         assert [r.parts["overlong"] for r in group.rollouts] == [0.0, 0.0, -0.5, -1.0]
         assert group.baseline == 0.5, "the baseline is of the same reward"
-    (group,) = made.sample([Prompt("e", [1], "", {})], 4, 1.0)
+    (group,) = made.sample([Prompt("e", [1], "", {})], Ask(4, 1.0))
     assert [r.reward for r in group.rollouts] == [1.0] * 4 and "overlong" not in group.rollouts[3].parts
 
 
 def test_an_overlong_response_without_a_score_stays_without():
     answer = lambda r: ([0, EOS, EOS], "length")  # noqa: E731
-    made, _ = collector(
-        cfg=RolloutConfig(max_response_tokens=3), reward=RewardConfig(overlong_fraction=0.5), answer=answer
-    )
-    made.decode = lambda tokens: "0"
-    (group,) = made.collect(1)
+    cfg, reward = RolloutConfig(max_response_tokens=3), RewardConfig(overlong_fraction=0.5)
+    made, _ = collector(cfg=cfg, reward=reward, answer=answer, text=lambda sample: "0")
+    (group,) = trained(made, 1)
     assert all(r.reward is None and "overlong" not in r.parts for r in group.rollouts)
 
 
 def test_no_part_where_nothing_is_shaped():
-    (group,) = collector()[0].collect(1)
+    (group,) = trained(collector()[0], 1)
     assert all("overlong" not in r.parts for r in group.rollouts)
 
 
 @pytest.mark.parametrize("train_truncated", [True, False])
 def test_cut_responses_stay_in_the_baseline_and_leave_the_loss(train_truncated):
     answer = lambda r: ([r.key[1] + 1, EOS], "length" if r.key[1] == 2 else "stop")  # noqa: E731
-    made, _ = collector(cfg=RolloutConfig(train_truncated=train_truncated), answer=answer)
-    made.decode = lambda tokens: str(tokens[0])
-    (group,) = made.collect(1)
+    cfg = RolloutConfig(train_truncated=train_truncated)
+    made, _ = collector(cfg=cfg, answer=answer, text=lambda sample: str(sample.tokens[0]))
+    (group,) = trained(made, 1)
     assert [r.trains for r in group.rollouts] == [True, True, train_truncated, True]
     batch = Batch.from_groups([group])
     assert batch.reward.tolist() == [1.0, 2.0, 3.0, 4.0]
     assert batch.mask.reshape(4, 4).any(1).tolist() == [True, True, train_truncated, True]
-    (group,) = made.sample([Prompt("e", [1], "", {})], 4, 1.0)
+    (group,) = made.sample([Prompt("e", [1], "", {})], Ask(4, 1.0))
     assert all(r.trains for r in group.rollouts)

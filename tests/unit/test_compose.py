@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from rlcore.cli import main
+from rlcore.cli.train import from_hydra_names, last_words, say_unread
 from rlcore.compose.check import check
 from rlcore.compose.compose import (
     RECIPES,
@@ -54,9 +56,16 @@ def test_overrides_reach_the_dataclasses(recipe: str) -> None:
 
 def test_every_error_is_listed_at_once(recipe: str) -> None:
     text = errors_of(
-        recipe, "actor.rank=2", "learning_rate=1", "actor.ranks=two", "sync.backend=shmm", "rollout.top_p=0.9",
-        "rollout.temperature=0.5", "steps=-1", "foo",
-    )  # fmt: skip
+        recipe,
+        "actor.rank=2",
+        "learning_rate=1",
+        "actor.ranks=two",
+        "sync.backend=shmm",
+        "rollout.top_p=0.9",
+        "rollout.temperature=0.5",
+        "steps=-1",
+        "foo",
+    )
     for part in (
         "actor.rank (command line) is not a key; did you mean actor.ranks?",
         "learning_rate (command line) is not a key; did you mean actor.learning_rate?",
@@ -117,8 +126,10 @@ def test_what_a_recipe_inherits_is_not_the_users(tmp_path: Path) -> None:
     path.write_text("defaults: [demo, _self_]\nactor: {beta2: 0.9}\nrollout: {vllm_args: {max_num_seqs: 3}}\n")
     composed, _ = compose(str(path), ["steps=7"])
     assert composed.set_by == {
-        "actor.beta2": str(path), "rollout.vllm_args": str(path), "steps": "command line"
-    }  # fmt: skip
+        "actor.beta2": str(path),
+        "rollout.vllm_args": str(path),
+        "steps": "command line",
+    }
     assert composed.config.reference.ranks == 2 and composed.origins["reference.ranks"].endswith("from its defaults")
     assert compose("demo", [])[0].set_by == {}
 
@@ -131,9 +142,16 @@ def test_interpolations_work_and_bad_ones_are_listed(recipe: str, tmp_path: Path
         == 2
     )
     text = errors_of(
-        recipe, "reference.ranks=${actor.rank}", "seed=${model.path}", "data.eval=['${gone}']", "steps=${actor.epochs}",
-        "rollout.vllm_args.a=${gone}", "kl.coef=${oc.env:RLCORE_NOT_SET}", "actor.rank=1", "run_dir=${nowhere}",
-    )  # fmt: skip
+        recipe,
+        "reference.ranks=${actor.rank}",
+        "seed=${model.path}",
+        "data.eval=['${gone}']",
+        "steps=${actor.epochs}",
+        "rollout.vllm_args.a=${gone}",
+        "kl.coef=${oc.env:RLCORE_NOT_SET}",
+        "actor.rank=1",
+        "run_dir=${nowhere}",
+    )
     for key in ("reference.ranks", "seed", "data.eval", "steps", "rollout.vllm_args", "kl.coef", "run_dir"):
         assert text.count(f". {key} (command line): ") == 1, text
     assert "Interpolation key 'actor.rank' not found" in text and "did you mean actor.ranks?" in text
@@ -259,6 +277,13 @@ def test_reads_are_remembered_and_composing_does_not_count(recipe: str) -> None:
     forget_reads()
 
 
+def test_one_composition_leaves_nothing_in_the_next(recipe: str) -> None:
+    """The schema is made once a process."""
+    before = values_of(recipe)
+    compose(recipe, ["algorithm=ppo", "data.eval=a/b", "rollout.vllm_args.max_num_seqs=3", "reward.args.gsm8k.x=1"])
+    assert values_of(recipe) == before and before.rollout.vllm_args == {}
+
+
 def test_every_field_has_a_key() -> None:
     assert all_keys()["rollout.engines"] == "RolloutConfig.engines"
     assert all(issubclass(type(v), Section) or k in all_keys() for k, v in vars(Config()).items())
@@ -317,8 +342,10 @@ def test_a_typed_algorithm_undoes_the_recipes_method_and_keeps_its_fit(tmp_path:
     assert cfg.rollout.train_truncated and cfg.actor.minibatches_per_step == 4
     assert (cfg.critic.learning_rate, cfg.reward.overlong_penalty) == (3e-3, 0.5)
     assert (cfg.correction.name.value, cfg.actor.epochs_per_step, cfg.actor.learning_rate) == (
-        "truncate_sequence", 1, 2e-6
-    )  # fmt: skip
+        "truncate_sequence",
+        1,
+        2e-6,
+    )
     assert "critic.learning_rate" not in composed.set_by  # the user's, but of another algorithm: it may be idle
     assert "kl.coef" not in composed.origins and composed.set_by["actor.learning_rate"] == str(path)
     bare = values_of(str(path), "algorithm=null")
@@ -441,15 +468,23 @@ def run_sweep(name: str, *overrides: str) -> list[tuple[Config, dict[str, str]]]
 
 def test_a_sweep_over_algorithms_composes_each_job_anew(tmp_path: Path) -> None:
     ran = run_sweep(
-        "demo", f"run_dir={tmp_path}/s", "loss.clip_low=0.1", "algorithm=ppo,grpo,dapo",
-        "rollout.vllm_args.a=1", "data.eval=a/b",
-    )  # fmt: skip
+        "demo",
+        f"run_dir={tmp_path}/s",
+        "loss.clip_low=0.1",
+        "algorithm=ppo,grpo,dapo",
+        "rollout.vllm_args.a=1",
+        "data.eval=a/b",
+    )
     for i, (cfg, set_by) in enumerate(ran):
         name = ["ppo", "grpo", "dapo"][i]
         alone = values_of(
-            "demo", f"run_dir={tmp_path}/s/{i}", f"algorithm={name}", "loss.clip_low=0.1", "rollout.vllm_args={a: 1}",
+            "demo",
+            f"run_dir={tmp_path}/s/{i}",
+            f"algorithm={name}",
+            "loss.clip_low=0.1",
+            "rollout.vllm_args={a: 1}",
             "data.eval=a/b",
-        )  # fmt: skip
+        )
         assert cfg == alone and set(set_by) == {"run_dir", "loss.clip_low", "rollout.vllm_args", "data.eval"}
     assert [cfg.critic.ranks for cfg, _ in ran] == [2, 0, 0] and [cfg.kl.coef for cfg, _ in ran] == [0.02, 0.04, 0.0]
 
@@ -513,41 +548,79 @@ def test_training_and_fine_tuning_are_told_apart(recipe: str) -> None:
 @pytest.mark.parametrize(
     "args", [["--config-name"], ["steps=3", "-cn"], ["--config-name="], ["--config-name", "--cfg"], ["-cd"]], ids=str
 )
-def test_a_flag_without_its_value_exits_2(monkeypatch, capsys, args: list[str]) -> None:
-    from rlcore.cli.hydra_names import main
-
-    monkeypatch.setattr(sys, "argv", ["train", *args])
-    with pytest.raises(SystemExit) as e:
-        main()
-    assert e.value.code == 2 and "needs a value" in capsys.readouterr().err
+def test_a_flag_without_its_value_is_refused(args: list[str]) -> None:
+    with pytest.raises(ConfigError, match="needs a value: --config-name NAME"):
+        from_hydra_names(args)
 
 
-def test_config_dir_and_overrides_reach_the_command(monkeypatch) -> None:
-    from rlcore.cli import hydra_names
-
-    seen = []
-    monkeypatch.setattr(hydra_names, "train_command", lambda args: seen.append(args) or 0)
+def test_config_dir_and_overrides_reach_the_command() -> None:
     for name in ("mine", "mine.yaml"):
-        monkeypatch.setattr(
-            sys, "argv", ["train", "--config-name", name, "--config-dir=here", "a.b=", "c=d=e", "--cfg"]
-        )
-        with pytest.raises(SystemExit):
-            hydra_names.main()
-    assert seen == [["here/mine.yaml", "a.b=", "c=d=e", "--cfg"]] * 2
+        args = ["--config-name", name, "--config-dir=here", "a.b=", "c=d=e", "--cfg"]
+        assert from_hydra_names(args) == ["here/mine.yaml", "a.b=", "c=d=e", "--cfg"]
+    assert from_hydra_names(["-cn=demo", "seed=1"]) == ["demo", "seed=1"]
 
 
 def test_the_last_words_call_only_shares_percent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A reward of 1.2 is no accuracy of 120 %."""
-    from rlcore import cli
-
     lines = [
         {"time": 0.0, "step": i, "eval/a/accuracy": i * 0.5, "eval/b/accuracy": i * 1.2, "eval/c/accuracy": None}
         for i in range(2)
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    cli._last_words(tmp_path, tmp_path / "export", "again", 1.0)
+    last_words(tmp_path, tmp_path / "export", "again", 1.0)
     out = capsys.readouterr().out
     assert "eval/a/accuracy: before 0.0%, after 50.0%" in out and "eval/b/accuracy: before 0, after 1.2" in out
+
+
+def test_a_key_nothing_read_is_said_at_the_end(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """It could not be known at the start: a run that goes on may read it."""
+    composed, _ = compose(recipe, ["save_every_steps=50", "eval.every_steps=2", "data.eval=a/b", "actor.offload=true"])
+    cfg = as_config(composed.config)
+    by_workers = set(all_keys().values()) - {"Config.save_every_steps", "EvalConfig.every_steps", "ActorConfig.offload"}
+    events: list[tuple[str, dict]] = []
+    assert cfg.eval.every_steps == 2  # this process has read it
+    say_unread(by_workers, composed, lambda name, **fields: events.append((name, fields)))
+    keys = {"save_every_steps": "command line", "actor.offload": "command line"}
+    assert events == [("unread", {"keys": keys})]
+    assert capsys.readouterr().out.splitlines() == [
+        "[rlcore] actor.offload (command line): had no effect on this kind of device",
+        "[rlcore] nothing read save_every_steps (command line): it had no effect in this run",
+    ]
+    say_unread(set(all_keys().values()), composed, lambda name, **fields: pytest.fail("all was read"))
+    assert capsys.readouterr().out == ""
+    forget_reads()
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "says"),
+    [
+        (["tran"], 2, "no command 'tran'; there are: train, sft, train-rm, rewards, serve-reward, resume, export"),
+        (["train"], 2, "ConfigError: rlcore train takes one recipe, got none; recipes: demo,"),
+        (["sft", "demo_sft", "other"], 2, "rlcore sft takes one recipe, got ['demo_sft', 'other']"),
+        (["resume", "steps=3"], 2, "rlcore resume takes a run directory first"),
+        (["resume", "nowhere"], 2, "nowhere holds no run"),
+        (["export", "nowhere"], 6, "CheckpointError: no run directory nowhere"),
+    ],
+    ids=str,
+)
+def test_a_command_that_cannot_begin_says_why(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], args: list[str], code: int, says: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["rlcore", *args])
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    with pytest.raises(SystemExit) as e:
+        main()
+    assert e.value.code == code and says in capsys.readouterr().err
+
+
+def test_help_lists_commands_and_recipes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    for args in ([], ["--help"], ["train", "--help"]):
+        monkeypatch.setattr(sys, "argv", ["rlcore", *args])
+        with pytest.raises(SystemExit) as e:
+            main()
+        out = capsys.readouterr().out
+        assert e.value.code == 0 and "rlcore resume RUN_DIR" in out and "demo, demo_rm" in out
 
 
 def test_recipes_are_packaged() -> None:

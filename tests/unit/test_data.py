@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from rlcore.config import DataConfig
-from rlcore.data.prompts import Examples, Prompts
+from rlcore.data.examples import Examples
+from rlcore.data.prompts import Prompts
 from rlcore.data.sources import load_rows, source_name, source_names
 from rlcore.errors import ConfigError, DataError
 from tests.tiny import make_tiny_model
@@ -174,7 +175,7 @@ def test_the_answer_column_is_the_first_candidate_any_row_has(tmp_path: Path, to
     # Supervised examples need no gold answer.
     rows = [{"prompt": "a", "response": "b"}, {"prompt": "d", "response": "e", "answer": "f"}]
     examples = Examples([jsonl(tmp_path / "b.jsonl", rows)], DataConfig(shuffle=False), tokenizer, 0, 8).take(2)
-    assert [r.prompt.answer for r in examples] == ["", "f"]
+    assert [group.prompt.answer for group in examples] == ["", "f"]
 
 
 def test_plain_text_prompts(tmp_path: Path, tokenizer) -> None:
@@ -216,7 +217,11 @@ def test_a_wrong_template_is_a_config_error(tmp_path: Path, tokenizer, template:
         ([{"text": "a"}], DataConfig(), "none of the columns prompt, question.*one of text"),
         ([{"question": "a"}], DataConfig(prompt_column="questions"), "did you mean question"),
         ([{"question": "a"}], DataConfig(answer_column="gold"), "data.answer_column must be one of question"),
-        ([{"question": "a"}, {"qestion": "b"}], DataConfig(), "line 2: column question is missing .did you"),
+        (
+            [{"question": "a"}, {"qestion": "b"}],
+            DataConfig(),
+            "line 2: column question is missing; did you mean qestion",
+        ),
         ([{"question": "a"}, {"question": None}], DataConfig(), "line 2: column question is empty"),
         ([{"question": " "}], DataConfig(), "line 1: column question is empty"),
         ([{"question": 5}], DataConfig(), "text or a list of"),
@@ -314,7 +319,7 @@ def test_resuming_on_other_data_is_refused(tmp_path: Path, tokenizer) -> None:
 
 def test_examples_have_the_response_in_the_mask(tmp_path: Path, tokenizer) -> None:
     source = jsonl(tmp_path / "sft.jsonl", [{"prompt": "1+1", "response": "2!", "answer": "2"}])
-    (rollout,) = Examples([source], DataConfig(), tokenizer, 0, max_response_tokens=8).take(1)
+    ((rollout,),) = (g.rollouts for g in Examples([source], DataConfig(), tokenizer, 0, max_response_tokens=8).take(1))
     chosen = [t for t, m in zip(rollout.tokens, rollout.mask, strict=True) if m]
     assert tokenizer.decode(rollout.tokens) == "<user>1+1<assistant>2!<eos>" and tokenizer.decode(chosen) == "2!<eos>"
     assert rollout.prompt.tokens == rollout.tokens[: -len(chosen)] and rollout.response_tokens == 3
@@ -325,7 +330,7 @@ def test_examples_have_the_response_in_the_mask(tmp_path: Path, tokenizer) -> No
 def test_examples_from_messages_learn_the_last_turn(tmp_path: Path, tokenizer) -> None:
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     source = jsonl(tmp_path / "chat.jsonl", [{"messages": turns}])
-    (rollout,) = Examples([source], DataConfig(), tokenizer, 0, 8).take(1)
+    ((rollout,),) = (group.rollouts for group in Examples([source], DataConfig(), tokenizer, 0, 8).take(1))
     assert tokenizer.decode(rollout.tokens) == "<user>a<assistant>b<eos>" and rollout.response_tokens == 2
     assert text_of(tokenizer, Prompts([source], DataConfig(), tokenizer, 0).all()[0]) == "<user>a<assistant>"
 
@@ -336,7 +341,7 @@ def test_examples_without_a_response_are_refused_and_long_ones_counted(tmp_path:
         Examples([source], DataConfig(), tokenizer, 0, 8)
     source = jsonl(tmp_path / "long.jsonl", [{"prompt": "a", "response": "b" * n} for n in (7, 8)])
     examples = Examples([source], DataConfig(), tokenizer, 0, max_response_tokens=8)
-    assert examples.dropped == 1 and [r.prompt.id for r in examples.take(2)] == ["long:0", "long:0@2"]
+    assert examples.dropped == 1 and [group.prompt.id for group in examples.take(2)] == ["long:0", "long:0@2"]
 
 
 def test_the_demo_tokenizer_reads_and_writes_any_text(tmp_path: Path) -> None:
@@ -435,7 +440,7 @@ def test_rows_of_sources_with_names_alike_stay_apart(tmp_path: Path, tokenizer) 
 @pytest.mark.parametrize(
     ("row", "complaint"),
     [
-        ({"peple": 3}, r"line 1: no column people \(did you mean peple\?\), which data.curriculum names"),
+        ({"peple": 3}, r"line 1: no column people, which data.curriculum names; did you mean peple\?"),
         ({"people": "3"}, "line 1: column people is '3'; data.curriculum needs a number"),
         ({"people": True}, "column people is True"),
         ({"people": float("nan")}, "column people is nan"),
@@ -453,5 +458,5 @@ def test_the_gold_answer_may_be_a_field_of_a_record_as_in_verls_data(tmp_path: P
     assert found.answer == "72" and found.source == "gsm8k"
     named = DataConfig(answer_column="reward_model.style")
     assert Prompts([jsonl(tmp_path / "b.jsonl", rows)], named, tokenizer, 0).all()[0].answer == "rule"
-    with pytest.raises(DataError, match="no column reward_model.truth .*did you mean reward_model.ground_truth"):
+    with pytest.raises(DataError, match="no column reward_model.truth; did you mean reward_model.ground_truth"):
         Prompts([jsonl(tmp_path / "c.jsonl", rows)], DataConfig(answer_column="reward_model.truth"), tokenizer, 0)

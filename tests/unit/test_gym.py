@@ -85,9 +85,9 @@ def test_arguments_reach_the_task_and_its_scorer() -> None:
 @pytest.mark.parametrize(
     ("source", "says"),
     [
-        ("reasoning_gym:countdwn", "no task countdwn .did you mean countdown.*maze"),
+        ("reasoning_gym:countdwn", "no task countdwn; did you mean countdown.*maze"),
         ("reasoning_gym:", "no task ;"),
-        ("reasoning_gym:chain_sum?sise=3", "no argument sise .did you mean size.*min_terms"),
+        ("reasoning_gym:chain_sum?sise=3", "no argument sise; did you mean size.*min_terms"),
         ("reasoning_gym:chain_sum?size=many", "size=many is not of type int"),
         ("reasoning_gym:chain_sum?size=3.5", "size=3.5 is not of type int"),
         ("reasoning_gym:chain_sum?allow_negation=2", "allow_negation=2 is not of type bool"),

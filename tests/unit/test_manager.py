@@ -15,9 +15,10 @@ import pytest
 
 import rewards.manager
 from rewards.manager import Result, RewardManager
-from rewards.outcomes import Outcome
+from rewards.pools import gold_name
 from rlcore.config import RewardConfig
 from rlcore.errors import DataError
+from rlcore.isolated.outcome import Outcome
 from rlcore.records import Prompt, Response
 
 Fn = Callable[[Prompt, Response], Outcome]
@@ -31,6 +32,7 @@ class FakePool:
 
     def __init__(self, fns: Any, workers: int, timeout: float, memory: int, context: dict[str, Any]) -> None:
         self.names, self.args, self.context = [f.name for f in fns], {f.name: f.args for f in fns}, context
+        self.on_request = [gold_name(name) for name in self.names]
         self.asked: list[tuple[str, Any]] = []
         self.out: list[Any] = []
         self.polls, self.most, self.pids, self.closed = 0, 0, [], False
@@ -51,10 +53,10 @@ class FakePool:
         self.asked += [(name, key) for name in names]
         self.out += [(key, {name: self.fns[name](prompt, response)}) for name in names]
 
-    def check_gold(self, prompts: Iterable[tuple[Any, Prompt]]) -> None:
-        for key, prompt in prompts:
+    def submit_all(self, submissions: Iterable[tuple[Any, tuple[Prompt, Response]]], names: list[str]) -> None:
+        for key, (prompt, _) in submissions:
             bad = Outcome(None, status="unparseable_gold", message=f"{prompt.answer!r} is no number")
-            self.out.append((key, {n: Outcome(None) if prompt.answer.isdigit() else bad for n in self.names}))
+            self.out.append((key, {n: Outcome(None) if prompt.answer.isdigit() else bad for n in names}))
         self.most = max(self.most, len(self.out))
 
     def poll(self, wait_seconds: float) -> list[Any]:
@@ -72,7 +74,7 @@ class FakePool:
 
 @pytest.fixture(autouse=True)
 def pools(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(rewards.manager, "Pool", FakePool)
+    monkeypatch.setattr(rewards.manager, "reward_pool", FakePool)
     FakePool.fns, FakePool.made = {}, []
     yield
     assert all(p.closed for p in FakePool.made)
@@ -253,10 +255,10 @@ def test_a_source_that_no_row_is_of_is_named() -> None:
     manager = RewardManager(of("a", "b", sources={"gsm": ["a"], "MATH": ["a"]}), 256)
     rows = [Prompt("t:0", [1], "1", source="gsm8k"), Prompt("t:1", [1], "1", source="MATH")]
     with pytest.raises(
-        DataError, match=r"reward\.sources\.gsm: no row .* \(did you mean gsm8k\?\); there are MATH, gsm8k"
+        DataError, match=r"reward\.sources\.gsm: no row .*; did you mean gsm8k\?; there are MATH, gsm8k"
     ):
-        manager.demand_sources(rows)
-    manager.demand_sources([*rows, Prompt("t:2", [1], "1", source="gsm")])
+        manager.require_sources(rows)
+    manager.require_sources([*rows, Prompt("t:2", [1], "1", source="gsm")])
     manager.close()
 
 

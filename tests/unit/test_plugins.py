@@ -13,9 +13,10 @@ from omegaconf import OmegaConf
 from rlcore.algo.advantage import advantage_fn, credit
 from rlcore.algo.loss import policy_loss
 from rlcore.algo.objective import objective
+from rlcore.compose.function_names import wrong_name
 from rlcore.config import AdvantageConfig, Config
 from rlcore.errors import ConfigError
-from rlcore.plugins import call, plugin
+from rlcore.plugins import Spec, absolute, call, plugin
 from rlcore.records import Batch
 from rlcore.train.build import build, with_plugins
 
@@ -31,10 +32,15 @@ BROKEN_IMPORTS = [
 def batch_of(*columns: str) -> Batch:
     """Two rollouts of one prompt, a prompt token and two sampled ones each."""
     return Batch(
-        tokens=torch.zeros(6, dtype=torch.int32), offsets=torch.tensor([0, 3, 6]), mask=torch.arange(6) % 3 > 0,
-        rollout_logp=torch.zeros(6), reward=torch.tensor([1.0, 0.0]), group=torch.zeros(2, dtype=torch.int64),
-        baseline=torch.zeros(2), **{name: torch.zeros(6) for name in columns},
-    )  # fmt: skip
+        tokens=torch.zeros(6, dtype=torch.int32),
+        offsets=torch.tensor([0, 3, 6]),
+        mask=torch.arange(6) % 3 > 0,
+        rollout_logp=torch.zeros(6),
+        reward=torch.tensor([1.0, 0.0]),
+        group=torch.zeros(2, dtype=torch.int64),
+        baseline=torch.zeros(2),
+        **{name: torch.zeros(6) for name in columns},
+    )
 
 
 def mine(path: Path, text: str) -> str:
@@ -64,6 +70,39 @@ def test_a_module_that_cannot_be_imported(
         plugin(f"{package.name}.mine.f", "advantage.name")
     for part in (f"advantage.name: cannot import {package.name}.mine: {error} at {file}:{line}: ", says):
         assert part in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "home", "name", "is_file"),
+    [
+        ("a/b.py:f", "a/b.py", "f", True),
+        ("c:/b.py:f", "c:/b.py", "f", True),
+        ("a/b.py", "a/b.py", "", True),
+        ("a/b.py:", "a/b.py", "", True),
+        ("a.b.f", "a.b", "f", False),
+        ("grpo", "", "grpo", False),
+    ],
+)
+def test_a_function_is_named_in_three_ways(text: str, home: str, name: str, is_file: bool) -> None:
+    assert Spec.of(text) == (home, name, is_file)
+
+
+def test_only_a_file_has_another_path_in_another_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert absolute("a/b.py:f") == f"{tmp_path}/a/b.py:f"
+    for text in ("grpo", "a.b.f", f"{tmp_path}/c.py:f"):
+        assert absolute(text) == text
+
+
+def test_a_file_is_looked_into_as_it_is_imported(tmp_path: Path) -> None:
+    """What the check before a run says of a name, without importing the file, importing it says too."""
+    file = mine(tmp_path, "def scores(*args): ...\n")
+    for spec in (f"{file}:score", file, f"{file}:", f"{tmp_path}/none.py:f"):
+        (said,) = wrong_name("loss.name", spec)
+        with pytest.raises(ConfigError) as e:
+            plugin(spec, "loss.name")
+        assert str(e.value).replace("'", "") == said.replace("'", "")
+    assert wrong_name("loss.name", f"{file}:scores") == [] and callable(plugin(f"{file}:scores", "loss.name"))
 
 
 def test_names_that_stand_for_no_function(tmp_path: Path) -> None:

@@ -12,15 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
-from rewards.outcomes import Outcome
 from rlcore.algo.preference import bradley_terry
 from rlcore.config import Config, DeadlineConfig, ModelConfig
 from rlcore.errors import ConfigError, WorkerError
+from rlcore.isolated.outcome import Outcome
 from rlcore.models.model import TokenValue, batch_value, load_tokenizer, load_tokenizer_path, load_value_path
 from rlcore.records import Prompt, Response
-from rlcore.workers.group import RewardModelLane
-from rlcore.workers.packing import plan, split_pairs
-from rlcore.workers.reward_model import conversation_tokens, ending, preference_tokenizer
+from rlcore.workers.packing import plan
+from rlcore.workers.reward_model import RewardModelLane
+from rlcore.workers.reward_model_rank import conversation_tokens, ending, preference_tokenizer
 from tests.tiny import make_tiny_model
 
 CPU = torch.device("cpu")
@@ -63,25 +63,6 @@ def test_ending(sequences: list[list[int]], pad: int | None) -> None:
         not_pad = [t != pad for t in tokens]
         last = max((n for n, real in enumerate(not_pad) if real), default=0)
         assert kept == tokens[: last + 1]
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.integers(1, 30), min_size=2, max_size=40), st.integers(1, 3), st.integers(1, 90))
-def test_pairs_stay_together_and_ranks_in_step(lengths: list[int], ranks: int, most: int) -> None:
-    lengths = lengths[: len(lengths) // 2 * 2]
-    batch = ending([[9] * n for n in lengths], None)
-    work = split_pairs(batch, ranks, most)
-    assert len(work) == ranks and len({len(part.microbatches) for part in work}) == 1
-    assert {part.totals.sequences for part in work} == {len(lengths)} == {part.totals.tokens for part in work}
-    seen = []
-    for part in work:
-        assert [i for micro in part.microbatches for i in micro] == list(range(len(part.batch)))
-        for micro in part.microbatches:
-            groups = part.batch.group[micro].tolist()
-            assert all(a % 2 == 0 and b == a + 1 for a, b in zip(groups[0::2], groups[1::2], strict=True))
-            assert len(micro) <= 2 or int(part.batch.lengths[micro].sum()) <= most
-            seen += groups
-    assert sorted(seen) == list(range(len(lengths)))
 
 
 # -- what transformers says

@@ -6,14 +6,18 @@ import ast
 import operator
 import re
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rlcore.data.generate.problems import arithmetic, countdown
+from rlcore.compose.compose import RECIPES
+from rlcore.data.generate import splits
+from rlcore.data.generate.arithmetic import arithmetic
+from rlcore.data.generate.countdown import countdown
 from rlcore.data.sources import load_rows
 from rlcore.errors import DataError
-from rlcore.models.embedded import EMBEDDED
+from rlcore.models import embedded
 from rlcore.train.warm_up import made_of
 
 _OPS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
@@ -144,7 +148,7 @@ def test_held_out_rows_are_distinct_and_running_out_is_an_error() -> None:
     ("source", "complaint"),
     [
         ("generate:arithmetics", "no generator arithmetics"),
-        ("generate:arithmetic?sise=3", "no argument sise .did you mean size"),
+        ("generate:arithmetic?sise=3", "no argument sise; did you mean size"),
         ("generate:arithmetic?size=many", "size=many is not of type int"),
         ("generate:arithmetic?size=0", "must be at least 1"),
         ("generate:arithmetic?size", "size=1000&seed=1"),
@@ -168,8 +172,16 @@ def test_arguments_reach_the_generator() -> None:
     assert rows == arithmetic(size=7, seed=5, split="eval", worked=0.0, steps=1)
 
 
-@pytest.mark.parametrize("name", sorted(EMBEDDED))
+def files_behind(path: Path) -> set[Path]:
+    """The file, and those of the generators that it builds on."""
+    built_on = re.findall(r"^from rlcore\.data\.generate\.(\w+) import", path.read_text(), re.MULTILINE)
+    return {path}.union(*(files_behind(Path(splits.__file__).with_name(f"{name}.py")) for name in built_on))
+
+
+@pytest.mark.parametrize("name", sorted(embedded.EMBEDDED))
 def test_an_embedded_model_is_made_anew_when_a_file_that_decides_it_changes(name: str) -> None:
-    """Of the generators too that its own builds on: the puzzles' rows come out of a function of the problems'."""
-    files = {path.name for path in made_of(name)}
-    assert {"demo.py", "problems.py", "puzzles.py", f"{EMBEDDED[name].warm_up}.yaml"} == files
+    """Of the generators too that its own builds on: the puzzles' rows come out of a function that they all use."""
+    files = set(made_of(name))
+    assert files == files_behind(Path(embedded.__file__)) | {RECIPES / f"{embedded.EMBEDDED[name].warm_up}.yaml"}
+    assert {"arithmetic.py", "countdown.py", "knights_knaves.py", "splits.py"} < {path.name for path in files}
+    assert all(path.is_file() for path in files)

@@ -10,7 +10,7 @@ import pytest
 from rewards.format import think_answer
 from rewards.knights_knaves import knights_knaves as score
 from rewards.knights_knaves import knights_knaves_gold, knights_knaves_solved, logic_rl_format
-from rlcore.data.generate.knights_knaves import _key, holds, knights_knaves, solve
+from rlcore.data.generate.knights_knaves import holds, key, knights_knaves, solve
 from rlcore.data.sources import load_rows
 from rlcore.errors import DataError
 from rlcore.records import Prompt
@@ -145,10 +145,10 @@ def test_worked_is_a_share_of_the_rows_and_changes_no_puzzle() -> None:
 def test_a_puzzle_with_its_people_in_another_order_is_the_same() -> None:
     statements = [("knave", 1), ("and", ("knight", 0), ("knave", 2)), ("if", ("knight", 2), ("knave", 0))]
     moved = [("if", ("knight", 0), ("knave", 1)), ("knave", 2), ("and", ("knave", 0), ("knight", 1))]
-    assert _key(statements) == _key(moved)
+    assert key(statements) == key(moved)
     other = [("if", ("knave", 1), ("knight", 0)), ("knave", 2), ("and", ("knave", 0), ("knight", 1))]
-    assert _key(statements) != _key(other)
-    assert _key([("not", ("knight", 1)), ("knave", 0)]) == _key([("knave", 1), ("knave", 0)])
+    assert key(statements) != key(other)
+    assert key([("not", ("knight", 1)), ("knave", 0)]) == key([("knave", 1), ("knave", 0)])
 
 
 def up_to_names_and_order(row: dict) -> str:

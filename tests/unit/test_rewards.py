@@ -12,9 +12,10 @@ from rewards.gsm8k import gsm8k, gsm8k_strict
 from rewards.math.boxed import boxed_math, boxed_math_strict, math
 from rewards.math.text import last_box
 from rewards.multiple_choice import multiple_choice
-from rewards.outcomes import BadValue, checked
+from rewards.outcomes import checked
 from rewards.signatures import Fn, load_rule
 from rlcore.errors import ConfigError, UnparseableGold
+from rlcore.isolated.outcome import BadValue
 from rlcore.records import Prompt, Score
 
 GSM8K_GOLD = "Natalia sold 48/2 = <<48/2=24>>24 clips in May.\n48+24 = <<48+24=72>>72.\n#### 72"

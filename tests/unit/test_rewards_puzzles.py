@@ -10,7 +10,7 @@ import pytest
 from rewards.countdown import DEEPEST, MOST_CHARACTERS, countdown, countdown_gold, makes
 from rewards.format import last_answer, think_answer
 from rewards.knights_knaves import knights_knaves, knights_knaves_gold, knights_knaves_solved, logic_rl_format
-from rlcore.data.generate.problems import countdown as countdown_rows
+from rlcore.data.generate.countdown import countdown as countdown_rows
 from rlcore.errors import UnparseableGold
 from rlcore.records import Prompt, Score
 

@@ -10,9 +10,9 @@ import pytest
 
 from rewards.language import LANGUAGES, language
 from rewards.length import length_cosine, length_cosine_gold, length_linear, overlong, overlong_penalty
-from rewards.outcomes import BadValue
 from rewards.repetition import repetition
 from rlcore.errors import ConfigError, UnparseableGold
+from rlcore.isolated.outcome import BadValue
 from rlcore.records import Prompt, Score
 
 PROMPT = Prompt(id="test:7", tokens=[1], answer="#### 72")

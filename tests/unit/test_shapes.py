@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from rewards.outcomes import BadValue, Outcome, checked, failure, listed
-from rewards.signatures import Rule, Sample, gold_rule, load_rule
+from rewards.outcomes import checked, listed
+from rewards.signatures import LoadedFn, gold_rule, load_rule
 from rlcore.errors import ConfigError, UnparseableGold, kind
+from rlcore.isolated.outcome import BadValue, Outcome, failure
+from rlcore.isolated.rule import Submission
 from rlcore.records import Prompt, Response, Score
 from tests.processes.pools import fn, prompt
 
@@ -156,17 +158,17 @@ def file(tmp_path: Path) -> str:
     return str(path)
 
 
-def rule(file: str, name: str, **args: Any) -> Rule:
+def rule(file: str, name: str, **args: Any) -> LoadedFn:
     return load_rule(fn(name, file, **args), {"max_response_tokens": 100})
 
 
-def samples(*responses: str | Response, **row: Any) -> list[Sample]:
+def samples(*responses: str | Response, **row: Any) -> list[Submission]:
     texts = [r if isinstance(r, Response) else Response(r) for r in responses]
-    return [Sample(prompt(i, **row), r) for i, r in enumerate(texts)]
+    return [Submission(prompt(i, **row), r) for i, r in enumerate(texts)]
 
 
-def score(each: Rule, *given: Sample) -> list[Outcome]:
-    """As a worker calls it, here on the main thread."""
+def score(each: LoadedFn, *given: Submission) -> list[Outcome]:
+    """As a process calls it, here on the main thread."""
     results = [(call, each.fn(*call.args, **call.kwargs)) for call in each.calls(given)]
     if each.asynchronous:
         results = [(call, asyncio.run(value)) for call, value in results]
@@ -250,7 +252,7 @@ def test_options_and_parameters_by_name(file: str) -> None:
 
 def test_our_names_may_stand_in_any_order(file: str) -> None:
     prompt = Prompt("d:0", [], "8", {})
-    given = [Sample(prompt, Response("four")), Sample(prompt, Response("seven"))]
+    given = [Submission(prompt, Response("four")), Submission(prompt, Response("seven"))]
     assert score(rule(file, "later_prompt", scale=2), given[0])[0].reward == 6.0
     assert [o.reward for o in score(rule(file, "batch_later"), *given)] == [4.0, 5.0]
     assert score(rule(file, "gold_second", signature="plain"), given[0])[0].reward == 0.0
@@ -282,7 +284,7 @@ def test_a_class_is_made_once_and_keeps_its_state(file: str) -> None:
 
 
 def test_trl_gets_every_column_it_asks_for_as_a_list(file: str) -> None:
-    given = [Sample(Prompt("d:0", [], "", {"prompt": "p", "answer": "a"}), Response(t)) for t in "ab"]
+    given = [Submission(Prompt("d:0", [], "", {"prompt": "p", "answer": "a"}), Response(t)) for t in "ab"]
     assert [o.reward for o in score(rule(file, "trl_answer"), *given)] == [1.0, 0.0]
     call = rule(file, "trl_sees").calls(samples("x", "y"))[0]
     assert call.kwargs == {
@@ -302,7 +304,7 @@ def test_trl_gets_every_column_it_asks_for_as_a_list(file: str) -> None:
 
 def test_trl_gets_messages_where_the_prompt_was_a_list_of_messages(file: str) -> None:
     messages = [{"role": "user", "content": "hello"}]
-    talk = [Sample(Prompt("d:1", [], "", {"prompt": messages}, messages), Response("hi"))]
+    talk = [Submission(Prompt("d:1", [], "", {"prompt": messages}, messages), Response("hi"))]
     (call,) = rule(file, "trl_sees").calls(talk)
     assert call.kwargs == {"prompts": [messages], "completions": [[{"role": "assistant", "content": "hi"}]]}
 
@@ -313,7 +315,7 @@ def test_a_trl_verdict_does_not_depend_on_its_neighbours(file: str) -> None:
     given = [
         *samples("a", "b"),
         *samples("c", level=1),
-        Sample(Prompt("d:1", [], "", {"prompt": messages}, messages), Response("d")),
+        Submission(Prompt("d:1", [], "", {"prompt": messages}, messages), Response("d")),
         *samples("e"),
     ]
     each = rule(file, "trl_sees")
@@ -324,15 +326,15 @@ def test_a_trl_verdict_does_not_depend_on_its_neighbours(file: str) -> None:
 
 def test_verl_gets_its_own_columns_or_ours(file: str) -> None:
     row = {"data_source": "gsm8k", "reward_model": {"ground_truth": "7", "style": "rule"}, "extra_info": {"index": 1}}
-    theirs = Sample(Prompt("d:0", [], "8", row), Response("7"))
-    ours = Sample(Prompt("train.jsonl:3", [], "8", {"reward_model": None}), Response("8"))
+    theirs = Submission(Prompt("d:0", [], "8", row), Response("7"))
+    ours = Submission(Prompt("train.jsonl:3", [], "8", {"reward_model": None}), Response("8"))
     assert score(rule(file, "compute_score", weight=0.5), theirs)[0][:2] == (0.5, {"source": 1.0, "info": 1.0})
     assert score(rule(file, "compute_score"), ours)[0][:2] == (1.0, {"source": 0.0, "info": 0.0})
     text = {k: v if isinstance(v, str) else json.dumps(v) for k, v in row.items()}
-    of_csv = Sample(Prompt("d:0", [], "8", text), Response("7"))
+    of_csv = Submission(Prompt("d:0", [], "8", text), Response("7"))
     assert score(rule(file, "compute_score", weight=0.5), of_csv)[0][:2] == (0.5, {"source": 1.0, "info": 1.0})
     with pytest.raises(ValueError, match=r"d:0: column reward_model is text, but not JSON: 'x'"):
-        score(rule(file, "compute_score"), Sample(Prompt("d:0", [], "8", {"reward_model": "x"}), Response("8")))
+        score(rule(file, "compute_score"), Submission(Prompt("d:0", [], "8", {"reward_model": "x"}), Response("8")))
     assert rule(file, "compute_score").calls([ours])[0].kwargs["data_source"] == "train.jsonl"
     assert score(rule(file, "verl_any", weight=2), ours)[0].reward == 1.0
 
@@ -422,7 +424,7 @@ def test_lists_that_are_not(value: Any, count: int, says: str) -> None:
 
 
 def test_each_item_of_a_list_stands_for_itself() -> None:
-    each = Rule("f", print, "batch")
+    each = LoadedFn("f", print, "batch")
     given = samples(*"abcdef")
     (call,) = each.calls(given)
     items = [1, None, float("nan"), ValueError("no"), BadValue("half of it"), [1.0]]
@@ -455,7 +457,7 @@ def test_a_gold_answer_that_cannot_be_read_is_the_outcome_of_its_own_row() -> No
             raise UnparseableGold(f"{prompt.answer!r} is no number")
 
     each = gold_rule("f", check)
-    given = [Sample(Prompt("d:0", [], answer), Response("")) for answer in ("1", "x", "2")]
+    given = [Submission(Prompt("d:0", [], answer), Response("")) for answer in ("1", "x", "2")]
     assert each.many
     assert score(each, *given) == [Outcome(None), failure(UnparseableGold("'x' is no number")), Outcome(None)]
     with pytest.raises(ZeroDivisionError):  # anything else: they are checked again, one by one

@@ -1,15 +1,12 @@
-"""Generated preference pairs: a worked response without a mistake, and the same one with one: rows for
-`generate:arithmetic_pairs?...` with the columns question, answer, chosen and rejected, what `rlcore train-rm` learns.
-
-Held-out problems are those of problems.py.
-"""
+"""Generated preference pairs, rows for `generate:arithmetic_pairs?...`: a response without a mistake and one with one."""
 
 from __future__ import annotations
 
 import random
 from typing import Any
 
-from rlcore.data.generate.problems import arithmetic, check_shares
+from rlcore.data.generate.arithmetic import apply, arithmetic
+from rlcore.data.generate.splits import check_shares
 
 
 def arithmetic_pairs(
@@ -38,7 +35,7 @@ def _pair(rng: random.Random, row: dict[str, Any], bare: float) -> dict[str, Any
         if i <= wrong:
             value = int(result)
         else:
-            a, value = value, {"+": value + b, "-": value - b, "*": value * b}[op]
+            a, value = value, apply(op, value, b)
         if i == wrong:
             value = rng.choice([v for v in range(value - 9, value + 10) if v >= 0 and v != value])
         rejected.append(f"{a}{op}{b}={value}")

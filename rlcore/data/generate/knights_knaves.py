@@ -1,9 +1,7 @@
 """Generated knights and knaves: rows for `generate:knights_knaves?people=2-5&...`, each puzzle with one solution.
 
-A knight's statement is true and a knave's is false. Which puzzles have exactly one solution is found by trying all
-2^people assignments. The published puzzles that these are like are those of arXiv 2410.23123, as used by Logic-RL
-(arXiv 2502.14768). Held-out puzzles are never generated for training: see problems.py. Names do not count, nor does who
-stands where: a puzzle told with its people in another order is the same one.
+Like the published puzzles of arXiv 2410.23123, which Logic-RL uses (arXiv 2502.14768). A puzzle told with other names,
+or with its people in another order, is the same one.
 """
 
 from __future__ import annotations
@@ -15,7 +13,7 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from rlcore.data.generate.problems import check_shares, check_size, number_range, split_rows
+from rlcore.data.generate.splits import check_shares, check_size, number_range, split_rows
 from rlcore.errors import DataError
 
 # ("knight", 2), ("knave", 0), ("not", S), or two of them: ("and", S, S), ("or", S, S), ("if", S, S), ("iff", S, S).
@@ -61,11 +59,8 @@ def knights_knaves(
 ) -> list[dict[str, Any]]:
     """Who is a knight and who is a knave, told by one statement of each: "Owen is a knave or Mia is a knight".
 
-    `people` is a number from 2 to 8 or a range of them, all as likely: "2-5". `wording` published asks as the published
-    puzzles do; short is one line, of four names: "Zoey says Owen is a knave. ...".
-    Columns: question, names (list of str), solution (list of bool, True: knight), people (int), answer ("(1) Zoey is a
-    knight\\n(2) ..."), response. A share `worked` of the responses tries one case after the other in <think>, up to
-    2^people of them; the others answer at once. All are right.
+    `people` is a number from 2 to 8 or a range, all as likely: "2-5". `wording` short is one line, of four names. A
+    share `worked` of the responses tries one case after the other, the others answer at once; all are right.
     """
     check_size("knights_knaves", size, split)
     if (allowed := number_range(people, 2, _MOST_PEOPLE)) is None:
@@ -99,7 +94,7 @@ def _row(rng: random.Random, count: int, wording: str, worked: float) -> tuple[s
     }
     thought = _worked(statements, names) if rng.random() < worked else "I see it at once."
     row["response"] = f"<think>{thought}</think><answer>{listed}</answer>"
-    return _key(statements), row
+    return key(statements), row
 
 
 def solve(statements: list[Statement]) -> list[Solution]:
@@ -138,7 +133,7 @@ def _statement(rng: random.Random, speaker: int, count: int) -> Statement:
     return (kind, *((rng.choice(_KINDS[:2]), i) for i in rng.sample(range(count), 2)))
 
 
-def _key(statements: list[Statement]) -> str:
+def key(statements: list[Statement]) -> str:
     """The same for puzzles that differ in names, in the order of the people, or of what "and", "or", "iff" join.
 
     Everyone's colour is that of what they say, of whom; in as many rounds as there are people it spreads to all.

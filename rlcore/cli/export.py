@@ -1,0 +1,25 @@
+"""`rlcore export RUN_DIR`: a checkpoint as a Hugging Face model."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from rlcore.errors import CheckpointError
+from rlcore.runs import checkpoint
+
+
+def export(args: Sequence[str]) -> int:
+    """Runs the command. Raises CheckpointError where there is no such run or checkpoint."""
+    parser = argparse.ArgumentParser(prog="rlcore export")
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--step", type=int)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    given = parser.parse_args(args)
+    if not given.run_dir.is_dir():
+        raise CheckpointError(f"no run directory {given.run_dir}")
+    out = checkpoint.export(given.run_dir, given.out or given.run_dir / "export", given.dtype, given.step)
+    print(f"exported to {out}")
+    return 0

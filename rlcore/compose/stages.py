@@ -1,0 +1,106 @@
+"""The stages: what each command learns by, and the file that feeds the one loop. A new one is a line here and a file.
+
+Plain values: the config is checked by them in a second, before torch. The files are in rlcore/train/.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from rlcore.config import Config, value_of
+
+# One update of prompts_per_step rows or pairs a step, on texts that are given.
+_GIVEN: dict[str, Any] = {
+    "actor.minibatches_per_step": 1,
+    "actor.epochs_per_step": 1,
+    "kl.coef": 0,
+    "rollout.temperature": 1,
+    "critic.ranks": 0,
+}
+# What only training on samples reads, and what only sampling does. The length of a response is everyone's.
+_OF_ROLLOUTS = (
+    *("rollouts_per_prompt", "advantage.", "kl.", "reference.", "critic.", "data.curriculum", "sync.max_logp_diff"),
+    *("rollout.dynamic_draws", "rollout.greedy_baseline", "rollout.train_truncated", "reward.overlong_", "correction."),
+)
+_OF_SAMPLING = ("rollout.", "reward.", "reward_model.", "data.source_column", "data.answer_column", "eval.temperature")
+_EVERYONES = ("rollout.max_response_tokens", "reward.fns")
+
+
+class Stage(NamedTuple):
+    """One command of `rlcore`.
+
+    loss     the loss.name it learns by; None: any that weighs what rewards say
+    made_by  the class that makes its rows and workers ready, by (cfg, say): see train/build.py
+    needs    keys that have one value here
+    unread   beginnings of keys that nothing reads here
+    samples  whether it samples: "" never, "reward.fns" to evaluate where that is set, else always
+    """
+
+    command: str
+    loss: str | None
+    made_by: str
+    needs: Mapping[str, Any] = {}
+    unread: tuple[str, ...] = ()
+    samples: str = "always"
+
+    def unmet(self, cfg: Config) -> list[str]:
+        """Every key that has another value than it must, in words."""
+        return [
+            f"{key} is {_shown(value_of(cfg, key))}: rlcore {self.command} needs {key}={_shown(value)}"
+            for key, value in self.needs.items()
+            if value_of(cfg, key) != value
+        ]
+
+    def why_unread(self, key: str, cfg: Config) -> str | None:
+        """Why nothing reads this key, and what to do; None: something may."""
+        if key in self.needs or key in _EVERYONES[: 1 + bool(self.samples)]:
+            return None
+        if key.startswith(self.unread):
+            return f"nothing reads it in `rlcore {self.command}`; remove it"
+        if key.startswith(_OF_SAMPLING) and self.samples != "always":
+            if not self.samples:
+                return f"nothing reads it in `rlcore {self.command}`, which samples nothing; remove it"
+            if not cfg.reward.fns:
+                return f"nothing reads it in `rlcore {self.command}` with reward.fns []; remove it or set reward.fns"
+        return None
+
+
+STAGES: dict[str, Stage] = {
+    stage.command: stage
+    for stage in (
+        Stage("train", None, "rlcore.train.reinforcement.Reinforcement", unread=("data.response_column",)),
+        Stage("sft", "sft", "rlcore.train.supervised.Supervised", _GIVEN, _OF_ROLLOUTS, samples="reward.fns"),
+        Stage(
+            "train-rm",
+            "bradley_terry",
+            "rlcore.train.scoring.Scoring",
+            _GIVEN,
+            (*_OF_ROLLOUTS, "loss.", "data.response_column", "sync."),
+            samples="",
+        ),
+        Stage(
+            "dpo",
+            "dpo",
+            "rlcore.train.dpo.Preferred",
+            _GIVEN | {"loss.aggregation": "sequence_sum"},
+            (*_OF_ROLLOUTS, "data.response_column"),
+            samples="reward.fns",
+        ),
+    )
+}
+
+
+def stage_of(loss: str) -> Stage:
+    """The stage that a run with this loss.name is of."""
+    return next((stage for stage in STAGES.values() if stage.loss == loss), STAGES["train"])
+
+
+def given_texts() -> set[str]:
+    """The losses of stages that need no reward."""
+    return {stage.loss for stage in STAGES.values() if stage.loss is not None}
+
+
+def _shown(value: Any) -> str:
+    """As it is written in a recipe."""
+    return f"{value:g}" if isinstance(value, float) else str(getattr(value, "value", value))

@@ -1,0 +1,68 @@
+"""In which order rows are handed out: a new one every epoch, a function of (seed, epoch) alone, and it resumes."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rlcore.errors import DataError
+from rlcore.records import Prompt
+
+
+class Order:
+    """Which row comes next. Epochs count from 1.
+
+    With `difficulty`, a number for each row, the rows of lower numbers come first in every epoch.
+    """
+
+    def __init__(
+        self, source: str, rows: int, seed: int, shuffle: bool, difficulty: Sequence[float] | None = None
+    ) -> None:
+        self._source, self._rows, self._seed, self._shuffle = source, rows, seed, shuffle
+        self._difficulty = difficulty
+        self._epoch, self._position = 1, 0
+        self._indices = self._of_epoch(1)
+
+    def _of_epoch(self, epoch: int) -> list[int]:
+        indices = list(range(self._rows))
+        if self._shuffle:
+            random.Random(f"data order {self._seed} {epoch}").shuffle(indices)
+        if self._difficulty is not None:
+            indices.sort(key=self._difficulty.__getitem__)
+        return indices
+
+    def take(self, n: int) -> list[tuple[int, int]]:
+        """The next n (row, epoch); the end of an epoch runs on into the next, and no row is left out of an epoch."""
+        taken: list[tuple[int, int]] = []
+        while len(taken) < n:
+            if self._position == self._rows:
+                self._epoch, self._position = self._epoch + 1, 0
+                self._indices = self._of_epoch(self._epoch)
+            part = self._indices[self._position : self._position + n - len(taken)]
+            self._position += len(part)
+            taken += [(i, self._epoch) for i in part]
+        return taken
+
+    def first(self, n: int) -> list[tuple[int, int]]:
+        """What the first `n` of a run are, or would have been. Does not move `take`."""
+        fresh = Order(self._source, self._rows, self._seed, self._shuffle, self._difficulty)
+        return fresh.take(n)
+
+    def state(self) -> dict[str, Any]:
+        """Where `take` stands, as plain JSON values."""
+        return {"rows": self._rows, "seed": self._seed, "epoch": self._epoch, "position": self._position}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on exactly where `state()` was taken. Raises DataError when the rows have changed since."""
+        for name, now in (("rows", self._rows), ("seed", self._seed)):
+            if state[name] != now:
+                raise DataError(f"{self._source}: {name} is {now}, was {state[name]} when saved: another data order")
+        self._epoch, self._position = state["epoch"], state["position"]
+        self._indices = self._of_epoch(self._epoch)
+
+
+def in_epoch(prompt: Prompt, epoch: int) -> Prompt:
+    """The prompt by its name in that epoch: `train.jsonl:17` is `train.jsonl:17@2` in the second."""
+    return prompt if epoch == 1 else dataclasses.replace(prompt, id=f"{prompt.id}@{epoch}")

@@ -1,0 +1,110 @@
+"""A model and its rows made ready, before anything of Ray is started: paths become directories, rows prompts."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlcore.config import Config
+from rlcore.data.prompts import Prompts
+from rlcore.data.sources import source_names
+from rlcore.errors import DataError
+from rlcore.plugins import absolute
+
+if TYPE_CHECKING:
+    from rewards.manager import RewardManager
+
+Say = Callable[[str], None]  # tells the user what is being started
+_LISTED = 10  # bad rows shown; all are in a file
+
+
+def with_model(cfg: Config, path: str) -> Config:
+    """A copy of `cfg` whose model.path is `path`: what "demo" or a GGUF file became."""
+    changed, changed.model = copy.copy(cfg), copy.copy(cfg.model)
+    changed.model.path = path
+    return changed
+
+
+def with_directory(cfg: Config, say: Say) -> Config:
+    """The config with a directory for an embedded model or a GGUF file, made if it is not cached; else as it is."""
+    from rlcore.models.embedded import EMBEDDED
+
+    if cfg.model.path in EMBEDDED:
+        from rlcore.train.warm_up import embedded_model
+
+        return with_model(cfg, str(embedded_model(cfg.model.path, cache_dir(cfg), say)))
+    if not cfg.model.path.endswith(".gguf"):
+        return cfg
+    from rlcore.models.model import to_directory
+
+    file = Path(cfg.model.path).expanduser().resolve()
+    identity = f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}"
+    out = cache_dir(cfg) / f"gguf-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+    return with_model(cfg, str(to_directory(cfg.model, out)))
+
+
+def cache_dir(cfg: Config) -> Path:
+    """Where made models are kept."""
+    return Path(cfg.cache_dir).expanduser()
+
+
+def with_plugins(cfg: Config) -> Config:
+    """A copy of `cfg` in which the advantage and the loss mean the same file in a rank, whose working directory may be
+    another. Loads both, so that what is wrong with them is a ConfigError before anything is started."""
+    from rlcore.algo.advantage import advantage_fn
+    from rlcore.algo.loss import policy_loss
+
+    changed, changed.advantage, changed.loss = copy.copy(cfg), copy.copy(cfg.advantage), copy.copy(cfg.loss)
+    changed.advantage.name, changed.loss.name = absolute(cfg.advantage.name), absolute(cfg.loss.name)
+    advantage_fn(changed.advantage)
+    policy_loss(changed.loss)
+    return changed
+
+
+def read_prompts(cfg: Config, tokenizer: Any, say: Say) -> Prompts:
+    """The prompts to train on."""
+    prompts = Prompts(cfg.data.train, cfg.data, tokenizer, cfg.seed)
+    _say_dropped(prompts, say)
+    return prompts
+
+
+def read_held_out(cfg: Config, tokenizer: Any, say: Say) -> dict[str, Prompts]:
+    """The prompts of each held-out source, by its name."""
+    in_order = copy.copy(cfg.data)
+    in_order.curriculum = None
+    held_out = {
+        name: Prompts([source], in_order, tokenizer, cfg.seed)
+        for name, source in zip(source_names(cfg.data.eval), cfg.data.eval, strict=True)
+    }
+    for prompts in held_out.values():
+        _say_dropped(prompts, say)
+    return held_out
+
+
+def _say_dropped(prompts: Prompts, say: Say) -> None:
+    if prompts.dropped:
+        say(f"data: left out {prompts.dropped} prompts of {prompts.sources} over data.max_prompt_tokens")
+
+
+def leave_out_unscorable(prompts: Prompts, rewards: RewardManager, cfg: Config, say: Say) -> None:
+    """Leave out the rows whose gold answers cannot be read, and list them by file and line: nothing they would get
+    could be trusted. DataError when they are more than reward.max_failed_fraction."""
+    bad = rewards.unscorable(prompts.all(), cfg.deadline.start_seconds)
+    if not bad:
+        return
+    listed = [f"  {prompts.at(prompt)}: {why}" for prompt, why in bad]
+    what = f"{len(bad)} of {len(prompts)} rows of {prompts.sources} have a gold answer that cannot be read"
+    shown = "\n".join(listed[:_LISTED])
+    if len(bad) > cfg.reward.max_failed_fraction * len(prompts):
+        raise DataError(
+            f"{what}, more than reward.max_failed_fraction {cfg.reward.max_failed_fraction:g}; check reward.fns and "
+            f"data.answer_column ({cfg.data.answer_column}). The first:\n{shown}"
+        )
+    everyone = Path(str(cfg.run_dir)) / "unparseable_gold.txt"
+    with everyone.open("a", encoding="utf-8") as file:
+        file.write("\n".join(listed) + "\n")
+    say(f"data: {what}; left out, all listed in {everyone}. The first:\n{shown}")
+    prompts.without({prompt.id for prompt, _ in bad})

@@ -1,0 +1,109 @@
+"""`rlcore sft`: the policy learns the responses of the rows, by the policy loss `sft`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rlcore.config import Config
+from rlcore.data.examples import Examples
+from rlcore.data.sources import source_names
+from rlcore.records import Batch, Group
+from rlcore.train.credit import Column, Rows
+from rlcore.train.evaluate import HeldOut, Sampled
+from rlcore.train.learner import Learner
+from rlcore.train.prepare import Say, with_directory
+from rlcore.train.run import Parts
+from rlcore.train.sampling import Sampling, make_rewards
+
+if TYPE_CHECKING:
+    from rlcore.cluster.deadlines import Watch
+    from rlcore.cluster.placement import Cluster
+    from rlcore.runs.tracker import Tracker
+    from rlcore.workers.group import WorkerGroup
+
+
+class Supervised:
+    """A policy that learns from rows. Where reward.fns names functions, answers to the held-out rows are sampled and
+    scored too, which needs engines."""
+
+    role = "actor"
+    whole_groups = False  # whether the rollouts of a group are learned from together
+    shown = {"actor/loss": "loss"}  # numbers of held-out rows
+
+    def __init__(self, cfg: Config, say: Say) -> None:
+        self.rewards = make_rewards(cfg) if cfg.reward.fns and cfg.data.eval else None
+        try:
+            self.cfg = with_directory(cfg, say)
+            self.tokenizer = self.load_tokenizer()
+            self.rows = self.read(self.cfg.data.train)
+            say(f"data: {len(self.rows)} rows; {self.rows.dropped} left out")
+            self.held_out = self._held_out()
+            self.sampling = None
+            if self.rewards is not None:
+                self.sampling = Sampling(self.cfg, self.rewards, self.tokenizer, say, trains=False)
+        except BaseException:
+            self.close()
+            raise
+
+    def load_tokenizer(self) -> Any:
+        from rlcore.models.model import load_tokenizer
+
+        return load_tokenizer(self.cfg.model)
+
+    def read(self, sources: Sequence[str]) -> Any:
+        """The rows of these sources: a Source that has `all(limit)`, `dropped` and a length."""
+        cfg = self.cfg
+        return Examples(sources, cfg.data, self.tokenizer, cfg.seed, cfg.rollout.max_response_tokens)
+
+    def _held_out(self) -> dict[str, list[Group]]:
+        cfg = self.cfg
+        named = zip(source_names(cfg.data.eval), cfg.data.eval, strict=True)
+        return {name: self.read([source]).all(limit=cfg.eval.prompts) for name, source in named}
+
+    def roles(self) -> dict[str, int]:
+        sampling = {} if self.sampling is None else self.sampling.roles()
+        return {self.role: self.cfg.actor.ranks} | sampling
+
+    def facts(self) -> dict[str, Any]:
+        """Of the rows, for the record."""
+        evals = {name: len(groups) for name, groups in self.held_out.items()}
+        return {"rows": len(self.rows), "dropped": self.rows.dropped, "eval": evals}
+
+    def start(self, cluster: Cluster, watch: Watch) -> list[WorkerGroup]:
+        self.model = self.make_model(cluster, watch)
+        engines = [] if self.sampling is None else self.sampling.start(cluster, watch)
+        return [*engines, self.model.group]
+
+    def make_model(self, cluster: Cluster, watch: Watch) -> Any:
+        """The handle of what learns."""
+        from rlcore.workers.actor import Actor
+        from rlcore.workers.actor_rank import ActorRank
+        from rlcore.workers.group import rank_group
+
+        ranks = rank_group(self.role, ActorRank, self.cfg.actor.ranks, self.cfg, cluster, watch)
+        return Actor(ranks, self.cfg, whole_groups=self.whole_groups)
+
+    def connect(self, answers: Mapping[str, list[dict[str, Any]]]) -> None:
+        if self.sampling is not None:
+            self.sampling.connect(self.model, answers["rollout"][0]["eos"])
+
+    def columns(self) -> dict[str, Column]:
+        """The columns its loss needs."""
+        return {}
+
+    def make_learner(self, columns: Mapping[str, Column]) -> Learner:
+        return Learner(self.model, self.sampling)
+
+    def parts(self, tracker: Tracker) -> Parts:
+        columns = self.columns()
+        batches = {name: Batch.from_groups(groups) for name, groups in self.held_out.items()}
+        evaluations: list[Any] = [HeldOut(self.model, batches, columns, self.shown, tracker)] if batches else []
+        if self.sampling is not None and self.rewards is not None:
+            rollouts = self.sampling.rollouts
+            evaluations.append(Sampled(self.cfg, rollouts, self.sampling.evals, self.rewards.names, tracker))
+        return Parts(self.rows, Rows(columns), self.make_learner(columns), evaluations)
+
+    def close(self) -> None:
+        if self.rewards is not None:
+            self.rewards.close()
