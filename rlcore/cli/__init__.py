@@ -19,7 +19,7 @@ USAGE = """usage: rlcore COMMAND ...
   rlcore export RUN_DIR [--step N] [--out DIR] [--dtype float32|bfloat16]
                                                 write a checkpoint as a Hugging Face model
 
-train, sft, train-rm and dpo take Hydra's flags too: --cfg job (print the resolved run), --multirun (sweep a=1,2), --info.
+train, sft, train-rm and dpo take Hydra's flags too: --cfg job (print the resolved run), --multirun (sweep a=1,2).
 exit codes: 0 done, 2 wrong config or data, 3 rewards failed, 4 a worker failed, 5 weights out of sync, 6 checkpoint,
 130 Ctrl-C"""
 

@@ -25,8 +25,8 @@ FLOORS = [
 ONLY_IN = {
     "vllm": ("rollout",),
     "deepspeed": ("rlcore.workers",),
-    "wandb": ("rlcore.runs.tracker",),
-    "tensorboard": ("rlcore.runs.tracker",),
+    "wandb": ("rlcore.runs.sinks",),
+    "tensorboard": ("rlcore.runs.sinks",),
     "httpx": ("rewards.over_http.http",),
     "starlette": ("rewards.over_http.serve",),
     "uvicorn": ("rewards.over_http.serve",),
