@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
 from rewards import BUILTIN
 from rewards.manager import RewardManager
@@ -15,7 +14,7 @@ from rlcore.config import Config, DataConfig, RewardConfig
 from rlcore.data.prompts import Prompts
 from rlcore.errors import ConfigError, DataError
 from rlcore.records import Prompt
-from rlcore.train.build import build
+from rlcore.train import reinforcement
 from rlcore.train.prepare import leave_out_unscorable
 from tests.tiny import make_tiny_model
 
@@ -101,9 +100,12 @@ def test_nothing_is_said_of_good_rows(tmp_path: Path, tokenizer) -> None:
     assert not (tmp_path / "unparseable_gold.txt").exists()
 
 
-def test_a_reward_that_cannot_be_loaded_is_refused_before_a_model_is_made(tmp_path: Path) -> None:
+def test_a_reward_that_cannot_be_loaded_is_refused_before_a_model_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Warming up an embedded model takes minutes."""
+    monkeypatch.setattr(reinforcement, "with_directory", lambda cfg, say: pytest.fail("a model is made"))
     cfg = Config(run_dir=str(tmp_path))
     cfg.reward.fns = ["code"]
     with pytest.raises(ConfigError, match="reward.args.code.allow"):
-        build(cfg, OmegaConf.create({}), lambda text: None, prepare=lambda cfg: pytest.fail("a model is made"))
+        reinforcement.Reinforcement(cfg, lambda text: None)
