@@ -179,7 +179,7 @@ class Engine:
         from vllm.inputs.engine import tokens_input
         from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-        self._demand_weights()
+        self._require_weights()
         cfg = self.cfg
         common: dict[str, Any] = {
             "top_p": cfg.top_p,
@@ -201,7 +201,7 @@ class Engine:
 
     def advance(self, seconds: float) -> list[Sample]:
         """Step for up to `seconds`; returns soon after samples have finished, or with [] at the end of time or work."""
-        self._demand_weights()
+        self._require_weights()
         began = time.monotonic()
         done: list[Sample] = []
         while self._keys:
@@ -277,7 +277,7 @@ class Engine:
     def _rpc(self, method: str | Callable[[Any], None], *args: Any) -> None:
         self._llm.engine_core.collective_rpc(method, None, args)
 
-    def _demand_weights(self) -> None:
+    def _require_weights(self) -> None:
         if self.version == _NEVER:
             why = "a publish is half done" if self._incoming is not None else "no weights have been published to it yet"
             raise SyncError(f"rollout rank {self.spec.index} will not sample: {why}")

@@ -99,7 +99,7 @@ class Proven:
         self.elements += sum(int(np.prod(s, dtype=np.int64)) for s in update_info.shapes)
 
     def finish_weight_update(self) -> None:
-        heads = self._demand_complete()
+        heads = self._require_complete()
         super().finish_weight_update()  # type: ignore[misc]
         for head in heads:
             _repack(head)
@@ -113,7 +113,7 @@ class Proven:
     def _blame(self, update_info: Any) -> str:
         return _some(update_info.names)
 
-    def _demand_complete(self) -> list[VocabParallelEmbedding]:
+    def _require_complete(self) -> list[VocabParallelEmbedding]:
         """Raise SyncError naming what is missing or unknown; returns the heads that share the embedding's weight.
 
         vLLM counts the elements its loaders copy into each layer, which also sees a missing third of a fused qkv.

@@ -130,8 +130,8 @@ def last_words(run_dir: Path, exported: Path, again: str, seconds: float) -> Non
             form = ".1%" if name in _SHARES and all(0 <= v <= 1 for v in values) else ".3g"
             say(f"  {key}: before {values[0]:{form}}, after {values[-1]:{form}}")
     if (best := Checkpoints(run_dir, keep=1).best()) is not None:
-        export = typed("export", run_dir, "--step", str(best.step))
-        say(f"  best checkpoint: step {best.step} ({best.value:.4g}); {export}")
+        how = typed("export", run_dir, "--step", str(best.step))
+        say(f"  best checkpoint: step {best.step} ({best.value:.4g}); {how}")
     say(f"  run directory:   {run_dir} (metrics.jsonl, events.jsonl, config.yaml, checkpoints)")
     say(f"  exported model:  {exported}")
     if any((run_dir / "rollouts").iterdir()):
@@ -141,7 +141,7 @@ def last_words(run_dir: Path, exported: Path, again: str, seconds: float) -> Non
 
 
 def unread_keys(composed: Composed, read_by_workers: set[str]) -> dict[str, str]:
-    """Of the keys the user set, those that nothing in the whole run read: key -> where it was set."""
+    """Of the keys the user set, those that nothing read, here or in a worker: key -> where it was set."""
     read = fields_read() | read_by_workers
     return {key: origin for key, origin in composed.set_by.items() if all_keys()[key] not in read}
 

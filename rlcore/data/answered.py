@@ -1,4 +1,4 @@
-"""Rows that bring their own answers: what is learned from where nothing is sampled, as the groups that the loop takes."""
+"""Rows that bring their own answers: learned from where nothing is sampled, in groups as samples come."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
 """Attention over rollouts laid end to end: each attends to itself, causally, and there is no (T, T) mask.
 
-Registered with transformers as the attention implementation `rlcore_packed`. No mask function is registered with it,
-so transformers makes none. Where the rollouts begin travels as the keyword argument `segments` through the model to
-every attention layer; keyword arguments, because gradient checkpointing recomputes layers in another thread, where a
-context variable is not set.
+Registered with transformers as `rlcore_packed`, without a mask function, so transformers makes no mask. Where rollouts
+begin travels as the keyword argument `segments`: gradient checkpointing recomputes layers in another thread, where a
+context variable would not be set.
 """
 
 from __future__ import annotations
@@ -34,9 +33,16 @@ class Segments(NamedTuple):
 
 
 def packed_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None,
-    scaling: float | None = None, sliding_window: int | None = None, segments: Segments | None = None, **kwargs: Any,
-) -> tuple[Tensor, None]:  # fmt: skip
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any = None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    segments: Segments | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
     """query (1, H, T, D), key and value (1, H_kv, T, D) -> (1, T, H, D). Dropout is never applied: a log-probability
     must be the same in the engine, before and in the update.
 
@@ -63,16 +69,24 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, scale: float | None, window: int | 
     cumulative, longest = segments.cumulative, segments.longest
     left = window - 1 if window else -1
     out = varlen_attn(
-        q, k, v, cumulative, cumulative, longest, longest,
-        scale=scale, window_size=(left, 0), enable_gqa=q.shape[1] != k.shape[1],
-    )  # fmt: skip
+        q,
+        k,
+        v,
+        cumulative,
+        cumulative,
+        longest,
+        longest,
+        scale=scale,
+        window_size=(left, 0),
+        enable_gqa=q.shape[1] != k.shape[1],
+    )
     assert isinstance(out, Tensor)
     return out[None]
 
 
 def _per_segment(
     q: Tensor, k: Tensor, v: Tensor, scale: float | None, window: int | None, segments: Segments
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """One call a segment. One `split` and one `cat` for all, so the backward copies every tensor once."""
     parts = []
     lengths = segments.lengths

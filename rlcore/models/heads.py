@@ -58,7 +58,7 @@ class LogpHead(nn.Module):
 
     def forward(
         self, hidden: Tensor, targets: Tensor, temperature: float, chunk_tokens: int, entropy: bool
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    ) -> tuple[Tensor, Tensor]:
         """hidden (m, d), targets (m,) -> log-probability of each target (m,) and entropy (m,), float32."""
         transform = Transform(self.multiplier, self.cap, temperature)
         return _ChunkedLogp.apply(hidden, self.weight, self.bias, targets, transform, chunk_tokens, entropy)  # type: ignore
@@ -90,9 +90,15 @@ class _ChunkedLogp(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, transform: Transform,
-        chunk_tokens: int, entropy: bool,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        transform: Transform,
+        chunk_tokens: int,
+        entropy: bool,
+    ) -> tuple[Tensor, Tensor]:
         rows = len(targets)
         logp = torch.empty(rows, device=hidden.device)
         total = torch.empty(rows, device=hidden.device)
@@ -137,7 +143,7 @@ class _ChunkedLogp(torch.autograd.Function):
 
 def _backward_z(
     log_p: Tensor, targets: Tensor, entropy: Tensor, grad_logp: Tensor | None, grad_entropy: Tensor | None
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """(m, V): the gradient at a chunk's z, from `log_p` (m, V), which is used up, and (m,) of everything else."""
     if grad_entropy is None:
         assert grad_logp is not None

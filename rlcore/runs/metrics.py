@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import statistics
-from collections import Counter
 from collections.abc import Sequence
 
-from rlcore.errors import RewardError, kind
 from rlcore.records import Group, Rollout
 
 
 def of_rollouts(groups: Sequence[Group]) -> dict[str, float]:
     """`reward/...`, `response/...`, `group/...` over all rollouts that were drawn, of groups left out of the batch too.
 
-    Rewards are over scored rollouts only: a failed score is never counted as 0. With none scored they are NaN. They are
-    what the rollouts are trained on, the overlong penalty included. `group/drawn` and `group/used` count groups;
-    `group/equal_reward_fraction` is the share of those drawn whose scored rewards are all equal. The greedy answers
-    count in `group/baseline_failed_fraction` alone, which is there where they are.
+    Rewards are over scored rollouts only, NaN without any, and what is trained on, the overlong penalty included.
+    Greedy answers count in `group/baseline_failed_fraction` alone. See docs/run_directory.md.
     """
     rollouts = [r for g in groups for r in g.rollouts]
     rewards = [r.reward for r in rollouts if r.reward is not None]
@@ -72,19 +68,3 @@ def _first(rollout: Rollout, names: Sequence[str]) -> float:
     if rollout.parts.get("gated") == 1.0:
         return 0.0
     return next(rollout.parts[n] for n in names if n in rollout.parts)
-
-
-def demand_scores(groups: Sequence[Group], most: float, quarantine: str) -> None:
-    """Raise RewardError when more than the fraction `most` of the rollouts, greedy ones too, ended without a score."""
-    failed: list[Rollout] = [r for g in groups for r in g.drawn if r.reward is None]
-    total = sum(len(g.drawn) for g in groups)
-    if len(failed) > most * total:
-        errors = [(name, status, r.why.get(name, "")) for r in failed for name, status in r.status.items()]
-        kinds = Counter((name, status, kind(why)) for name, status, why in errors)
-        commonest, n = kinds.most_common(1)[0]
-        name, status, why = next(e for e in errors if (e[0], e[1], kind(e[2])) == commonest)
-        raise RewardError(
-            f"{len(failed)} of {total} rollouts have no score, more than reward.max_failed_fraction {most:g}; "
-            f"commonest: {name} ended with status {status!r} {n} times{why and ': '}{why}; tracebacks, rows and texts "
-            f"are in {quarantine}"
-        )

@@ -11,6 +11,7 @@ from rlcore.algo.shaping import shape
 from rlcore.config import Config, KLPlace
 from rlcore.records import Batch, Group
 from rlcore.runs import metrics
+from rlcore.runs.require_scores import require_scores
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,7 +53,7 @@ class Rewarded:
         groups = shape(groups, self.cfg.prompts_per_step, self.cfg.rollout, self.penalty)
         numbers = metrics.of_rollouts(groups)
         self.tracker.rollouts(step + 1, groups)
-        metrics.demand_scores(groups, self.cfg.reward.max_failed_fraction, str(quarantine(self.cfg)))
+        require_scores(groups, self.cfg.reward.max_failed_fraction, quarantine(self.cfg))
         batch = credit(filled(Batch.from_groups(groups), self.columns), self.advantage, self.cfg.advantage)
         oldest = min(r.version for g in groups for r in g.rollouts)
         numbers["rollout/staleness_steps"] = float(step - oldest)

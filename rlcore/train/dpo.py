@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlcore.data.preferences import ResponsePairs
 from rlcore.errors import CheckpointError
-from rlcore.files import aside
+from rlcore.files import written_aside
 from rlcore.records import Batch, Group
 from rlcore.train.credit import Column
 from rlcore.train.learner import Learner
@@ -82,7 +82,7 @@ class ReferenceLogp:
             column = self.actor.logp(batch)
             self.known |= {name: column[tokens].clone() for name, tokens in _parts(batch)}
         if new:
-            with aside(self.file) as file:
+            with written_aside(self.file) as file:
                 save_file(self.known, file)
 
     def __call__(self, batch: Batch) -> Tensor:

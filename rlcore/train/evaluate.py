@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rlcore.config import Config
 from rlcore.records import Batch, Prompt
 from rlcore.runs import metrics
+from rlcore.runs.require_scores import require_scores
 from rlcore.train.credit import Column, filled, quarantine
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class Sampled:
         numbers: Numbers = {}
         for name, prompts in self.prompts.items():
             groups = self.rollouts.sample(prompts, Ask(1, self.cfg.eval.temperature))
-            metrics.demand_scores(groups, self.cfg.reward.max_failed_fraction, quarantine(self.cfg))
+            require_scores(groups, self.cfg.reward.max_failed_fraction, quarantine(self.cfg))
             found = metrics.accuracy(groups, self.names)
             numbers |= {f"eval/{name}/{k}": v for k, v in found.items()}
             self.tracker.evaluation(step, name, found, groups)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlcore.errors import WorkerError
+from rlcore.files import remove, written_aside
 from rlcore.records import Batch
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class PolicyLearner(Learner):
         self.refreshed = Path(str(cfg.run_dir)) / "reference"  # its weights, once they are no longer the first ones
 
     def begin(self) -> None:
-        shutil.rmtree(self.refreshed, ignore_errors=True)
+        remove(self.refreshed)
 
     def update(self, batch: Batch, step: int) -> Learned:
         """Actor and critic side by side."""
@@ -105,11 +106,8 @@ class PolicyLearner(Learner):
         return numbers | {"sync/seconds": time.monotonic() - began}
 
     def _refresh(self, reference: Reference) -> None:
-        aside = self.refreshed.with_suffix(".partial")
-        shutil.rmtree(aside, ignore_errors=True)
-        self.model.save_weights(aside)
-        shutil.rmtree(self.refreshed, ignore_errors=True)
-        aside.rename(self.refreshed)
+        with written_aside(self.refreshed) as aside:
+            self.model.save_weights(aside)
         reference.load(self.refreshed)
 
     def save(self, directory: Path) -> None:

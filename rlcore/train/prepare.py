@@ -38,7 +38,7 @@ def with_directory(cfg: Config, say: Say) -> Config:
         return with_model(cfg, str(embedded_model(cfg.model.path, cache_dir(cfg), say)))
     if not cfg.model.path.endswith(".gguf"):
         return cfg
-    from rlcore.models.model import to_directory
+    from rlcore.models.load import to_directory
 
     file = Path(cfg.model.path).expanduser().resolve()
     identity = f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}"

@@ -29,7 +29,7 @@ class Reinforcement:
         self.rewards = make_rewards(cfg)
         try:
             self.cfg = with_directory(cfg, say)
-            from rlcore.models.model import load_tokenizer  # takes seconds: nothing is refused only after them
+            from rlcore.models.load import load_tokenizer  # takes seconds: nothing is refused only after them
 
             say("data: reading and tokenizing")
             self.tokenizer = load_tokenizer(self.cfg.model)

@@ -47,7 +47,7 @@ class Supervised:
             raise
 
     def load_tokenizer(self) -> Any:
-        from rlcore.models.model import load_tokenizer
+        from rlcore.models.load import load_tokenizer
 
         return load_tokenizer(self.cfg.model)
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from rlcore.compose.compose import RECIPES, as_config, compose
 from rlcore.compose.stages import STAGES
 from rlcore.data.generate import splits
+from rlcore.files import locked
 from rlcore.models import embedded as demo
-from rlcore.runs.directory import locked
 from rlcore.train.build import whole_run
 
 _ANOTHER_MAKES_IT_SECONDS = 3600.0

@@ -13,7 +13,8 @@ from torch import Tensor
 from rlcore.algo.loss import aggregate, policy_loss
 from rlcore.algo.objective import objective
 from rlcore.algo.stats import Stats, Totals
-from rlcore.models.model import TokenLogp, batch_logp, load_path
+from rlcore.models.load import load_path
+from rlcore.models.logp import TokenLogp, batch_logp
 from rlcore.records import Batch
 from rlcore.weights import WeightInfo
 from rlcore.workers.packing import Work

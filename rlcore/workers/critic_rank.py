@@ -11,7 +11,8 @@ from rlcore.algo.loss import aggregate
 from rlcore.algo.stats import Stats, Totals
 from rlcore.algo.value import value_loss
 from rlcore.config import Aggregation
-from rlcore.models.model import TokenValue, batch_value, demand_same_tokens, load_value_path
+from rlcore.models.load import load_value_path, require_same_tokens
+from rlcore.models.logp import TokenValue, batch_value
 from rlcore.records import Batch
 from rlcore.workers.packing import Work
 from rlcore.workers.rank import TrainedRank
@@ -23,7 +24,7 @@ class CriticRank(TrainedRank):
 
     def _load_model(self) -> dict[str, Any]:
         if self.place.rank == 0 and self.cfg.critic.path is not None:
-            demand_same_tokens(self.cfg.critic.path, self.cfg.model)
+            require_same_tokens(self.cfg.critic.path, self.cfg.model)
         return super()._load_model()
 
     def _read(self, path: str | None, dtype: torch.dtype, weights: bool) -> TokenValue:

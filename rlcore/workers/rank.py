@@ -15,7 +15,8 @@ from rlcore import config
 from rlcore.algo.stats import Stats, Totals
 from rlcore.config import Config
 from rlcore.errors import CheckpointError, ConfigError
-from rlcore.models.model import TokenLogp, TokenValue, load_tokenizer, microbatch, model_dtype
+from rlcore.models.load import load_tokenizer, model_dtype
+from rlcore.models.logp import TokenLogp, TokenValue, microbatch
 from rlcore.records import Batch
 from rlcore.workers import zero
 from rlcore.workers.group import Place
@@ -54,7 +55,7 @@ class Rank:
         """Make `self.engine` of the module, without an optimizer; gives DeepSpeed's configuration."""
         module.eval().requires_grad_(False)
         settings = zero.inference_config(self.dtype, self.place.device, parameters)
-        self.engine = zero.Engine(module, settings, None)
+        self.engine = zero.ZeroModel(module, settings, None)
         return settings
 
     def _load_weights(self, directory: Path) -> None:
@@ -104,7 +105,7 @@ class TrainedRank(Rank):
         settings = zero.deepspeed_config(cfg, self.dtype, self.place.device, parameters)
         adam = zero.adamw(list(module.parameters()), cfg, self.place.device)
         try:
-            self.engine = zero.Engine(module, settings, adam)
+            self.engine = zero.ZeroModel(module, settings, adam)
         except ValueError as e:
             if cfg.deepspeed_args:
                 raise ConfigError(f"actor.deepspeed_args: DeepSpeed refuses the resulting configuration: {e}") from e

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rlcore.models.model import TokenLogp, batch_logp, load_path
+from rlcore.models.load import load_path
+from rlcore.models.logp import TokenLogp, batch_logp
 from rlcore.records import Batch
 from rlcore.workers.rank import Rank
 

@@ -16,14 +16,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rlcore.isolated.outcome import Outcome
 from rlcore.algo.preference import bradley_terry
 from rlcore.algo.stats import Stats, Totals
 from rlcore.config import ModelConfig
 from rlcore.data.answered import answer
 from rlcore.data.conversation import conversation_tokens as conversation_to_tokens
 from rlcore.data.preferences import to_score
-from rlcore.models.model import TokenValue, batch_value, load_tokenizer, load_tokenizer_path, load_value_path
+from rlcore.isolated.outcome import Outcome
+from rlcore.models.load import load_tokenizer, load_tokenizer_path, load_value_path
+from rlcore.models.logp import TokenValue, batch_value
 from rlcore.records import Batch, Group, Prompt
 from rlcore.workers.packing import Work, plan
 from rlcore.workers.rank import Rank, TrainedRank

@@ -23,9 +23,12 @@ class ShardWriter:
     """
 
     def __init__(
-        self, directory: Path, stem: str, convert: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
+        self,
+        directory: Path,
+        stem: str,
+        convert: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
         shard_bytes: int = _SHARD_BYTES,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.directory, self.stem, self.convert, self.shard_bytes = directory, stem, convert, shard_bytes
         self._pending: dict[str, Tensor] = {}
         self._pending_bytes = 0

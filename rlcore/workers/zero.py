@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rlcore.config import ActorConfig
 from rlcore.errors import ConfigError
-from rlcore.models.model import TokenLogp, TokenValue
+from rlcore.models.logp import TokenLogp, TokenValue
 
 ADAM = ("exp_avg", "exp_avg_sq")
 
@@ -27,10 +27,9 @@ ADAM = ("exp_avg", "exp_avg_sq")
 def start_process(rank: int, world: int, address: str, port: int, device: str, seconds: float) -> None:
     """Join the process group of this role (gloo on cpu, nccl on cuda). A collective that waits longer than `seconds`
     for another rank raises. On a CPU the `world` processes of the role share the host's cores."""
-    os.environ.update(
-        RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK="0", MASTER_ADDR=address, MASTER_PORT=str(port),
-        DS_ACCELERATOR="cpu" if device == "cpu" else "cuda",
-    )  # fmt: skip
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK="0")
+    os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(port))
+    os.environ["DS_ACCELERATOR"] = "cpu" if device == "cpu" else "cuda"
     import deepspeed
     import deepspeed.ops
     import transformers
@@ -92,12 +91,16 @@ def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 def adamw(parameters: Sequence[torch.nn.Parameter], cfg: ActorConfig, device: str) -> torch.optim.AdamW:
     """AdamW (arXiv 1711.05101); weight decay falls on every parameter. The learning rate is set at each update."""
     return torch.optim.AdamW(
-        parameters, lr=cfg.learning_rate, betas=(cfg.beta1, cfg.beta2), eps=cfg.adam_epsilon,
-        weight_decay=cfg.weight_decay, fused=device != "cpu",
-    )  # fmt: skip
+        parameters,
+        lr=cfg.learning_rate,
+        betas=(cfg.beta1, cfg.beta2),
+        eps=cfg.adam_epsilon,
+        weight_decay=cfg.weight_decay,
+        fused=device != "cpu",
+    )
 
 
-class Engine:
+class ZeroModel:
     """A module and its model under DeepSpeed, any ZeRO stage: forward, backward, step, full tensors by parameter.
 
     Every method that gathers is collective: all ranks call it, in the same order.
@@ -105,12 +108,11 @@ class Engine:
 
     def __init__(
         self, module: TokenLogp | TokenValue, config: dict[str, Any], optimizer: torch.optim.AdamW | None
-    ) -> None:  # fmt: skip
+    ) -> None:
         import deepspeed
 
-        self.ds: Any = deepspeed.initialize(
-            model=module, optimizer=optimizer, config=config, dist_init_required=False
-        )[0]  # fmt: skip
+        made = deepspeed.initialize(model=module, optimizer=optimizer, config=config, dist_init_required=False)
+        self.ds: Any = made[0]
         self.model = model = module.model
         self.stage: int = int(config["zero_optimization"]["stage"])
         self.adam = optimizer

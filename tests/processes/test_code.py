@@ -9,12 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from rlcore.isolated.sandbox.harness import decode, encode
 
 from rewards.code.code import Code, _names, prelude, program_of, same_output
 from rewards.code.tests import code_gold, read_tests
 from rlcore.errors import ConfigError, UnparseableGold
 from rlcore.isolated.sandbox import sandbox
+from rlcore.isolated.sandbox.harness import decode, encode
 from rlcore.records import Prompt, Score
 
 needs_sandbox = pytest.mark.skipif(

@@ -21,7 +21,7 @@ from rlcore.compose.stages import STAGES
 from rlcore.config import Config, DeadlineConfig, Device, PlacementConfig, RayConfig
 from rlcore.data.generate.arithmetic_pairs import arithmetic_pairs
 from rlcore.isolated.outcome import Outcome
-from rlcore.models.model import demand_same_tokens, load_tokenizer_path, load_value_path
+from rlcore.models.load import load_tokenizer_path, load_value_path, require_same_tokens
 from rlcore.records import Batch, Prompt, Response
 from rlcore.runs.tracker import Tracker
 from rlcore.train import build
@@ -270,7 +270,7 @@ def test_what_was_exported_scores_as_transformers_does(
 
 
 def test_what_was_exported_is_a_critic_of_the_policy_too(tiny: Path, trained: Path) -> None:
-    demand_same_tokens(str(trained), config_of(tiny).model)
+    require_same_tokens(str(trained), config_of(tiny).model)
     model = load_value_path(str(trained), "critic.path", torch.float32)
     assert model.get_submodule("score").get_parameter("weight").any()
     assert AutoModelForSequenceClassification.from_pretrained(trained).config.pad_token_id == 0

@@ -58,9 +58,13 @@ def test_every_kind_of_source_gives_the_same_rows(tmp_path: Path) -> None:
 
 def test_source_names() -> None:
     names = {
-        "data/test.jsonl": "test", "gsm8k/main.parquet": "main", "openai/gsm8k:main@test": "gsm8k",
-        "gsm8k": "gsm8k", "generate:arithmetic?size=3&seed=1": "arithmetic", "generate:countdown": "countdown",
-    }  # fmt: skip
+        "data/test.jsonl": "test",
+        "gsm8k/main.parquet": "main",
+        "openai/gsm8k:main@test": "gsm8k",
+        "gsm8k": "gsm8k",
+        "generate:arithmetic?size=3&seed=1": "arithmetic",
+        "generate:countdown": "countdown",
+    }
     assert {s: source_name(s) for s in names} == names
 
 

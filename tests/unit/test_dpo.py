@@ -17,7 +17,7 @@ from rlcore.algo.preference import dpo
 from rlcore.algo.stats import Stats, Totals, learned
 from rlcore.config import Aggregation, LossConfig
 from rlcore.errors import CheckpointError
-from rlcore.models.model import microbatch
+from rlcore.models.logp import microbatch
 from rlcore.records import Batch, Group, Prompt, Rollout
 from rlcore.train.dpo import ReferenceLogp
 

@@ -72,14 +72,16 @@ def test_the_same_source_gives_the_same_rows_and_seeds_share_none() -> None:
     assert source_name("reasoning_gym:chain_sum?size=50") == "chain_sum"
 
 
-def test_arguments_reach_the_task_and_its_scorer() -> None:
+def test_arguments_reach_the_task_and_its_scorer(monkeypatch: pytest.MonkeyPatch) -> None:
+    task, given = gym.tasks()["basic_arithmetic"][0], list[Any]()
+    make = task.__init__
+    monkeypatch.setattr(task, "__init__", lambda self, config: (given.append(config), make(self, config))[1])
     rows = load_rows('reasoning_gym:basic_arithmetic?size=20&operators=["%2B"]&allow_negation=false&min_terms=2').rows
     assert not any(set("*/") & set(gym.entry(row).metadata["expression"]) for row in rows)
-    row = load_rows("reasoning_gym:chain_sum?size=1&allow_negation=true").rows[0]
-    assert gym.entry(row).config == {"allow_negation": True}
-    dataset = gym._dataset("chain_sum", gym.entry(row).config)
-    assert dataset.config.allow_negation is True
-    assert gym._dataset("countdown", {"operators": ["+"]}).config.operators == ("+",)
+    assert gym.entry(rows[0]).config == {"operators": ["+"], "allow_negation": False, "min_terms": 2}
+    assert gym.score(gym.entry(rows[0]), rows[0]["answer"]) == 1.0
+    both = [(each.operators, each.allow_negation, each.min_terms) for each in given]
+    assert both == [(("+",), False, 2)] * 2  # a tuple, as its field says
 
 
 @pytest.mark.parametrize(
@@ -111,10 +113,9 @@ def test_a_source_that_cannot_be_used_says_why(source: str, says: str) -> None:
 
 
 REFUSED = (
-    "binary_matrix", "bitwise_arithmetic", "codeio", "composite", "intermediate_integration", "n_queens",
-    "number_sorting", "polynomial_multiplication", "puzzle24", "simple_integration", "spiral_matrix",
-    "string_insertion",
-)  # fmt: skip
+    "binary_matrix bitwise_arithmetic codeio composite intermediate_integration n_queens number_sorting "
+    "polynomial_multiplication puzzle24 simple_integration spiral_matrix string_insertion"
+).split()
 
 
 @pytest.mark.parametrize("task", REFUSED)
@@ -207,13 +208,9 @@ def task_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
     return make
 
 
-def unsafe(task: type) -> str:
-    return gym.unsafe(task, ("score_answer",), gym._EVALUATES | {"score_answer"}, gym._LIBRARIES)
-
-
 @pytest.mark.parametrize("how", EVIL)
 def test_an_evil_scorer_is_found(how: str, task_of: Callable[[str], type]) -> None:
-    assert unsafe(task_of(EVIL[how]))
+    assert gym.unsafe_scorer(task_of(EVIL[how]))
 
 
 @pytest.mark.parametrize(
@@ -228,37 +225,41 @@ def test_an_evil_scorer_is_found(how: str, task_of: Callable[[str], type]) -> No
     ],
 )
 def test_an_innocent_scorer_is_not(body: str, task_of: Callable[[str], type]) -> None:
-    assert unsafe(task_of(body)) == ""
+    assert gym.unsafe_scorer(task_of(body)) == ""
 
 
 def test_a_scorer_without_source_is_refused() -> None:
-    assert "cannot be read" in unsafe(type("Ghost", (), {"__module__": "sqlite_ghost", "score_answer": len}))
+    assert "cannot be read" in gym.unsafe_scorer(type("Ghost", (), {"__module__": "sqlite_ghost", "score_answer": len}))
 
 
-def test_what_the_reading_missed_does_not_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A scorer that finds eval at run time, calls it on the response and swallows what happens."""
-    row = load_rows("reasoning_gym:chain_sum?size=1").rows[0]
+def evaluates(self: Any, answer: str, item: dict[str, Any]) -> float:
+    """Finds eval at run time, and swallows what happens."""
+    try:
+        return float(vars(builtins)["eval"](answer))
+    except Exception:
+        return 0.0
+
+
+def sympifies(self: Any, answer: str, item: dict[str, Any]) -> float:
+    import sympy
+
+    try:
+        return float(sympy.Integer(1) + sympy.sympify(answer))
+    except Exception:
+        return 0.0
+
+
+# A scorer is made once for its arguments, so each test has arguments of its own.
+@pytest.mark.parametrize(("scorer", "arguments"), [(evaluates, "min_terms=2"), (sympifies, "min_terms=3")])
+def test_what_the_reading_missed_does_not_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scorer: Any, arguments: str
+) -> None:
+    row = load_rows(f"reasoning_gym:chain_sum?size=1&{arguments}").rows[0]
     trace, evaluating = tmp_path / "trace", builtins.eval
-
-    def evil(answer: str, item: dict[str, Any]) -> float:
-        try:
-            return float(vars(builtins)["eval"](answer))
-        except Exception:
-            return 0.0
-
-    def sympifies(answer: str, item: dict[str, Any]) -> float:
-        import sympy
-
-        try:
-            return float(sympy.Integer(1) + sympy.sympify(answer))
-        except Exception:
-            return 0.0
-
-    for scorer in (evil, sympifies):
-        monkeypatch.setattr(gym, "_scorer", lambda task, settings, scorer=scorer: scorer)
-        with pytest.raises(gym.Evaluated, match="tried to evaluate"):
-            reasoning_gym(prompt(row), f"open({str(trace)!r}, 'w').close() or 1.0")
-        assert not trace.exists() and builtins.eval is evaluating
+    monkeypatch.setattr(gym.tasks()["chain_sum"][0], "score_answer", scorer)
+    with pytest.raises(gym.Evaluated, match="tried to evaluate"):
+        reasoning_gym(prompt(row), f"open({str(trace)!r}, 'w').close() or 1.0")
+    assert not trace.exists() and builtins.eval is evaluating
     assert float(__import__("sympy").sympify("1+1")) == 2.0
 
 
@@ -298,8 +299,8 @@ def test_a_row_that_was_changed_is_unparseable(change: dict[str, Any], says: str
 
 
 def test_a_task_that_denies_its_own_answer_is_unparseable(monkeypatch: pytest.MonkeyPatch) -> None:
-    row = load_rows("reasoning_gym:chain_sum?size=1").rows[0]
-    monkeypatch.setattr(gym, "_scorer", lambda task, settings: lambda answer, item: 0.5)
+    row = load_rows("reasoning_gym:chain_sum?size=1&min_terms=4").rows[0]
+    monkeypatch.setattr(gym.tasks()["chain_sum"][0], "score_answer", lambda self, answer, item: 0.5)
     with pytest.raises(UnparseableGold, match="its own answer.*0.5"):
         reasoning_gym_gold(prompt(row))
 

@@ -7,6 +7,7 @@ import pytest
 from rlcore.errors import RewardError
 from rlcore.records import Group, Prompt, Rollout
 from rlcore.runs import metrics
+from rlcore.runs.require_scores import require_scores
 
 
 def rollout(reward: float | None, tokens: int = 2, finish: str = "stop", **parts: float) -> Rollout:
@@ -54,9 +55,9 @@ def test_failures_of_left_out_groups_and_of_greedy_answers_count() -> None:
         Group([rollout(1.0), rollout(0.0)], greedy=rollout(None)),
         Group([rollout(None), rollout(0.0)], used=False),
     ]
-    metrics.demand_scores(groups, 0.4, "quarantine.jsonl")
+    require_scores(groups, 0.4, "quarantine.jsonl")
     with pytest.raises(RewardError, match=r"2 of 5 .*0\.39.*score.*'timeout' 2 times: over 10 s; .*quarantine\.jsonl"):
-        metrics.demand_scores(groups, 0.39, "quarantine.jsonl")
+        require_scores(groups, 0.39, "quarantine.jsonl")
 
 
 def test_the_commonest_error_is_of_the_commonest_kind() -> None:
@@ -66,7 +67,7 @@ def test_the_commonest_error_is_of_the_commonest_kind() -> None:
     for r, why in zip(rollouts, said, strict=True):
         r.status, r.why = {"score": "error"}, {"score": why}
     with pytest.raises(RewardError, match=r"commonest: score .*'error' 3 times: KeyError: 'gold' \(row 0"):
-        metrics.demand_scores([Group(rollouts)], 0.0, "quarantine.jsonl")
+        require_scores([Group(rollouts)], 0.0, "quarantine.jsonl")
 
 
 def test_accuracy_is_the_first_reward_of_what_is_scored() -> None:

@@ -19,17 +19,16 @@ from transformers import (
 from rlcore.config import Dtype, ModelConfig
 from rlcore.errors import CheckpointError, ConfigError
 from rlcore.models.heads import LogpHead
-from rlcore.models.model import (
-    demand_same_tokens,
-    load_model,
+from rlcore.models.load import (
+    load_path,
     load_tokenizer,
     load_value_path,
     model_dtype,
-    pack,
+    require_same_tokens,
     to_directory,
-    token_logp,
-    token_value,
 )
+from rlcore.models.logp import token_logp, token_value
+from rlcore.models.pack import pack
 from rlcore.workers.shards import ShardWriter, read_shards
 from tests.tiny import make_tiny_model
 
@@ -76,7 +75,7 @@ def gradients(model: PreTrainedModel, logp: Tensor) -> dict[str, Tensor]:
 @pytest.mark.parametrize("chunk_tokens", [7, 1000])
 def test_packed_equals_one_by_one(directory: Path, chunk_tokens: int, checkpointing: bool) -> None:
     plain = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
-    model = load_model(ModelConfig(path=str(directory)), torch.float32).train()
+    model = load_path(str(directory), torch.float32).train()
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     logp, entropy = token_logp(model, *rollouts(), 0.7, chunk_tokens, entropy=True)
@@ -90,7 +89,7 @@ def test_packed_equals_one_by_one(directory: Path, chunk_tokens: int, checkpoint
 
 
 def test_no_token_sees_another_rollout(directory: Path) -> None:
-    model = load_model(ModelConfig(path=str(directory)), torch.float32)
+    model = load_path(str(directory), torch.float32)
     tokens, offsets, _ = rollouts()
     everywhere = torch.ones(len(tokens), dtype=torch.bool)
     before, _ = token_logp(model, tokens, offsets, everywhere, 1.0, 64)
@@ -104,7 +103,7 @@ def test_no_token_sees_another_rollout(directory: Path) -> None:
 
 
 def test_only_masked_tokens_pass_the_head_and_none_of_them_is_fine(directory: Path) -> None:
-    model = load_model(ModelConfig(path=str(directory)), torch.float32)
+    model = load_path(str(directory), torch.float32)
     tokens, offsets, mask = rollouts()
     rows: list[int] = []
     model.get_output_embeddings().register_forward_hook(lambda m, args, out: rows.append(len(args[0])))
@@ -118,7 +117,7 @@ def test_only_masked_tokens_pass_the_head_and_none_of_them_is_fine(directory: Pa
 
 
 def test_temperature_zero_counts_as_one(directory: Path) -> None:
-    model = load_model(ModelConfig(path=str(directory)), torch.float32)
+    model = load_path(str(directory), torch.float32)
     assert token_logp(model, *rollouts(), 0.0, 64)[0].equal(token_logp(model, *rollouts(), 1.0, 64)[0])
 
 
@@ -237,8 +236,8 @@ def test_architectures_that_cannot_be_packed_are_refused(family: str, options: d
 
 
 def test_empty_weights_have_the_names_shapes_and_buffers_of_the_real_ones(directory: Path) -> None:
-    real = load_model(ModelConfig(path=str(directory)), torch.float32)
-    empty = load_model(ModelConfig(path=str(directory)), torch.float32, weights=False)
+    real = load_path(str(directory), torch.float32)
+    empty = load_path(str(directory), torch.float32, weights=False)
     assert {n: p.shape for n, p in real.named_parameters()} == {n: p.shape for n, p in empty.named_parameters()}
     buffers = dict(empty.named_buffers())
     assert buffers and all(b.equal(buffers[n]) for n, b in real.named_buffers())
@@ -246,15 +245,15 @@ def test_empty_weights_have_the_names_shapes_and_buffers_of_the_real_ones(direct
 
 def test_what_cannot_be_loaded_is_a_config_error(tmp_path: Path, directory: Path) -> None:
     with pytest.raises(ConfigError, match="model.path: cannot load"):
-        load_model(ModelConfig(path=str(tmp_path)), torch.float32)
+        load_path(str(tmp_path), torch.float32)
     with pytest.raises(ConfigError, match="model.path: no file .*none.gguf"):
-        load_model(ModelConfig(path=str(tmp_path / "none.gguf")), torch.float32)
+        load_path(str(tmp_path / "none.gguf"), torch.float32)
     with pytest.raises(ConfigError, match="model.tokenizer: no tokenizer"):
         load_tokenizer(ModelConfig(path=str(directory), tokenizer=str(tmp_path)))
     (tmp_path / "pytorch_model.bin").write_bytes(b"a pickle would be executed")
     (tmp_path / "config.json").write_text((directory / "config.json").read_text())
     with pytest.raises(ConfigError, match="model.path: cannot load"):
-        load_model(ModelConfig(path=str(tmp_path)), torch.float32)
+        load_path(str(tmp_path), torch.float32)
 
 
 def test_a_directory_stays_where_it_is(directory: Path, tmp_path: Path) -> None:
@@ -412,11 +411,11 @@ def test_a_head_or_a_layer_is_never_lost_in_silence(
 
 def test_a_critic_of_another_tokenizer_is_refused(directory: Path, tmp_path: Path) -> None:
     policy = ModelConfig(path=str(directory))
-    demand_same_tokens(str(directory), policy)
-    demand_same_tokens(str(tmp_path), policy)  # it has none
+    require_same_tokens(str(directory), policy)
+    require_same_tokens(str(tmp_path), policy)  # it has none
     theirs = load_tokenizer(policy)
     theirs.save_pretrained(tmp_path)
     text = (tmp_path / "tokenizer.json").read_text()
     (tmp_path / "tokenizer.json").write_text(text.replace('"a":', '"@@":', 1).replace('"@":', '"a":', 1))
     with pytest.raises(ConfigError, match="critic.path: .* another tokenizer than the policy: . tokens differ"):
-        demand_same_tokens(str(tmp_path), policy)
+        require_same_tokens(str(tmp_path), policy)

@@ -91,8 +91,10 @@ def scored(group: Group) -> tuple[str, str]:
         ({"prompt": "Q", "chosen": [ASK, YES], "rejected": [ASK, NO]}, {}, "u:Q;a:yes;", "u:Q;a:no;"),
         ({"x": "-", "chosen": [ASK, YES], "rejected": [ASK, NO]}, {"prompt_column": "x"}, "u:Q;a:yes;", "u:Q;a:no;"),
         (
-            {"chosen": [ASK, YES, MORE, END], "rejected": [ASK, YES, MORE, NO]}, {},
-            "u:Q;a:yes;u:more;a:end;", "u:Q;a:yes;u:more;a:no;",
+            {"chosen": [ASK, YES, MORE, END], "rejected": [ASK, YES, MORE, NO]},
+            {},
+            "u:Q;a:yes;u:more;a:end;",
+            "u:Q;a:yes;u:more;a:no;",
         ),
         ({"prompt": [ASK], "chosen": [YES, MORE, END], "rejected": [NO]}, {}, "u:Q;a:yes;u:more;a:end;", "u:Q;a:no;"),
         ({"prompt": "Q", "chosen": [PARTS], "rejected": ""}, {}, f"u:Q;a:{PARTS['content']};", "u:Q;a:;"),
@@ -100,11 +102,12 @@ def scored(group: Group) -> tuple[str, str]:
         (
             {"prompt": "Q", "chosen": "[1, 2]", "rejected": "[]"},
             {"system_prompt": "S", "prompt_template": "<{prompt}>"},
-            "s:S;u:<Q>;a:[1, 2];", "s:S;u:<Q>;a:[];",
+            "s:S;u:<Q>;a:[1, 2];",
+            "s:S;u:<Q>;a:[];",
         ),
         ({"chosen": [ASK, YES], "rejected": [ASK, NO]}, {"system_prompt": "S"}, "s:S;u:Q;a:yes;", "s:S;u:Q;a:no;"),
     ],
-)  # fmt: skip
+)
 def test_forms_of_a_row(tmp_path: Path, row: dict[str, Any], changes: Any, chosen: str, rejected: str) -> None:
     (pair,) = pairs_of(tmp_path, [row], **changes).all()
     assert scored(pair) == (chosen, rejected)
@@ -138,7 +141,7 @@ def test_messages_in_a_csv_file_are_json(tmp_path: Path) -> None:
             [{"chosen": [ASK, YES], "rejected": [ASK, NO]}, {"chosen": "a", "rejected": "b"}],
             "line 2: chosen and rejected are answers, in the first row whole conversations",
         ),
-        ([{"prompt": "Q", "chosen": "refuse", "rejected": "b"}], "line 1: the tokenizer's chat template refuses it: TypeError: no"),
+        ([{"prompt": "Q", "chosen": "refuse", "rejected": "b"}], "line 1: the tokenizer's chat template refuses it"),
         (
             [{"prompt": "Q", "chosen": [YES], "rejected": [NO]}, {"prompt": "Q", "chosen": [YES], "rejected": [NIL]}],
             r"pairs.jsonl,? line 2: rejected: message 2 .* \(assistant\) has content null, must be text or",
@@ -150,7 +153,7 @@ def test_messages_in_a_csv_file_are_json(tmp_path: Path) -> None:
         ([{"prompt": "Q", "chosen": [{"role": "assistant"}], "rejected": "b"}], "column chosen must be text or"),
         ([{"prompt": "Q", "chosen": "same", "rejected": "same"}], "all 1 pairs are of equal texts, or longer"),
     ],
-)  # fmt: skip
+)
 def test_rows_that_cannot_be_used_say_why(tmp_path: Path, rows: list[dict[str, Any]], why: str) -> None:
     with pytest.raises(DataError, match=why):
         pairs_of(tmp_path, rows)
@@ -231,9 +234,9 @@ def test_prompts_and_responses_have_the_tokens_of_the_other_stages(tmp_path: Pat
         ({"prompt": "Q", "chosen": "yes", "rejected": [PARTS]}, {}, "line 1: rejected: must be one message of text"),
         ({"prompt": "Q", "chosen": "yes", "rejected": [NIL]}, {}, "line 1: rejected: message 2 .* has content null"),
         ({"prompt": "refuse", "chosen": "yes", "rejected": "no"}, {}, "line 1: the tokenizer's chat template refuses"),
-        ({"prompt": [ASK], "chosen": "yes", "rejected": "no"}, {"system_prompt": "S", "chat_template": False}, "line 1: several messages"),
+        ({"prompt": [ASK, YES, MORE], "chosen": "yes", "rejected": "no"}, {"chat_template": False}, "several messages"),
     ],
-)  # fmt: skip
+)
 def test_pairs_a_policy_cannot_learn_from_say_why(tmp_path: Path, row: dict[str, Any], changes: Any, why: str) -> None:
     with pytest.raises(DataError, match=why):
         responses_of(tmp_path, [row], **changes)

@@ -16,7 +16,8 @@ from rlcore.algo.preference import bradley_terry
 from rlcore.config import Config, DeadlineConfig, ModelConfig
 from rlcore.errors import ConfigError, WorkerError
 from rlcore.isolated.outcome import Outcome
-from rlcore.models.model import TokenValue, batch_value, load_tokenizer, load_tokenizer_path, load_value_path
+from rlcore.models.load import load_tokenizer, load_tokenizer_path, load_value_path
+from rlcore.models.logp import TokenValue, batch_value
 from rlcore.records import Prompt, Response
 from rlcore.workers.packing import plan
 from rlcore.workers.reward_model import RewardModelLane

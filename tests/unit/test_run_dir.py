@@ -1,13 +1,16 @@
 """A run directory belongs to one process, and keeps what went wrong in it."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 
 from rlcore.errors import CheckpointError, ConfigError, RlcoreError, WorkerError
-from rlcore.runs.checkpoint import Checkpoints, export
-from rlcore.runs.directory import locked, recorded
+from rlcore.files import locked
+from rlcore.runs import checkpoint as checkpointing
+from rlcore.runs.checkpoint import Checkpoints, export, state_of
+from rlcore.runs.directory import recorded
 
 
 def test_two_at_once_are_refused(tmp_path: Path) -> None:
@@ -30,11 +33,12 @@ def test_an_error_is_kept_and_named(tmp_path: Path) -> None:
     assert [e["error"] for e in events] == ["KeyError", "WorkerError"]
 
 
-def checkpoint(run_dir: Path) -> Path:
-    def write(directory: Path) -> None:
-        (directory / "model").mkdir()
-        (directory / "model/config.json").write_text("{}")
+def write(directory: Path) -> None:
+    (directory / "model").mkdir()
+    (directory / "model/config.json").write_text("{}")
 
+
+def checkpoint(run_dir: Path) -> Path:
     return Checkpoints(run_dir, keep=1).save(3, write, {})
 
 
@@ -56,3 +60,87 @@ def test_export_of_a_step_looks_at_its_files_too(tmp_path: Path) -> None:
         export(tmp_path, tmp_path / "out", "float32", step=3)
     with pytest.raises(CheckpointError, match="no checkpoint of step 9; there: step_000003"):
         export(tmp_path, tmp_path / "out", "float32", step=9)
+
+
+def kept(run_dir: Path) -> list[int]:
+    return [state_of(path)["step"] for path in Checkpoints(run_dir, keep=1).all()]
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "best", "left"),
+    [
+        ("eval/a/accuracy", [0.2, 0.9, 0.3, 0.5], (2, 0.9), [2, 4]),
+        ("eval/a/loss", [0.2, 0.9, 0.1, 0.5], (3, 0.1), [3, 4]),
+        ("eval/a/accuracy", [0.2, 0.3, 0.4, 0.9], (4, 0.9), [4]),
+        # Of equals the first; what is not finite never, and no evaluation is no value.
+        ("eval/a/accuracy", [0.5, 0.5, 0.5, 0.1], (1, 0.5), [1, 4]),
+        ("eval/a/accuracy", [math.nan, 0.1, math.inf, math.nan], (2, 0.1), [2, 4]),
+        ("eval/a/loss", [math.nan, None, -math.inf, None], None, [4]),
+        ("eval/a/accuracy", [-2.0, -1.0, None, -3.0], (2, -1.0), [2, 4]),
+        (None, [0.2, 0.9, 0.3, 0.5], None, [4]),
+    ],
+)
+def test_the_best_checkpoint_stays(
+    tmp_path: Path, name: str | None, values: list[float | None], best: tuple[int, float] | None, left: list[int]
+) -> None:
+    for step, value in enumerate(values, start=1):
+        # Anew each time, as a resumed run does.
+        Checkpoints(tmp_path, 1, name).save(step, write, {"data": {}}, value)
+        json.loads((Checkpoints(tmp_path, 1).all()[-1] / "state.json").read_text(), parse_constant=pytest.fail)
+    assert Checkpoints(tmp_path, 1, name).best() == best and kept(tmp_path) == left
+    latest = Checkpoints(tmp_path, 1, name).latest()
+    assert latest is not None and latest.name == "step_000004"
+
+
+def test_the_best_is_kept_beside_the_newest_and_may_be_one_of_them(tmp_path: Path) -> None:
+    here = Checkpoints(tmp_path, 2, "accuracy")
+    for step, value in enumerate([0.9, 0.1, 0.2, 0.3], start=1):
+        here.save(step, write, {}, value)
+    assert kept(tmp_path) == [1, 3, 4]
+    here.save(5, write, {}, 0.95)
+    assert here.best() == (5, 0.95) and kept(tmp_path) == [4, 5]
+
+
+def test_a_run_killed_between_writing_and_deleting_goes_on_with_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    here = Checkpoints(tmp_path, 1, "accuracy")
+    here.save(1, write, {}, 0.9)
+    here.save(2, write, {}, 0.5)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpointing, "remove", killed)
+        here.save(3, write, {}, 0.7)
+    again = Checkpoints(tmp_path, 1, "accuracy")
+    assert again.best() == (1, 0.9) and kept(tmp_path) == [1, 2, 3]
+    again.save(4, write, {}, 0.1)
+    assert again.best() == (1, 0.9) and kept(tmp_path) == [1, 4]
+
+
+def test_another_number_or_none_begins_anew(tmp_path: Path) -> None:
+    Checkpoints(tmp_path, 1, "accuracy").save(1, write, {}, 0.9)
+    other = Checkpoints(tmp_path, 1, "reward")
+    assert other.best() is None
+    other.save(2, write, {}, -5.0)
+    assert other.best() == (2, -5.0) and kept(tmp_path) == [2]
+
+
+def test_a_damaged_checkpoint_is_never_best(tmp_path: Path) -> None:
+    here = Checkpoints(tmp_path, 1, "accuracy")
+    (here.save(1, write, {}, 0.9) / "state.json").write_text('{"step": 1, "be')
+    assert here.best() is None
+    here.save(2, write, {}, 0.1)
+    assert here.best() == (2, 0.1) and kept(tmp_path) == [2]
+
+
+def test_a_save_that_fails_leaves_the_step_as_it_was(tmp_path: Path) -> None:
+    def fails(directory: Path) -> None:
+        write(directory)
+        raise OSError("no space")
+
+    saved = checkpoint(tmp_path)
+    with pytest.raises(OSError, match="no space"):
+        Checkpoints(tmp_path, keep=1).save(3, fails, {})
+    assert Checkpoints(tmp_path, keep=1).latest() == saved and list(saved.parent.iterdir()) == [saved]

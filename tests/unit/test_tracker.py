@@ -60,11 +60,20 @@ def test_files_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert len(lines(here / "rollouts/eval_data_test.jsonl_step_000000.jsonl")) == 2
     good, bad = lines(here / "rollouts/step_000001.jsonl")
     assert good == {
-        "prompt_id": "train:1", "sample": 0, "prompt": "text of [5, 6]", "answer": "72", "response": "seven\n",
-        "reward": 1.0, "parts": {"gsm8k": 1.0}, "status": {},
-        "why": {}, "finish": "stop", "tokens": 1, "version": 3,
+        "prompt_id": "train:1",
+        "sample": 0,
+        "prompt": "text of [5, 6]",
+        "answer": "72",
+        "response": "seven\n",
+        "reward": 1.0,
+        "parts": {"gsm8k": 1.0},
+        "status": {},
+        "why": {},
+        "finish": "stop",
+        "tokens": 1,
+        "version": 3,
         "use": "loss",
-    }  # fmt: skip
+    }
     assert bad["reward"] is None and bad["status"] == {"gsm8k": "timeout"} and bad["tokens"] == 2
     assert bad["use"] == "none"
     out = capsys.readouterr().out
@@ -83,8 +92,12 @@ def test_a_rollouts_line_says_what_it_was_used_for(tmp_path: Path, capsys: pytes
     run.close("done")
     written = lines(tmp_path / "rollouts/step_000001.jsonl")
     assert [(r["prompt_id"], r["sample"], r["use"]) for r in written] == [
-        ("a", 0, "loss"), ("a", 1, "baseline"), ("a", 2, "baseline"), ("b", 0, "none"), ("b", 1, "none"),
-    ]  # fmt: skip
+        ("a", 0, "loss"),
+        ("a", 1, "baseline"),
+        ("a", 2, "baseline"),
+        ("b", 0, "none"),
+        ("b", 1, "none"),
+    ]
     assert all("use" not in r for r in lines(tmp_path / "rollouts/eval_test_step_000001.jsonl"))
     assert "groups 1/2" in capsys.readouterr().out
 

@@ -1,4 +1,4 @@
-"""Generated preference pairs, rows for `generate:arithmetic_pairs?...`: a response without a mistake and one with one."""
+"""Generated preference pairs: rows for `generate:arithmetic_pairs?...`, a right response and one with a mistake."""
 
 from __future__ import annotations
 

@@ -30,10 +30,10 @@ OWN = ("countdown",)  # scored by rules of ours: rewards/reasoning_gym.py
 SEED_STRIDE = 1_000_000
 
 # What turns text into code or objects.
-_EVALUATES = {
-    "eval", "exec", "compile", "__import__", "import_module", "__builtins__", "__globals__", "globals",
-    "sympify", "parse_expr", "parse_latex", "system", "popen", "Popen", "unpickle", "run_path", "run_module",
-}  # fmt: skip
+_EVALUATES = set(
+    "eval exec compile __import__ import_module __builtins__ __globals__ globals sympify parse_expr parse_latex "
+    "system popen Popen unpickle run_path run_module".split()
+)
 _PROGRAMS = {"exec", "compile", "__import__", "import_module", "system", "popen", "Popen", "run_path", "run_module"}
 # All of these evaluate or start what they are given. sympy turns any string that meets an expression into one by eval.
 _LIBRARIES = {"sympy", "pickle", "dill", "cloudpickle", "marshal", "shelve", "subprocess", "runpy", "builtins"}
@@ -77,10 +77,8 @@ def _kind(hint: Any) -> type | None:
 def rows(task: str, arguments: dict[str, Any]) -> list[Row]:
     """The problems of a task: columns question, answer, task and entry (JSON: what its scorer needs).
 
-    `arguments` are fields of the task's config. Problem i of seed s is reasoning-gym's of seed s * SEED_STRIDE + i: it
-    counts a problem's seed on from the task's, so neighbouring seeds would give the same problems, and evaluation those
-    of training. Small tasks may still repeat a question. Without a seed it is 1. Raises DataError for a task whose
-    scorer might run text, and with what the task says of its arguments.
+    `arguments` are fields of the task's config; the seed is 1 unless given, and two seeds share no problems. Raises
+    DataError for a task whose scorer might run text, and with what the task says of its arguments. See docs/data.md.
     """
     reason = refusal(task)
     if reason:
@@ -214,17 +212,20 @@ def refusal(task: str) -> str:
         return f"making its problems runs programs from text ({found})"
     if task in OWN:
         return ""
-    found = unsafe(dataset, ("score_answer",), _EVALUATES | {"score_answer"}, _LIBRARIES)
+    found = unsafe_scorer(dataset)
     return f"its scorer may run text as code ({found})" if found else ""
+
+
+def unsafe_scorer(dataset: type) -> str:
+    """Where a task's scorer may run text as code, as "eval in n_queens.py:160"; "" if it does not."""
+    return unsafe(dataset, ("score_answer",), _EVALUATES | {"score_answer"}, _LIBRARIES)
 
 
 def unsafe(dataset: type, methods: Sequence[str], calls: set[str], libraries: set[str]) -> str:
     """Where `methods` of a class reach one of `calls` or `libraries`, as "eval in n_queens.py:160"; "" if they do not.
 
-    Reads the source; runs nothing. Followed is every name and attribute in the methods that is a function, class or
-    variable of their module, of a base class's, or imported from the same package, and so on from there: more than is
-    really called, so a use is not missed. Code of other packages is not read, hence `libraries`. `super().X` in a
-    method X is the inherited one, which is read too.
+    Reads the source; runs nothing. What the methods name is followed through the package, which is more than they call,
+    so a use is not missed; code of other packages is not read, hence `libraries`. See docs/data.md.
     """
     classes = [c for c in dataset.__mro__ if c.__module__.partition(".")[0] not in sys.stdlib_module_names]
     family = [_module(c.__module__) for c in classes]
@@ -240,13 +241,8 @@ def unsafe(dataset: type, methods: Sequence[str], calls: set[str], libraries: se
 
 
 class _Module(NamedTuple):
-    """One source file.
-
-    names     what its top level defines
-    members   what its classes and assignments to attributes define, under the bare name
-    imported  name -> (module, name there or "")
-    stars     modules of which everything is imported
-    """
+    """One source file: what its top level defines, and what its classes and assignments to attributes do, under the
+    bare name; of what is imported, (module, name there or ""), and the modules of which everything is."""
 
     file: str
     names: dict[str, list[ast.AST]]
