@@ -25,11 +25,15 @@ $(STAMP): pyproject.toml .locks/$(PROFILE).txt .locks/overrides-$(PROFILE).txt
 demo: install
 	$(BIN)/rlcore train demo
 
+# pyright runs beside the tests. Those of tests/processes mostly wait: two at a time; a run of the stack fills a machine.
 test: install check-locks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
-	$(BIN)/pytest
+	@$(BIN)/pyright >$(VENV)/pyright.txt 2>&1 & types=$$!; failed=0; set -x; \
+	$(BIN)/pytest tests/unit || failed=1; \
+	$(BIN)/pytest -n 2 --dist worksteal tests/processes || failed=1; \
+	$(BIN)/pytest --ignore=tests/unit --ignore=tests/processes || failed=1; \
+	wait $$types || failed=1; cat $(VENV)/pyright.txt; exit $$failed
 
 lint: install
 	$(BIN)/ruff check --fix .
@@ -57,13 +61,15 @@ lock:
 	$(BIN)/uv pip compile pyproject.toml --quiet --no-header --extra gpu --extra dev --python-version 3.11 \
 	  --python-platform x86_64-manylinux_2_28 -o $(LOCKS)/gpu.txt
 
-# The locks are what pyproject.toml asks for: resolving again changes nothing.
-check-locks: install
+# The locks are what pyproject.toml asks for: resolving again changes nothing. Asked again when one of these has changed.
+check-locks: $(VENV)/.locks-checked
+$(VENV)/.locks-checked: pyproject.toml Makefile $(wildcard .locks/*) | install
 	rm -rf $(VENV)/locks && cp -r .locks $(VENV)/locks
 	$(MAKE) --no-print-directory lock LOCKS=$(VENV)/locks PROFILE=cpu
 	diff -r .locks $(VENV)/locks
 	$(BIN)/uv pip compile pyproject.toml --quiet --extra gpu --extra flash --constraint .locks/gpu.txt --python-version 3.11 \
 	  --python-platform x86_64-manylinux_2_28 -o $(VENV)/gpu-with-flash-attn.txt
+	touch $@
 
 clean:
 	rm -rf $(VENV) build *.egg-info

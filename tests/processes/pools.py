@@ -14,6 +14,13 @@ from rlcore.isolated.outcome import Outcome
 from rlcore.isolated.pool import Pool
 from rlcore.records import Prompt, Response
 
+Start = Callable[..., Pool]
+"""start(fns, workers=1, timeout_seconds=30.0, memory_mib=500, context={}): a pool that the test need not close."""
+
+PATIENCE = (0.4, 2.0, 10.0)
+"""Seconds that a sample is given where another one hangs. A busy machine may take as long for one that is fine: then
+all of it is done again with the next number."""
+
 MISBEHAVING = str(Path(__file__).with_name("misbehaving.py"))
 
 

@@ -18,6 +18,7 @@ from rewards.signatures import Fn
 from rlcore.data.sources import load_rows
 from rlcore.records import Prompt, Response
 from tests.processes.pools import collect
+from tests.unit.test_rewards import BOXED
 
 ELSEWHERE = {"judge", "remote", "reward_model", "code"}  # they talk to a server or run programs: their own tests
 OPTIONS = {"length_cosine": {"of": "gsm8k"}}
@@ -50,6 +51,10 @@ CODE = [  # {canary} is the file that they try to make
     "{{{{ ''.__class__.__mro__[1].__subclasses__() }}}}",
     "__import__('socket').create_connection(('127.0.0.1', 9))",
     "import os; os.system('touch {canary}')\n",
+    "().__class__.__base__.__subclasses__()",
+    "lambda: open('{canary}','w')",
+    "2+__import__('os').getpid()",
+    "__import__('os').system('touch {canary}') = 3",
 ]
 NUMBERS = [
     "9**9**9", "9^{9^{9^9}}", "10**10**10", "10^{10^{10}}", "((9^{99})^{99})^{99}", "2^{1+99999999}", "2^{99!}",
@@ -121,7 +126,7 @@ def everywhere(text: str) -> list[str]:
 
 def attacks(canary: Path) -> list[str]:
     texts = [t.format(canary=canary) for t in CODE] + NUMBERS + TEXTS
-    return texts + [t * (20_000 // len(t)) for t in REPEATED]
+    return texts + [t * (8_000 // len(t)) for t in REPEATED]  # cubic work would take an hour
 
 
 class Watched:
@@ -198,6 +203,8 @@ def test_hostile_responses(watched: Watched, tmp_path: Path) -> None:
     for text in attacks(canary):
         for response in everywhere(text):
             watched.submit(Prompt("test:0", [], "3", good), response)
+    for gold, answer, _ in BOXED:
+        watched.submit(Prompt("test:0", [], gold), f"\\boxed{{{answer}}}", ["boxed_math"])
     assert watched.wrong() == []
     assert watched.noted()[1:] == []
     assert not canary.exists()

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
+import sys
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from rewards.code.code import Code, _names, prelude, program_of, same_output
+from rewards.code.code import Code, prelude, program_of, same_output
 from rewards.code.tests import code_gold, read_tests
 from rlcore.errors import ConfigError, UnparseableGold
 from rlcore.isolated.sandbox import sandbox
@@ -167,19 +170,23 @@ def code() -> Code:
     return Code(allow=True, partial=True, timeout_seconds=60.0)
 
 
-@pytest.fixture(scope="module")
-def golden(code: Code) -> dict[str, Score]:
-    """All of them, in as many threads as there are processors: a verdict does not depend on the thread."""
+def scores(code: Code, asked: Iterable[tuple[dict[str, Any], str]]) -> list[Score]:
+    """In as many threads as there are processors: a verdict does not depend on the thread."""
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        return dict(zip(GOLDEN, threads.map(lambda g: code(prompt(g[0]), fenced(g[1])), GOLDEN.values()), strict=True))
+        return list(threads.map(lambda each: code(prompt(each[0]), fenced(each[1])), asked))
 
 
 @needs_sandbox
-@pytest.mark.parametrize("name", GOLDEN)
-def test_golden(golden: dict[str, Score], name: str) -> None:
-    score, share = golden[name], GOLDEN[name][2]
-    assert score.reward == pytest.approx(share) and score.parts["passed"] == score.reward
-    assert score.parts["import_failed"] == (name == "not the packages here")
+def test_golden(code: Code) -> None:
+    wrong = {}
+    verdicts = scores(code, [(row, program) for row, program, _ in GOLDEN.values()])
+    for (name, (_, _, share)), score in zip(GOLDEN.items(), verdicts, strict=True):
+        failed = name == "not the packages here"
+        if score.reward != pytest.approx(share) or score.parts["passed"] != score.reward:
+            wrong[name] = score
+        if score.parts["import_failed"] != failed:
+            wrong[name] = score
+    assert wrong == {}
 
 
 # Programs that solve nothing: none may pass a single test.
@@ -244,8 +251,8 @@ CHEATS = {
 }
 
 
-@pytest.fixture(scope="module")
-def cheated(code: Code) -> dict[str, Score]:
+@needs_sandbox
+def test_no_cheat_passes(code: Code) -> None:
     row = {
         "test_list": [
             "assert add(1, 3) == 4, 'wanted 4'",
@@ -253,26 +260,22 @@ def cheated(code: Code) -> dict[str, Score]:
             "assert add(6, 5) == 11",
         ]
     }
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        return dict(zip(CHEATS, threads.map(lambda c: code(prompt(row), fenced(c)), CHEATS.values()), strict=True))
-
-
-@needs_sandbox
-@pytest.mark.parametrize("cheat", CHEATS)
-def test_no_cheat_passes(cheated: dict[str, Score], cheat: str) -> None:
-    assert cheated[cheat].reward == 0.0, cheated[cheat]
+    verdicts = scores(code, [(row, cheat) for cheat in CHEATS.values()])
+    assert {name: score for name, score in zip(CHEATS, verdicts, strict=True) if score.reward != 0.0} == {}
 
 
 @needs_sandbox
 def test_an_answer_too_large_or_too_late_is_a_failed_test() -> None:
     code = Code(allow=True, timeout_seconds=60.0, memory_mib=200, cpu_seconds=1)
-    assert code(prompt(MBPP), fenced("def add(a, b): return [0] * (1 << 24)")).reward == 0.0
-    assert code(prompt(MBPP), fenced("def add(a, b):\n    while True: pass")).reward == 0.0
-    assert code(prompt(MBPP), fenced("while True: pass")) == Score(
-        0.0, {"passed": 0.0, "ran": 0.0, "import_failed": 0.0}
-    )
-    assert code(prompt(APPS), fenced("while True: pass")).reward == 0.0
-    hurried = Code(allow=True, timeout_seconds=3.0, partial=True)
+    large, at_call, at_import, on_stdin = scores(code, [
+        (MBPP, "def add(a, b): return [0] * (1 << 24)"),
+        (MBPP, "def add(a, b):\n    while True: pass"),
+        (MBPP, "while True: pass"),
+        ({"tests": PAIRS["tests"][:1]}, "while True: pass"),
+    ])  # fmt: skip
+    assert large.reward == at_call.reward == on_stdin.reward == 0.0
+    assert at_import == Score(0.0, {"passed": 0.0, "ran": 0.0, "import_failed": 0.0})
+    hurried = Code(allow=True, timeout_seconds=0.5, partial=True)
     assert hurried(prompt(APPS), fenced("import time; time.sleep(1000)")).reward == 0.0
 
 
@@ -328,11 +331,18 @@ def test_a_package_that_is_not_there_is_told(code: Code, packages: bool) -> None
             ours(prompt(test), fenced("def f(): return 3.0"))
 
 
+def names_given(program: str) -> dict[str, str]:
+    """Of the words of a program those that are given to it, and what each stands for."""
+    return dict(re.findall(r"^builtins\.(\w+) = (\S+)$", prelude(program), re.MULTILINE))
+
+
 @needs_sandbox
 def test_every_name_given_to_programs_is_there(code: Code) -> None:
     """In the sandbox's interpreter; and they are those that the benchmarks' harnesses give."""
-    names = _names()
-    assert names.items() >= {
+    modules = names_given(" ".join(sys.stdlib_module_names)).keys()
+    words = {name for module in modules for name in dir(importlib.import_module(module))}
+    names = names_given(" ".join(words | modules | {"exit", "quit", "numpy", "np"}))
+    assert len(names) > 300 and names.items() >= {
         "List": "typing.List", "Counter": "collections.Counter", "heappush": "heapq.heappush", "heapq": "heapq",
         "bisect": "bisect", "datetime": "datetime", "time": "time", "inf": "math.inf", "cache": "functools.cache",
         "ascii_lowercase": "string.ascii_lowercase", "exit": "sys.exit", "accumulate": "itertools.accumulate",
@@ -390,9 +400,9 @@ PROGRAMS = {
 }
 
 
-@pytest.mark.parametrize("response", PROGRAMS, ids=lambda r: r[:30])
-def test_the_program_of_a_response(response: str) -> None:
-    assert program_of(response, python=True) == PROGRAMS[response]
+def test_the_program_of_a_response() -> None:
+    found = {response: program_of(response, python=True) for response in PROGRAMS}
+    assert {r[:100]: (found[r], program) for r, program in PROGRAMS.items() if found[r] != program} == {}
 
 
 BODIES = {  # the prompt begins half
@@ -413,9 +423,8 @@ BODIES = {  # the prompt begins half
 }
 
 
-@pytest.mark.parametrize("response", BODIES)
-def test_the_rest_of_a_function_that_the_prompt_begins(response: str) -> None:
-    assert program_of(response, python=True, begun="half") == BODIES[response]
+def test_the_rest_of_a_function_that_the_prompt_begins() -> None:
+    assert {response: program_of(response, python=True, begun="half") for response in BODIES} == BODIES
 
 
 @needs_sandbox

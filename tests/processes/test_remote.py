@@ -7,20 +7,16 @@ from typing import Any
 
 import pytest
 
-from rewards.over_http import http, remote
+from rewards.over_http import remote
 from rewards.over_http.http import EndpointError, NoAnswer
 from rewards.over_http.remote import Remote
-from rewards.pools import reward_pool
 from rewards.signatures import Fn
 from rlcore.errors import ConfigError, UnparseableGold
-from rlcore.isolated.outcome import Outcome
 from rlcore.records import Prompt, Response, Score
 from tests.processes.loopback import Answer, Loopback, closed_port_url, serving
+from tests.processes.pools import Start, collect
 
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "_FIRST_WAIT_SECONDS", 0.01)
+pytestmark = pytest.mark.usefixtures("waits")
 
 
 def prompts(n: int) -> list[Prompt]:
@@ -168,12 +164,12 @@ def test_a_refused_batch_raises(answer: Answer, words: str) -> None:
 def test_nobody_there_fails_every_sample_in_one_go() -> None:
     got = ask(closed_port_url(), 3, retries=1)
     assert len(got) == 3 and all(type(e) is NoAnswer and "(2 tries)" in str(e) for e in got)
-    with serving(Answer(delay_seconds=0.5)) as server:
+    with serving(Answer(delay_seconds=60)) as server:
         got = ask(server, 2, retries=0, request_timeout_seconds=0.1)
     assert len(got) == 2 and all(type(e) is TimeoutError for e in got)
 
 
-def test_in_the_pool() -> None:
+def test_in_the_pool(start: Start) -> None:
     """Batches, with lengths and endings; a refused batch is asked again one by one: the one at fault alone fails."""
 
     def answer(body: Any) -> Answer:
@@ -190,17 +186,10 @@ def test_in_the_pool() -> None:
 
     texts = ["a", "refuse", "b", "short", "fail", "c"]
     with serving(answer) as server:
-        fn = Fn("remote", "rewards.over_http.remote.Remote", {"url": server.url})
-        pool = reward_pool([fn], workers=1, timeout_seconds=20.0, memory_mib=4096)
-        try:
-            got: dict[int, Outcome] = {}
-            for i, text in enumerate(texts):
-                pool.submit(i, prompts(1)[0], Response(text, tokens=i, finish="length"))
-            pool.ready(deadline_seconds=60.0)
-            while pool.pending:
-                got |= {key: outcomes["remote"] for key, outcomes in pool.poll(wait_seconds=1.0)}
-        finally:
-            pool.close()
+        pool = start([Fn("remote", "rewards.over_http.remote.Remote", {"url": server.url})], memory_mib=4096)
+        for i, text in enumerate(texts):
+            pool.submit(i, prompts(1)[0], Response(text, tokens=i, finish="length"))
+        got = {i: outcomes["remote"] for i, outcomes in collect(pool).items()}
     assert [got[i].status for i in range(6)] == ["", "error", "", "bad_value", "error", ""]
     assert [got[i].reward for i in range(6)] == [0.0, None, 2.0, None, None, 5.0]
     assert "400 what is that?" in got[1].message and "0 results for 1 samples" in got[3].message

@@ -50,6 +50,8 @@ def act(prompt, response, response_tokens, finish, bonus=0.0):
         raise RuntimeError("no such luck \\ud800 " + prompt.id)
     if response == "nan":
         return float("nan")
+    if response == "late":
+        raise TimeoutError("took too long")
     if response == "gold":
         raise UnparseableGold("not a number")
     if response == "none":
@@ -105,7 +107,7 @@ class Program:
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
-    arguments = ("--workers", "2", "--timeout", "5", "--args", '{"bonus": 0.5}')
+    arguments = ("--workers", "2", "--timeout", "300", "--args", '{"bonus": 0.5}')
     running = Program(tmp_path_factory.mktemp("serve"), *arguments)
     yield running
     running.stop(signal.SIGKILL)
@@ -124,7 +126,7 @@ def test_scores_and_statuses(program: Program) -> None:
         "prompt": {"id": "a:7", "answer": "", "row": {"i": 7}, "messages": [{"role": "user", "content": "?"}]},
         "response": {"text": "all", "tokens": 12, "finish": "length"},
     }
-    texts = ("4", "5", "raise", "nan", "gold", "none", "exit", "hang", "4")
+    texts = ("4", "5", "raise", "nan", "gold", "none", "exit", "late", "4")
     reply = post(program.url, everything, *map(sample, texts))
     assert (reply.status_code, reply.headers["content-type"]) == (200, "application/json")
     full, right, wrong, *failed, last = reply.json()["results"]
@@ -178,10 +180,11 @@ def test_many_requests_at_once(program: Program) -> None:
         assert [r["reward"] for r in reply.json()["results"]] == [float(i < 3) for i in range(n)]
 
 
-def test_a_client_that_hangs_up_harms_nobody(program: Program) -> None:
+def test_a_client_that_hangs_up_harms_nobody(program: Program, tmp_path: Path) -> None:
     with pytest.raises(httpx.ReadTimeout):
-        httpx.post(program.url, json={"version": 1, "samples": [sample("hang")]}, timeout=0.1)
+        httpx.post(program.url, json={"version": 1, "samples": [sample(f"wait:{tmp_path}/go")]}, timeout=0.1)
     assert post(program.url, sample("4")).json()["results"][0]["reward"] == 1.0
+    (tmp_path / "go").touch()
 
 
 def test_a_client_that_leaves_within_its_body_is_no_traceback() -> None:
@@ -244,13 +247,15 @@ WRONG_SAMPLES = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("body", "words"), WRONG + [({"version": 1, "samples": [sample("4"), s]}, words) for s, words in WRONG_SAMPLES]
-)
-def test_a_wrong_field_is_named(body: Any, words: str) -> None:
-    with pytest.raises(Refusal) as e:
-        samples_of(body)
-    assert e.value.code == 400 and words in str(e.value) and len(str(e.value)) < 200
+def test_a_wrong_field_is_named() -> None:
+    wrong = []
+    of_samples = [({"version": 1, "samples": [sample("4"), s]}, words) for s, words in WRONG_SAMPLES]
+    for body, words in WRONG + of_samples:
+        with pytest.raises(Refusal) as e:
+            samples_of(body)
+        if e.value.code != 400 or words not in str(e.value) or len(str(e.value)) >= 200:
+            wrong.append((body, words, e.value.code, str(e.value)))
+    assert wrong == []
 
 
 def test_a_wrong_field_is_named_to_the_client(program: Program) -> None:
@@ -303,14 +308,16 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_hangs_up_on_who_never_ends_a_request(tmp_path: Path) -> None:
-    running = Program(tmp_path)
+    running = Program(tmp_path, "--timeout", "0.2")
     url = httpx.URL(running.url)
     with socket.create_connection((url.host, url.port)) as client:
         headers = ("POST /score HTTP/1.1", "Host: a", "Content-Type: application/json", "Content-Length: 9")
         client.sendall("\r\n".join([*headers, "", "{"]).encode())
-        post(running.url, sample("4"))  # the other one has been read by then
+        late = post(running.url, sample("hang")).json()["results"][0]  # the other one has been read by then
         code, errors = running.stop()
-    assert code == 130 and errors.strip() == "rlcore: stopped by Ctrl-C", errors
+    assert late == {"status": "timeout", "message": "took longer than 0.2 s (reward.timeout_seconds)"}
+    assert code == 130 and errors.strip().splitlines()[-1] == "rlcore: stopped by Ctrl-C", errors
+    assert "ASGI" not in errors and "Traceback" not in errors
 
 
 @pytest.mark.parametrize("args", [["--workers", "0"], ["--timeout", "0"], ["--timeout", "nan"], ["--memory-mib", "1"]])
@@ -343,6 +350,7 @@ def test_other_hosts_need_a_token(host: str, monkeypatch: pytest.MonkeyPatch) ->
 def test_how_to_make_a_token_works(monkeypatch: pytest.MonkeyPatch) -> None:
     command = MAKE_TOKEN.replace("$(python ", f"$({sys.executable} ")
     made = subprocess.run(["sh", "-c", f"{command}; echo $RLCORE_REWARD_TOKEN"], capture_output=True, text=True)
+    assert len(made.stdout) > 30
     monkeypatch.setenv("RLCORE_REWARD_TOKEN", made.stdout)
     assert token_for("0.0.0.0") == made.stdout.strip()
 
@@ -445,17 +453,15 @@ def test_a_pool_that_cannot_go_on_ends_every_request() -> None:
     assert thread.waiting == 0
 
 
-def test_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve, "_BODY_BYTES", 1000)
-    monkeypatch.setattr(serve, "_WAITING_SAMPLES", 10)
+def test_too_much() -> None:
     thread = PoolThread(FakePool(), on_failure=lambda: None)  # type: ignore[arg-type]
-    thread.waiting = 11
+    thread.waiting = 20_001
     transport = httpx.ASGITransport(app=Server(thread, "f", None).app())
 
     async def run(text: str) -> httpx.Response:
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             return await client.post("/score", json={"version": 1, "samples": [sample(text)]})
 
-    assert asyncio.run(run("x" * 1000)).status_code == 413
+    assert asyncio.run(run("x" * (64 << 20))).status_code == 413
     busy = asyncio.run(run("4"))
-    assert busy.status_code == 503 and "11 samples are waiting" in busy.text and busy.headers["retry-after"]
+    assert busy.status_code == 503 and "20001 samples are waiting" in busy.text and busy.headers["retry-after"]

@@ -1,4 +1,5 @@
-"""Rows whose gold answer cannot be read, found when the data loads: with real rules in real workers."""
+"""What is found of the rewards when a run is built, with real rules in real workers: rows whose gold answer cannot be
+read, and functions that cannot be loaded."""
 
 from __future__ import annotations
 
@@ -11,9 +12,10 @@ from rewards import BUILTIN
 from rewards.manager import RewardManager
 from rlcore.config import Config, DataConfig, RewardConfig
 from rlcore.data.prompts import Prompts
-from rlcore.errors import DataError
+from rlcore.errors import ConfigError, DataError
 from rlcore.records import Prompt
-from rlcore.train.build import _leave_out_unscorable
+from rlcore.train import reinforcement
+from rlcore.train.prepare import leave_out_unscorable
 from tests.tiny import make_tiny_model
 
 
@@ -36,7 +38,7 @@ def leave_out(found: Prompts, tmp_path: Path, most: float, rule: str = "gsm8k", 
     manager, said = RewardManager(cfg.reward, 32), list[str]()
     try:
         manager.ready(60.0)
-        _leave_out_unscorable(found, manager, cfg, said.append)
+        leave_out_unscorable(found, manager, cfg, said.append)
     finally:
         manager.close()
     return said
@@ -68,33 +70,42 @@ def test_too_many_of_them_end_the_run_before_it_begins(tmp_path: Path, tokenizer
 
 
 def test_many_at_a_time_are_the_same_as_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Good ones and bad ones, one that hangs its reader and one that ends its process."""
-    (tmp_path / "change.py").write_text(
-        "from rewards import GOLD, gsm8k\nfrom tests.processes.misbehaving import FAILS, act\n"
-        "GOLD['gsm8k'] = __file__ + ':reads'\n"
+    """Good ones and bad ones, and one that ends its process."""
+    change = tmp_path / "change.py"  # of the reader of a rule, in its own process: it must share one with the rules
+    change.write_text(
+        "import os\nfrom rewards import GOLD, gsm8k\nGOLD['gsm8k'] = __file__ + ':reads'\n"
         "def unused(prompt, response):\n    return 1.0\n"
         "def reads(prompt):\n"
-        "    act(prompt, prompt.answer) if prompt.answer in FAILS else gsm8k.gsm8k_gold(prompt)\n"
+        "    os._exit(7) if prompt.answer == 'exit' else gsm8k.gsm8k_gold(prompt)\n"
     )
+    monkeypatch.setitem(BUILTIN, f"{change}:unused", f"{change}:unused")
     answers = ["#### 1", "none", "3/4", "", "#### x", "2"] * 20
-    answers[50:52] = "hang", "segfault"
+    answers[50] = "exit"
     rows = [Prompt(f"rows:{i}", [1], answer) for i, answer in enumerate(answers)]
-    fns = [f"{tmp_path}/change.py:unused", "gsm8k", "exact_match"]
-    monkeypatch.setitem(BUILTIN, fns[0], fns[0])  # built-in rules share a process: the file changes a reader there
-    manager = RewardManager(RewardConfig(fns=fns, workers=1, timeout_seconds=2.0), 32)
+    manager = RewardManager(RewardConfig(fns=[f"{change}:unused", "gsm8k", "exact_match"], workers=1), 32)
     try:
         manager.ready(60.0)
         together = manager.unscorable(rows, 60.0)
         assert together == [found for row in rows for found in manager.unscorable([row], 60.0)]
-        why = {prompt.id: why for prompt, why in together}
-        assert len(why) == 61 and why["rows:50"] == "gsm8k: took longer than 2 s (reward.timeout_seconds)"
-        assert why["rows:51"] == "gsm8k: ended its process: signal SIGSEGV"
-        assert why["rows:1"] == "gsm8k: prompt rows:1: no number in the gold answer 'none'"
     finally:
         manager.close()
+    why = {prompt.id: reason for prompt, reason in together}
+    assert len(why) == 61 and why["rows:50"] == "gsm8k: ended its process: exit code 7"
+    assert why["rows:1"] == "gsm8k: prompt rows:1: no number in the gold answer 'none'"
 
 
 def test_nothing_is_said_of_good_rows(tmp_path: Path, tokenizer) -> None:
     found = prompts(tmp_path, tokenizer, ["#### 1", "#### 2"])
     assert leave_out(found, tmp_path, 0.0) == [] and len(found) == 2
     assert not (tmp_path / "unparseable_gold.txt").exists()
+
+
+def test_a_reward_that_cannot_be_loaded_is_refused_before_a_model_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Warming up an embedded model takes minutes."""
+    monkeypatch.setattr(reinforcement, "with_directory", lambda cfg, say: pytest.fail("a model is made"))
+    cfg = Config(run_dir=str(tmp_path))
+    cfg.reward.fns = ["code"]
+    with pytest.raises(ConfigError, match="reward.args.code.allow"):
+        reinforcement.Reinforcement(cfg, lambda text: None)

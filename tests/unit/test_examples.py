@@ -7,13 +7,10 @@ import math
 import pytest
 import torch
 
-from rewards.pools import reward_pool
-from rewards.signatures import Fn
 from rlcore.algo.advantage import advantage_fn
 from rlcore.algo.loss import policy_loss
 from rlcore.config import AdvantageConfig, LossConfig
-from rlcore.isolated.outcome import Outcome
-from rlcore.records import Batch, Prompt, Response
+from rlcore.records import Batch
 
 FILE = "examples/custom_algorithm.py"
 
@@ -57,22 +54,3 @@ def test_rank_sees_the_kl_in_the_reward() -> None:
     assert advantage.reshape(3, 3)[:, 1:].tolist() == [[0, 0], [1, 1], [-1, -1]]
     without = fn(batch_of([1.0, 1.0, 5.0]), AdvantageConfig())
     assert without.reshape(3, 3)[:, 1:].tolist() == [[-0.5, -0.5], [-0.5, -0.5], [1, 1]]
-
-
-def test_rewards_of_other_frameworks_are_called_as_there() -> None:
-    file = "examples/peer_rewards.py"
-    pool = reward_pool([Fn("brevity", f"{file}:brevity"), Fn("compute_score", f"{file}:compute_score")], 1, 10.0, 2048)
-    try:
-        pool.ready(60.0)
-        for i, brief in enumerate((True, False)):
-            prompt = Prompt(f"t:{i}", [], "72", {"answer": "72", "brief": brief})
-            pool.submit(i, prompt, Response("It makes 72."))
-        found: dict[int, dict[str, Outcome]] = {}
-        while pool.pending:
-            for key, outcomes in pool.poll(1.0):
-                found.setdefault(key, {}).update(outcomes)
-    finally:
-        pool.close()
-    assert found[0]["compute_score"].reward == 1.0 and found[0]["compute_score"].parts == {"words": 3.0}
-    assert found[0]["brevity"].reward == pytest.approx(1 - 12 / 200)
-    assert found[1]["brevity"].reward is None and found[1]["brevity"].status == "", "it does not apply"

@@ -275,12 +275,11 @@ def test_gold_answers_are_read_by_the_rules_that_will_score_their_rows() -> None
     manager.close()
 
 
-def test_a_data_set_does_not_wait_in_the_pool_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rewards.manager, "GOLD_AHEAD", 8)
+def test_a_data_set_does_not_wait_in_the_pool_as_a_whole() -> None:
     manager = RewardManager(RewardConfig(fns=["countdown"]), 256)
-    rows = [Prompt(f"t:{i}", [1], "x" if i % 3 == 0 else "1") for i in range(50)]
-    assert [p.id for p, _ in manager.unscorable(rows, 5.0)] == [f"t:{i}" for i in range(0, 50, 3)]
-    assert FakePool.made[0].most == 8
+    rows = [Prompt(f"t:{i}", [1], "x" if i % 3 == 0 else "1") for i in range(30_000)]
+    assert [p.id for p, _ in manager.unscorable(rows, 60.0)] == [f"t:{i}" for i in range(0, 30_000, 3)]
+    assert 64 <= FakePool.made[0].most <= 5_000
     manager.close()
 
 

@@ -229,17 +229,6 @@ def test_a_run_with_a_broken_function_starts_nothing(tmp_path: Path, monkeypatch
         Reinforcement(cfg, lambda text: None)
 
 
-def test_a_reward_that_cannot_be_loaded_is_refused_before_a_model_is_made(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Warming up an embedded model takes minutes."""
-    monkeypatch.setattr("rlcore.train.reinforcement.with_directory", lambda *_: pytest.fail("a model is made"))
-    cfg = Config(run_dir=str(tmp_path))
-    cfg.reward.fns = ["code"]
-    with pytest.raises(ConfigError, match="reward.args.code.allow"):
-        Reinforcement(cfg, lambda text: None)
-
-
 def test_ranks_get_the_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     mine(tmp_path, "def f(*args): ...\ndef g(*args): ...\n")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable
 
 import pytest
@@ -258,52 +255,6 @@ def test_format(response: str, reward: int) -> None:
     assert think_answer(prompt(""), response) == reward
 
 
-ATTACKS = [
-    "__import__('os').system('echo run > {file}')",
-    "exec(\"open('{file}','w')\")",
-    "open('{file}','w')",
-    "().__class__.__base__.__subclasses__()",
-    "\\text{{__import__('os').system('echo run > {file}')}}",
-    "lambda: open('{file}','w')",
-    "f(open('{file}','w'))",
-    "2+__import__('os').getpid()",
-    "\\frac{{__import__('os').system('echo run > {file}')}}{{1}}",
-]
-
-
-def test_no_model_text_is_compiled_or_run(tmp_path) -> None:
-    """An audit hook sees every compile(), eval() and exec() of a string in the process that judges the attacks."""
-    file = tmp_path / "was_run"
-    responses = [f"{a.format(file=file)} #### 3 \\boxed{{{a.format(file=file)}}}" for a in ATTACKS]
-    responses += [f"\\boxed{{{a.format(file=file)} = 3}}" for a in ATTACKS]
-    responses += [f"\\boxed{{{answer}}}" for gold, answer, _ in BOXED if len(answer) < 400]
-    code = """
-import json, sys
-from rewards.signatures import load
-from rlcore.records import Prompt
-fns = [load(n) for n in ("gsm8k", "gsm8k_strict", "boxed_math", "format")]
-fns[2](Prompt("warm", [], "x^2+1"), r"\\boxed{1+x^2}")
-seen = []
-def hook(event, args):
-    if event == "compile" and args[1] in ("<string>", "<stdin>", "<unknown>") and b"def monomial_" not in args[0]:
-        seen.append(repr(args)[:200])  # (sympy writes itself functions that multiply monomials; no text of ours)
-    if event in ("os.system", "subprocess.Popen"):
-        seen.append(event)
-sys.addaudithook(hook)
-eval("1")
-assert seen, "the hook sees nothing"
-seen.clear()
-for response in json.load(sys.stdin):
-    for fn in fns:
-        fn(Prompt("test:0", [], "3"), response)
-print(json.dumps(seen))
-"""
-    done = subprocess.run([sys.executable, "-c", code], input=json.dumps(responses), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == []
-    assert not file.exists()
-
-
 @pytest.mark.parametrize(
     "rule", [gsm8k, gsm8k_strict, boxed_math, boxed_math_strict, math, exact_match, think_answer, multiple_choice]
 )
@@ -344,13 +295,3 @@ def test_load_names_what_is_wrong(tmp_path) -> None:
     ]:
         with pytest.raises(ConfigError, match=f"reward.fns.*{says}"):
             load_rule(Fn("f", spec))
-
-
-def test_rewards_do_not_load_torch() -> None:
-    code = (
-        "import sys, rlcore.isolated.pool, rewards.signatures; "
-        "[rewards.signatures.load(n) for n in ('gsm8k', 'format')];"
-        "heavy = {'torch', 'ray', 'sympy', 'numpy', 'transformers'} & set(sys.modules); assert not heavy, heavy;"
-        "rewards.signatures.load('boxed_math'); assert 'torch' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)

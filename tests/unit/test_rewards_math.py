@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import threading
 from collections.abc import Callable
 
+import math_verify
 import pytest
 import sympy
 from sympy.core.sympify import SympifyError
 
 from rewards import GOLD
 from rewards.gsm8k import gsm8k, gsm8k_gold
-from rewards.math import equal as math_equal
 from rewards.math.boxed import boxed_math, boxed_math_gold, boxed_math_strict, math
-from rewards.pools import reward_pool
-from rewards.signatures import Fn
 from rlcore.errors import ConfigError, UnparseableGold
-from rlcore.records import Prompt, Response, Score
-from tests.processes.pools import collect
-from tests.unit.math_verdicts import VERDICTS
+from rlcore.records import Prompt, Score
+from tests.unit.math_verdicts import HARD, VERDICTS
 
 
 def prompt(answer: str) -> Prompt:
     return Prompt(id="test:0", tokens=[1], answer=answer)
 
 
-@pytest.mark.parametrize(("gold", "answer", "verdict"), VERDICTS)
-def test_boxed_math(gold: str, answer: str, verdict: int) -> None:
-    assert boxed_math(prompt(gold), f"First \\boxed{{998}}, no: \\boxed{{{answer}}}.").reward == verdict
+def test_boxed_math() -> None:
+    wrong = []
+    for gold, answer, verdict in VERDICTS:
+        if boxed_math(prompt(gold), f"First \\boxed{{998}}, no: \\boxed{{{answer}}}.").reward != verdict:
+            wrong.append((gold, answer, verdict))
+    assert wrong == []
 
 
 @pytest.mark.parametrize(
@@ -54,98 +55,102 @@ def test_gold_answers_of_each_data_set(form: str) -> None:
         assert boxed_math(prompt(form.format(gold)), f"\\boxed{{{answer}}}").reward == verdict, (gold, answer)
 
 
-@pytest.mark.parametrize(
-    ("gold", "response", "verdict"),
-    [
-        # The last box, right or wrong.
-        ("4", r"\boxed{4} so the answer is 5", 1),
-        ("5", r"\boxed{4} so the answer is 5", 0),
-        # Tags.
-        ("5", "<answer>5</answer>", 1),
-        ("5", "<answer> $5$ </answer> or 6", 1),
-        ("5", "<answer>x = 5</answer>", 1),
-        ("1/2", r"<answer>\frac{1}{2}</answer>", 1),
-        ("2", r"<answer>\frac{1}{2}</answer>", 0),
-        ("5", "<answer>4</answer> the answer is 5", 0),
-        # "answer is".
-        ("72", "The answer is 72.", 1),
-        ("72", "The answer is $72$.", 1),
-        ("72", "The answer is: **72**", 1),
-        ("72", "**Answer:** 72 clips", 1),
-        ("72", "The answer is 36 + 36 = 72.", 1),
-        ("72", "The answer is $36 + 36 = 72$", 1),
-        ("72", "The answer is 71. I checked it 72 times", 0),
-        ("5", "the answer is 4. Wait, the answer is 5.", 1),
-        ("4", "the answer is 4. Wait, the answer is 5.", 0),
-        ("12", "The answer is 12 cm because x = 4.", 1),
-        ("12", "The answer is 12, because 4", 1),
-        ("1.5", "The answer is 1.5.", 1),
-        ("10", r"The answer is \$10.", 1),
-        ("10", "The answer is $10.", 1),
-        ("10", "The answer is $10 per day, or $70 a week", 0),
-        ("3/4", r"the answer is \frac{3}{4}", 1),
-        ("east", "the answer is east.", 1),
-        (r"\text{Evelyn}", "Answer: Evelyn", 1),
-        # The last line's "=".
-        ("72", "So 48+24 = 72.", 1),
-        ("3", "x = 3", 1),
-        ("7", "x = 3\nso 7", 1),
-        ("72", "36 + 36 = 72 as I said", 1),
-        # The last mathematics.
-        ("x+1", "Thus $y = x+1$.", 1),
-        ("1/2", r"Thus $x = \frac{1}{2}$", 1),
-        (r"\pi", r"the area is \(\pi\)", 1),
-        (r"2\pi", r"the area is \[2\pi\]", 1),
-        ("5", "so $x$ is 5.", 1),
-        # Delimiters, asides and full-width digits.
-        ("18", "so\n\\[ x = 18 \\]", 1),
-        ("15", r"\( x = 15 \)", 1),
-        ("15", r"Therefore \(x = 15\).", 1),
-        (r"\sqrt{2}", r"so \[x = \sqrt{2}\]", 1),
-        (r"\sqrt{2}", "$$\n\\sqrt{2}\n$$", 1),
-        (r"\sqrt{2}", "The answer is:\n\\[\n\\sqrt{2}\n\\]", 1),
-        (r"\sqrt{2}", "The answer is $$\n\\sqrt{2}\n$$\nas 3 shows", 1),
-        ("18", "x = 18 \\] or 19", 0),
-        ("15", "$15 = x$", 1),
-        ("15", "$3 + 15 = x$", 0),
-        ("x", "so $y = x$", 1),
-        ("18", "The answer is $18 per day.", 1),
-        ("18", "The answer is $18 million.", 0),
-        ("18", "The answer is $18 per day or $19 per day.", 0),
-        (r"18\text{ cents}", "The answer is $18 per day.", 0),
-        ("18", "The answer is 18 (see above).", 1),
-        ("18", "The answer is 18 (or 19).", 0),
-        ("18", "The answer is 18 (as I said, or twice that).", 0),
-        ("18", "The answer is 18 (base 9).", 0),
-        (r"18\text{ m}", "The answer is 18 (cm).", 0),
-        ("15", "The answer is 15 (fifteen).", 1),
-        ("15", "The answer is 15 (sixteen).", 0),
-        ("15", "The answer is approximately 15.", 1),
-        ("15", "The answer is indeed 15.", 1),
-        ("15", "The answer is not 15.", 0),
-        ("15", "The answer is just under 15.", 0),
-        ("72", "so it is \uff17\uff12", 1),
-        ("72", "The answer is \uff17\uff12\u3002", 1),
-        ("x2", "The answer is x\xb2", 0),
-        # The last number.
-        ("72", "so it is 72", 1),
-        ("1234", "It costs $5 and $1,234 in all", 1),
-        ("50%", "that is 50%", 1),
-        ("0.5", "that is 50%", 1),
-        ("-7", "so it is -7", 1),
-        ("2", "so it is 9-7", 1),
-        ("7", "so it is 9-7", 0),
-        ("3/4", r"so we get \frac{3}{4}.", 1),
-        ("4", r"so we get \frac{3}{4}.", 0),
-        ("3/4", "It is 3/4 of it", 1),
-        ("5", r"\boxed{5", 1),
-        ("5", "none", 0),
-        ("5", "", 0),
-        ("5", "5" + " and so on" * 2000, 0),
-    ],
-)
-def test_math(gold: str, response: str, verdict: int) -> None:
-    assert math(prompt(gold), response) == (verdict, {"boxed": float("\\boxed{4}" in response)})
+WHERE = [
+    # The last box, right or wrong.
+    ("4", r"\boxed{4} so the answer is 5", 1),
+    ("5", r"\boxed{4} so the answer is 5", 0),
+    # Tags.
+    ("5", "<answer>5</answer>", 1),
+    ("5", "<answer> $5$ </answer> or 6", 1),
+    ("5", "<answer>x = 5</answer>", 1),
+    ("1/2", r"<answer>\frac{1}{2}</answer>", 1),
+    ("2", r"<answer>\frac{1}{2}</answer>", 0),
+    ("5", "<answer>4</answer> the answer is 5", 0),
+    # "answer is".
+    ("72", "The answer is 72.", 1),
+    ("72", "The answer is $72$.", 1),
+    ("72", "The answer is: **72**", 1),
+    ("72", "**Answer:** 72 clips", 1),
+    ("72", "The answer is 36 + 36 = 72.", 1),
+    ("72", "The answer is $36 + 36 = 72$", 1),
+    ("72", "The answer is 71. I checked it 72 times", 0),
+    ("5", "the answer is 4. Wait, the answer is 5.", 1),
+    ("4", "the answer is 4. Wait, the answer is 5.", 0),
+    ("12", "The answer is 12 cm because x = 4.", 1),
+    ("12", "The answer is 12, because 4", 1),
+    ("1.5", "The answer is 1.5.", 1),
+    ("10", r"The answer is \$10.", 1),
+    ("10", "The answer is $10.", 1),
+    ("10", "The answer is $10 per day, or $70 a week", 0),
+    ("3/4", r"the answer is \frac{3}{4}", 1),
+    ("east", "the answer is east.", 1),
+    (r"\text{Evelyn}", "Answer: Evelyn", 1),
+    # The last line's "=".
+    ("72", "So 48+24 = 72.", 1),
+    ("3", "x = 3", 1),
+    ("7", "x = 3\nso 7", 1),
+    ("72", "36 + 36 = 72 as I said", 1),
+    # The last mathematics.
+    ("x+1", "Thus $y = x+1$.", 1),
+    ("1/2", r"Thus $x = \frac{1}{2}$", 1),
+    (r"\pi", r"the area is \(\pi\)", 1),
+    (r"2\pi", r"the area is \[2\pi\]", 1),
+    ("5", "so $x$ is 5.", 1),
+    # Delimiters, asides and full-width digits.
+    ("18", "so\n\\[ x = 18 \\]", 1),
+    ("15", r"\( x = 15 \)", 1),
+    ("15", r"Therefore \(x = 15\).", 1),
+    (r"\sqrt{2}", r"so \[x = \sqrt{2}\]", 1),
+    (r"\sqrt{2}", "$$\n\\sqrt{2}\n$$", 1),
+    (r"\sqrt{2}", "The answer is:\n\\[\n\\sqrt{2}\n\\]", 1),
+    (r"\sqrt{2}", "The answer is $$\n\\sqrt{2}\n$$\nas 3 shows", 1),
+    ("18", "x = 18 \\] or 19", 0),
+    ("15", "$15 = x$", 1),
+    ("15", "$3 + 15 = x$", 0),
+    ("x", "so $y = x$", 1),
+    ("18", "The answer is $18 per day.", 1),
+    ("18", "The answer is $18 million.", 0),
+    ("18", "The answer is $18 per day or $19 per day.", 0),
+    (r"18\text{ cents}", "The answer is $18 per day.", 0),
+    ("18", "The answer is 18 (see above).", 1),
+    ("18", "The answer is 18 (or 19).", 0),
+    ("18", "The answer is 18 (as I said, or twice that).", 0),
+    ("18", "The answer is 18 (base 9).", 0),
+    (r"18\text{ m}", "The answer is 18 (cm).", 0),
+    ("15", "The answer is 15 (fifteen).", 1),
+    ("15", "The answer is 15 (sixteen).", 0),
+    ("15", "The answer is approximately 15.", 1),
+    ("15", "The answer is indeed 15.", 1),
+    ("15", "The answer is not 15.", 0),
+    ("15", "The answer is just under 15.", 0),
+    ("72", "so it is \uff17\uff12", 1),
+    ("72", "The answer is \uff17\uff12\u3002", 1),
+    ("x2", "The answer is x\xb2", 0),
+    # The last number.
+    ("72", "so it is 72", 1),
+    ("1234", "It costs $5 and $1,234 in all", 1),
+    ("50%", "that is 50%", 1),
+    ("0.5", "that is 50%", 1),
+    ("-7", "so it is -7", 1),
+    ("2", "so it is 9-7", 1),
+    ("7", "so it is 9-7", 0),
+    ("3/4", r"so we get \frac{3}{4}.", 1),
+    ("4", r"so we get \frac{3}{4}.", 0),
+    ("3/4", "It is 3/4 of it", 1),
+    ("5", r"\boxed{5", 1),
+    ("5", "none", 0),
+    ("5", "", 0),
+    ("5", "5" + " and so on" * 2000, 0),
+]
+
+
+def test_math() -> None:
+    wrong = []
+    for gold, response, verdict in WHERE:
+        score = math(prompt(gold), response)
+        if score != (verdict, {"boxed": float("\\boxed{4}" in response)}):
+            wrong.append((gold, response[:200], verdict, score))
+    assert wrong == []
 
 
 STATED = [
@@ -321,9 +326,8 @@ STATED = [
 ]
 
 
-@pytest.mark.parametrize(("gold", "response", "verdict"), STATED)
-def test_math_reads_what_is_said(gold: str, response: str, verdict: int) -> None:
-    assert math(prompt(gold), response).reward == verdict
+def test_math_reads_what_is_said() -> None:
+    assert [case for case in STATED if math(prompt(case[0]), case[1]).reward != case[2]] == []
 
 
 # The ends of worked solutions of GSM8K in which money and annotations look like formulas.
@@ -343,11 +347,10 @@ WORKED = [
 ]
 
 
-@pytest.mark.parametrize("solution", WORKED)
-def test_math_says_1_of_the_gold_solution_itself(solution: str) -> None:
-    assert math(prompt(solution), solution).reward == 1.0
-    wrong = solution.replace("####", "#### 9")
-    assert math(prompt(solution), wrong).reward == 0.0
+def test_math_says_1_of_the_gold_solution_itself() -> None:
+    for solution in WORKED:
+        assert math(prompt(solution), solution).reward == 1.0, solution
+        assert math(prompt(solution), solution.replace("####", "#### 9")).reward == 0.0, solution
 
 
 @pytest.mark.parametrize("rule", [boxed_math, boxed_math_strict])
@@ -402,30 +405,27 @@ def test_a_rule_says_the_same_of_its_gold_answer_as_the_check(rule: Callable[[Pr
         rule(prompt(""), "no box, no number")
 
 
-@pytest.mark.parametrize("gold", [gold for gold, answer, verdict in VERDICTS])
-def test_gold_answers_that_can_be_read(gold: str) -> None:
-    boxed_math_gold(prompt(gold))
+def test_gold_answers_that_can_be_read() -> None:
+    for gold in dict.fromkeys(gold for gold, _, _ in VERDICTS):
+        boxed_math_gold(prompt(gold))  # names the gold answer it cannot read
 
 
 def test_gold_answers_of_gsm8k_that_can_be_read() -> None:
     gsm8k_gold(prompt("so\n#### 1,234"))
 
 
-# Verdicts that come from math-verify, not from a comparison of text or fractions.
-_HARD = [row for row in VERDICTS if "sqrt" in row[0] or "pmatrix" in row[0] or row[0].startswith(("x", "(x"))]
-
-
-def verdicts() -> list[float]:
-    return [boxed_math(prompt(gold), f"\\boxed{{{answer}}}").reward for gold, answer, _ in _HARD]
+def verdicts(letter: str) -> list[float]:
+    """Of the hard ones, with another letter for x: nothing of them has been read before."""
+    rows = [[re.sub(r"(?<![A-Za-z\\])x(?![A-Za-z])", letter, text) for text in row[:2]] for row in HARD]
+    return [boxed_math(prompt(gold), f"\\boxed{{{answer}}}").reward for gold, answer in rows]
 
 
 def test_the_same_verdict_in_any_thread() -> None:
     """math-verify's own timeouts are alarm signals: it fails off the main thread, and a right answer is scored 0."""
-    want = [float(verdict) for _, _, verdict in _HARD]
-    assert verdicts() == want and 0.0 in want and 1.0 in want
-    math_equal._parse.cache_clear()
+    want = [float(verdict) for _, _, verdict in HARD]
+    assert verdicts("x") == want and 0.0 in want and 1.0 in want
     found: list[list[float]] = []
-    threads = [threading.Thread(target=lambda: found.append(verdicts())) for _ in range(3)]
+    threads = [threading.Thread(target=lambda letter=letter: found.append(verdicts(letter))) for letter in "zwv"]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -433,56 +433,56 @@ def test_the_same_verdict_in_any_thread() -> None:
     assert found == [want] * 3
 
 
-def test_the_same_verdict_in_a_worker() -> None:
-    pool = reward_pool([Fn("boxed_math", "boxed_math")], workers=1, timeout_seconds=60.0, memory_mib=4096)
-    try:
-        pool.ready(120)
-        for i, (gold, answer, _) in enumerate(_HARD):
-            pool.submit(i, prompt(gold), Response(f"\\boxed{{{answer}}}"))
-        results = collect(pool)
-    finally:
-        pool.close()
-    assert [results[i]["boxed_math"].reward for i in range(len(_HARD))] == [float(v) for _, _, v in _HARD]
+FORMULA = (prompt("x^2 - 1"), r"\boxed{(x-1)(x+1)}")
 
 
-def test_strings_are_refused_in_the_thread_that_reads_an_answer_only() -> None:
+def test_strings_are_refused_in_the_thread_that_reads_an_answer_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    here: list[object] = []
     elsewhere: list[object] = []
-    with math_equal._numbers_only():
+
+    def compares(*args: object, **kwargs: object) -> bool:
         thread = threading.Thread(target=lambda: elsewhere.append(sympy.sympify("1 + 2")))
         thread.start()
         thread.join()
         with pytest.raises(SympifyError):
             sympy.sympify("1 + 2")
-        assert sympy.sympify("12") == 12
-    assert elsewhere == [3]
+        here.append(sympy.sympify("12"))
+        return False
+
+    monkeypatch.setattr(math_verify, "verify", compares)
+    assert boxed_math(*FORMULA).reward == 0.0
+    assert set(here) == {12} and set(elsewhere) == {3}
     assert sympy.sympify("1 + 2") == 3
 
 
 def test_work_without_end_is_a_timeout_and_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    armed: list[float] = []
+
     def endless(*args: object, **kwargs: object) -> None:
+        armed.append(signal.getitimer(signal.ITIMER_VIRTUAL)[0])
         while True:
             try:
-                sum(range(1000))
+                signal.raise_signal(signal.SIGVTALRM)  # as if the time were over
             except Exception:  # as sympy does
                 pass
 
     before = signal.getsignal(signal.SIGVTALRM)
     with monkeypatch.context() as patched:
-        patched.setattr(math_equal.math_verify, "verify", endless)
-        patched.setattr(math_equal, "_CPU_SECONDS", 0.2)
-        with pytest.raises(TimeoutError, match="math-verify took over 0.2 s"):
-            boxed_math(prompt("x^2 - 1"), r"\boxed{(x-1)(x+1)}")
+        patched.setattr(math_verify, "verify", endless)
+        with pytest.raises(TimeoutError, match="math-verify took over 5 s"):
+            boxed_math(*FORMULA)
+    assert 0 < armed[0] < 6
     assert signal.getsignal(signal.SIGVTALRM) == before and signal.getitimer(signal.ITIMER_VIRTUAL) == (0.0, 0.0)
-    assert boxed_math(prompt("x^2 - 1"), r"\boxed{(x-1)(x+1)}").reward == 1.0
+    assert boxed_math(*FORMULA).reward == 1.0
 
 
 def test_memory_that_runs_out_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
     def exhausted(*args: object, **kwargs: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(math_equal.math_verify, "verify", exhausted)
+    monkeypatch.setattr(math_verify, "verify", exhausted)
     with pytest.raises(MemoryError):
-        boxed_math(prompt("x^2 - 1"), r"\boxed{(x-1)(x+1)}")
+        boxed_math(*FORMULA)
 
 
 def test_rules_with_a_gold_answer_have_a_check() -> None:

@@ -10,12 +10,10 @@ import pytest
 
 from rewards.language import LANGUAGES, language
 from rewards.length import length_cosine, length_cosine_gold, length_linear, overlong, overlong_penalty
-from rewards.pools import reward_pool
 from rewards.repetition import repetition
-from rewards.signatures import Fn
 from rlcore.errors import ConfigError, UnparseableGold
 from rlcore.isolated.outcome import BadValue
-from rlcore.records import Prompt, Response, Score
+from rlcore.records import Prompt, Score
 
 PROMPT = Prompt(id="test:7", tokens=[1], answer="#### 72")
 
@@ -138,25 +136,6 @@ def test_length_cosine_says_what_its_rule_must_be(name: str, of: Any) -> None:
 def test_length_cosine_refuses_built_in_rules_that_need_more(name: str) -> None:
     with pytest.raises(ConfigError, match=f"length_cosine.of: {name} must be called as fn"):
         length_cosine(PROMPT, "x", of=name, response_tokens=50, max_response_tokens=100)
-
-
-def test_length_cosine_in_a_worker(of: Any) -> None:
-    """A wrong `of` ends the start; one that fails on a row that is none does not."""
-    context = {"max_response_tokens": 100}
-    for name, fails in (("batch", True), ("picky", False)):
-        args = {"of": of(name)["of"]}
-        pool = reward_pool([Fn("length_cosine", "length_cosine", args)], 1, 10.0, 2048, context)
-        try:
-            if fails:
-                with pytest.raises(ConfigError, match=f"reward.args.length_cosine.of: .*of.py:{name} must be"):
-                    pool.ready(60.0)
-                continue
-            pool.ready(60.0)
-            pool.submit(0, Prompt("test:0", [1], "", {"choices": ["x"]}), Response("x", 50))
-            ((_, outcomes),) = pool.poll(60.0)
-            assert outcomes["length_cosine"].reward == pytest.approx(1.5)
-        finally:
-            pool.close()
 
 
 def test_the_gold_answers_of_the_rule_behind_length_cosine(tmp_path: Path) -> None:

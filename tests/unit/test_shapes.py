@@ -6,7 +6,6 @@ import asyncio
 import gc
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +14,12 @@ import pytest
 import torch
 
 from rewards.outcomes import checked, listed
-from rewards.pools import reward_pool
-from rewards.signatures import Fn, LoadedFn, gold_rule, load_rule
+from rewards.signatures import LoadedFn, gold_rule, load_rule
 from rlcore.errors import ConfigError, UnparseableGold, kind
 from rlcore.isolated.outcome import BadValue, Outcome, failure
-from rlcore.isolated.pool import Pool
 from rlcore.isolated.rule import Submission
 from rlcore.records import Prompt, Response, Score
-from tests.processes.misbehaving import VALUES
-from tests.processes.pools import fn, prompt, run
+from tests.processes.pools import fn, prompt
 
 CODE = """
 import asyncio
@@ -466,40 +462,3 @@ def test_a_gold_answer_that_cannot_be_read_is_the_outcome_of_its_own_row() -> No
     assert score(each, *given) == [Outcome(None), failure(UnparseableGold("'x' is no number")), Outcome(None)]
     with pytest.raises(ZeroDivisionError):  # anything else: they are checked again, one by one
         score(gold_rule("f", lambda prompt: print(1 / 0)), *given)
-
-
-@pytest.fixture
-def pools() -> Iterator[list[Pool]]:
-    made: list[Pool] = []
-    yield made
-    for pool in made:
-        pool.close()
-
-
-def test_identical_verdicts_from_every_shape_and_the_main_thread(pools: list[Pool]) -> None:
-    """The same table through each adapter in workers, and called here: reward, parts and status agree."""
-    table = {**VALUES, "raise": (None, "error"), "sys_exit": (None, "error"), "gold": (None, "unparseable_gold")}
-    del table["none"]  # in a list it means that the function does not apply
-    functions = ["act", "batch", "later", "batch_later", "trl", "compute_score"]
-    pools.append(pool := reward_pool([fn("act")], 1, 30.0, 500))
-    reference = [o[:3] for o in run(pool, list(table))]
-    assert [status for _, _, status in reference] == [status for _, status in table.values()]
-    for function in functions[1:]:
-        pools.append(pool := reward_pool([fn(function)], 2, 30.0, 500))
-        assert [o[:3] for o in run(pool, list(table))] == reference, function
-    for function in functions:
-        each = load_rule(fn(function))
-        for (response, (_, status)), expected in zip(table.items(), reference, strict=True):
-            if response in VALUES:
-                outcome = score(each, *samples(response))[0]
-                assert outcome[:3] == expected and outcome.status == status, (function, response)
-
-
-def test_options_reach_the_workers_and_their_errors_come_back(file: str, pools: list[Pool]) -> None:
-    pools.append(pool := reward_pool([fn("by_name", file, bonus=0.25)], 1, 30.0, 500, {"max_response_tokens": 100}))
-    pool.ready(60)
-    pool.submit(0, prompt(), Response("x", tokens=50, finish="length"))
-    assert pool.poll(60.0)[0][1]["by_name"][:2] == (0.75, {"long": 1.0})
-    pools.append(wrong := reward_pool([Fn("mine", f"{file}:plain", {"scael": 1})], 1, 30.0, 500))
-    with pytest.raises(ConfigError, match="reward.args.mine.scael: mine has no such option; did you mean scale"):
-        wrong.ready(60)
