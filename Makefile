@@ -10,7 +10,7 @@ ifeq ($(PROFILE),cpu)
 TORCH_FROM := $(if $(LOCAL_WHEELS),--find-links $(LOCAL_WHEELS),--torch-backend cpu)
 endif
 
-.PHONY: install demo test lint bench bench-learning bench-rewards lock check-locks clean
+.PHONY: install demo test lint count bench bench-learning bench-rewards lock check-locks clean
 
 install: $(STAMP)
 
@@ -39,6 +39,10 @@ lint: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/pyright
+
+# Lines of each room, and what is over a limit.
+count: install
+	$(BIN)/python -m tests.count
 
 bench: install
 	$(BIN)/pytest -m slow -s

@@ -1,6 +1,6 @@
 """Reward functions: plain `(prompt, response) -> Score | float`, one task a file. `manager.py` runs them, isolated.
 
-Values of BUILTIN are dotted paths, not functions, so that only a worker that scores mathematics loads math-verify.
+Values of BUILTIN are dotted paths, not functions: only a process that scores mathematics loads math-verify.
 """
 
 from __future__ import annotations

@@ -26,9 +26,7 @@ def countdown(prompt: Prompt, response: str, *, format_score: float = 0.0) -> Sc
     """1.0 if the last `<answer>` is an equation that makes the target of each given number used exactly once.
 
     Any other answer in tags gets `format_score` (TinyZero: 0.1), a response without gets 0.0; part `answered` tells
-    which. The row has `nums` or `numbers`, a list of whole numbers, and `target`; either may be text in JSON, as from a
-    CSV file. An equation is made of those, + - * / ( ) and spaces; signs as in `-3 + 5`, \u00d7 \u00f7 \u2212, and
-    `= TARGET` at its end are allowed. Raises UnparseableGold when the row lacks a column or has something else in it.
+    which. Raises UnparseableGold unless the row has `nums` or `numbers`, whole numbers, and `target`.
     """
     numbers, target = _gold(prompt)
     answer = last_answer(response)

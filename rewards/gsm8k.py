@@ -41,11 +41,7 @@ def gsm8k(prompt: Prompt, response: str) -> float:
     """1.0 if the response's answer equals the gold one, else 0.0.
 
     The answer is the first number after the last `####`, or what follows `=` on its line; else the last number of the
-    response. Only what follows the last `</think>` is read. Commas, spaces between thousands, `$`, `%`, a trailing
-    `.0` and words after the number do not matter; `5/2`, `2 1/2` and `72e3` are one number each. "72 or 73", "72 - 2"
-    and "72:30" after `####` are none, nor is "12,00", nor the last number if it comes right after "or" (unless it only
-    says again what stands there: "3 dozen, or 36"), "not" or "than". `10k` is 10000. "5 million" is 5000000, but also
-    5: some questions ask how many million. Raises UnparseableGold if the gold answer has no number.
+    response, after `</think>`. What is one number: docs/rewards.md. Raises UnparseableGold if the gold one has none.
     """
     gold = _gold(prompt)
     text = after_thought(response).rstrip()

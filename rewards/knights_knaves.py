@@ -20,10 +20,8 @@ _SOLUTION_LINE = re.compile(
 def knights_knaves(prompt: Prompt, response: str, *, prefilled: bool = False) -> Score:
     """2.0 if the last `<answer>` says rightly of everyone who is what, -1.5 if it says so but not rightly, else -2.0.
 
-    Else: somebody is left out, more roles are named than there are people, there is no answer, or the four tags are
-    not there once each and in order; as published. "X is a knight" and "X is a knave" are read, in any order and
-    capitals. Part `people_right`: share of the people whose role is right, as in arXiv 2410.23123. `prefilled`: the
-    prompt ends in `<think>`. Raises UnparseableGold when the row tells no solution.
+    Part `people_right`: share of the people whose role is right, as in arXiv 2410.23123. `prefilled`: the prompt ends
+    in `<think>`. Raises UnparseableGold when the row tells no solution.
     """
     solution = _gold(prompt)
     text = opened(response, prefilled)

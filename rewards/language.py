@@ -40,10 +40,8 @@ _NEUTRAL = regex.compile(r"</?\w+>|\\[A-Za-z]+|(?<!\p{L})[\p{Script=Latin}\p{Scr
 def language(prompt: Prompt, response: str, *, language: str = "en") -> float:
     """The share of words that are in `language`, 0.0 to 1.0; 1.0 for a response without words.
 
-    A word counts when all its letters are of the writing of the language, so languages that share one are not told
-    apart (English from German, Chinese from Japanese without kana). Of Chinese, Japanese and Thai every letter is a
-    word. Tags, LaTeX commands and single Latin or Greek letters do not count. Raises ConfigError for a language that is
-    not in LANGUAGES.
+    A word counts when all its letters are of the writing of the language: languages that share one are not told apart.
+    Raises ConfigError for a language that is not in LANGUAGES.
     """
     if language not in LANGUAGES:
         raise ConfigError(f"reward.args: language.language is {language}, must be one of {', '.join(LANGUAGES)}")

@@ -57,17 +57,9 @@ _BOLD = re.compile(r"\*\*\s?\(?([A-J])\)?[.:)]?\s?\*\*|\(([A-J])\)")
 def multiple_choice(prompt: Prompt, response: str) -> float:
     r"""1.0 if the response chooses the gold choice, else 0.0.
 
-    The choice is read from the first of these that there is: the last `\boxed{B}`; the last `<answer>B</answer>`; what
-    follows the last "answer is" or "answer:" (also "must be", "option is", "choice:", "I choose"), which may stand in
-    the tags too; the last line, if it is only `B`, `(B)`, `**B**`, `B. text`, "so B is correct" or "it is B"; the one
-    letter that stands in bold or in brackets in it; ", hence B." at its end. There a letter may be followed by its
-    text, or the text may stand alone if the row has the choices. Two choices ("A or B") are none, unless the others are
-    called wrong ("B. C is wrong"), and an "A" that could be the article is no choice. Only what follows the last
-    `</think>` is read.
-
-    `prompt.answer` is a letter ("B", "(B)", "B. Paris"), the text of a choice, or its index from 0; for the last two
-    the row needs a column `choices`: a list of texts, or the lists `text` and `label` of ARC. Raises UnparseableGold
-    for any other gold answer.
+    The choice is the last `\boxed{B}`, else what is in `<answer>`, follows "answer is" or stands on the last line; two
+    choices are none. docs/rewards.md, "Choices". Raises UnparseableGold unless the gold answer is a letter, or the text
+    or index of one of the row's `choices`.
     """
     choices = _choices(prompt)
     gold = _gold(prompt, choices)

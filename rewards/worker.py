@@ -18,12 +18,10 @@ from rlcore.records import Prompt, Response
 
 
 def rules(fns: Sequence[Sequence[Any]], context: Mapping[str, Any]) -> list[Rule]:
-    """The functions as rules, in order; then, of each that has one, the check of its gold answers.
+    """Functions, each the fields of an `Fn`, as rules, in order; then the gold checks of those that have one.
 
-    fns      the fields of `Fn`, as JSON has them
-    context  keyword arguments for all functions that have parameters of these names
-
-    Raises ConfigError for a function that cannot be loaded or called, or an option that cannot work.
+    `context`: keyword arguments for all functions that have parameters of these names. Raises ConfigError for a
+    function that cannot be loaded or called, or an option that cannot work.
     """
     named = [Fn(*fn) for fn in fns]
     loaded = [load_rule(fn, context) for fn in named]

@@ -8,6 +8,8 @@ Rules about values and their combinations are in check.py.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import Any, Optional
@@ -34,8 +36,19 @@ def fields_read() -> set[str]:
 
 
 def forget_reads() -> None:
-    """Start counting anew: composing and checking a config reads every field, a run reads those it needs."""
+    """Start counting anew, for another run in this process."""
     _READ.clear()
+
+
+@contextmanager
+def uncounted() -> Iterator[None]:
+    """What is read in here does not count: checking a config reads every field, a run reads those it needs."""
+    before = fields_read()
+    try:
+        yield
+    finally:
+        forget_reads()
+        _READ.update(before)
 
 
 class Dtype(str, Enum):

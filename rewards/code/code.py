@@ -1,24 +1,8 @@
-"""Code that a model writes, run on the tests of its row, in the sandbox of rlcore/isolated/sandbox/sandbox.py.
+"""Code that a model writes, run on the tests of its row (tests.py), in the sandbox of rlcore/isolated/sandbox.
 
-The forms of tests are in code_tests.py.
-
-Who decides: stdin tests are compared here, so the program never sees what is expected. The other forms run in two
-sandboxes (see code_harness.py): tests in one, the program in the other, and only calls and plain values pass. Printing
-a marker, exiting early, replacing built-ins, overloading == or reading the interpreter's frames decides nothing.
-
-What a program finds: for stdin, fn_name and entry points `Solution().name`, whose programs are written for a site that
-has imported everything, the names that LiveCodeBench, TACO and APPS import before them (`List`, `deque`, `heapq`,
-`inf`, ...; see _names), and a recursion limit of 50,000. They are not the program's own: an fn_name of `gcd` has to be
-defined. numpy is not among them. Assert lists and HumanEval's rows have none of it, as with their own evaluations.
-
-What can be imported is the standard library; numpy and all else that is installed beside rlcore with `site_packages`
-only. Look at the part `import_failed`: it says how many programs wanted more than there was and lost by that. A test
-that imports what is not there is no 0: the sample's status is `error`.
-
-What remains possible: to know the tests by heart (arguments are seen as they come), to answer with an object of a class
-of its own where a test asks only methods of it, to define a helper that a test uses and does not define. And honest
-programs lose where a test needs one process: it hands over functions or objects of its own classes (the sample's
-status is `error`, not 0), or compares what has no plain value (a deque, a match object) with a value of its own.
+stdin tests are compared here, so the program never sees what is expected. The other forms run in two sandboxes
+(harness.py): tests in one, the program in the other, and only calls and plain values pass. What decides, what a program
+finds there and what remains possible: docs/rewards.md, "Code".
 """
 
 from __future__ import annotations
@@ -34,6 +18,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import NamedTuple
@@ -49,9 +34,9 @@ _PYTHON = ("python", "python3", "py")
 # What stands before a program in LiveCodeBench, as `from MODULE import *`, of which a later one wins, and as
 # `import MODULE`, which wins over those. Of the last three the module, and of sys what is named below it.
 _IMPORTED = (
-    "typing", "string", "re", "datetime", "collections", "heapq", "bisect", "copy", "math", "random", "statistics",
-    "itertools", "functools", "operator", "io", "json", "sys", "time", "fractions",
-)  # fmt: skip
+    "typing string re datetime collections heapq bisect copy math random statistics itertools functools operator io "
+    "json sys time fractions"
+).split()
 _SELECTED = {"sys": ("stdin", "stdout", "stderr", "argv", "maxsize", "setrecursionlimit"), "time": (), "fractions": ()}
 _RECURSION_LIMIT = 50_000
 _WORD = re.compile(r"[A-Za-z_]\w*", re.ASCII)
@@ -67,107 +52,95 @@ class Verdict(NamedTuple):
     import_failed: bool
 
 
+@dataclass(eq=False)
 class Code:
-    """1.0 if the response's program passes every test of its row, else 0.0; with `partial` the share that it passes.
+    """1.0 if the response's program passes every test of its row, else 0.0; 0.0 too without a program.
 
-    The program is the last ```python block (with `command`: the last block of any language), else what stands in the
-    last <answer>; a response without one gets 0. After a `prompt` an indented program is the rest of the function that
-    the prompt begins, and needs no block. Parts: "passed" the share of tests passed, "ran" 1 if there was a
-    program and it could be started or loaded, "import_failed" 1 if it imports a module that the sandbox does not have
-    (see site_packages). Without `partial` the first test that fails is the last one run.
-
-    allow            must be true: nothing that a model writes is run unasked
-    command          run this instead of Python, {file} being the program: ["sh", "-c", "g++ -o a {file} && ./a"].
-                     Only for stdin tests; compiled anew for each
-    file_name        name of the program's file, its ending may matter to `command`
-    timeout_seconds  wall clock for all tests of a sample; those not done by then are failed. Below the pool's
-                     reward.timeout_seconds, or a slow program is a sample without a score instead of a wrong one
-    cpu_seconds, memory_mib, file_mib, scratch_mib, processes   see rlcore.isolated.sandbox.sandbox.Limits
-    tolerance        numbers may differ by this, absolutely or relatively. 0: 1.0 equals 1.00 and nothing else
-    site_packages    let the program import what is installed beside rlcore, such as numpy; otherwise the standard
-                     library only
-    show             folders that the program may read besides /usr and the interpreter's
-
-    Raises ConfigError without `allow` or where the machine has no sandbox; UnparseableGold for a row without tests.
+    Parts: "passed" the share of tests passed, "ran" 1 if the program could be started or loaded, "import_failed" 1 if
+    it imports what is not there. Raises ConfigError for options that cannot work and where the machine has no sandbox,
+    UnparseableGold for a row without tests, ValueError for tests that cannot be run so.
     """
 
-    def __init__(
-        self,
-        allow: bool = False,
-        command: Sequence[str] | None = None,
-        file_name: str = "solution.py",
-        timeout_seconds: float = 6.0,
-        cpu_seconds: int = 6,
-        memory_mib: int = 512,
-        file_mib: int = 16,
-        scratch_mib: int = 64,
-        processes: int = 32,
-        tolerance: float = 0.0,
-        partial: bool = False,
-        site_packages: bool = False,
-        show: Sequence[str] = (),
-    ) -> None:
-        if allow is not True:
+    allow: bool = False  # must be true: nothing that a model writes is run unasked
+    # Run this instead of Python, {file} being the program: ["sh", "-c", "g++ -o a {file} && ./a"]. Only for stdin
+    # tests; compiled anew for each.
+    command: Sequence[str] | None = None
+    file_name: str = "solution.py"  # of the program; its ending may matter to `command`
+    # Wall clock for all tests of a sample; those not done by then are failed. Below reward.timeout_seconds, or a slow
+    # program is a sample without a score instead of a wrong one.
+    timeout_seconds: float = 6.0
+    cpu_seconds: int = 6  # this and the next four: see Limits of the sandbox
+    memory_mib: int = 512
+    file_mib: int = 16
+    scratch_mib: int = 64
+    processes: int = 32
+    tolerance: float = 0.0  # numbers may differ by this, absolutely or relatively; 0: 1.0 equals 1.00 and nothing else
+    partial: bool = False  # give the share of tests passed; otherwise the first test that fails is the last one run
+    site_packages: bool = False  # let programs import what is installed beside rlcore, such as numpy
+    show: Sequence[str] = ()  # folders that programs may read besides /usr and the interpreter's
+
+    def __post_init__(self) -> None:
+        if self.allow is not True:
             raise ConfigError(
                 "reward.args.code.allow: the reward `code` runs programs that the model writes, in a sandbox on this "
-                "machine (what that protects from and what not: rlcore/isolated/sandbox/sandbox.py). Set "
+                "machine (what that protects from and what not: docs/isolation.md). Set "
                 "reward.args.code.allow=true to switch it on."
             )
+        command = self.command
         if command is not None and (isinstance(command, str) or not any("{file}" in str(word) for word in command)):
             raise ConfigError(
                 "reward.args.code.command: a list of words, one of them with {file}, like [node, '{file}']"
             )
-        if "/" in file_name or not file_name.strip("."):
-            raise ConfigError(f"reward.args.code.file_name={file_name!r}: a plain name without folders")
+        if "/" in self.file_name or not self.file_name.strip("."):
+            raise ConfigError(f"reward.args.code.file_name={self.file_name!r}: a plain name without folders")
         if missing := sandbox.missing():
             raise ConfigError(f"reward.args.code: this machine has no sandbox to run programs in: {missing}")
-        self._limits = sandbox.Limits(timeout_seconds, cpu_seconds, memory_mib, file_mib, scratch_mib, processes)
-        self._python = [sys.executable, "-s", "-P"] if site_packages else [sandbox.python(), "-S", "-s", "-P"]
-        self._show = [*show, *([sys.prefix] if site_packages else [])]
-        self._command, self._file_name = command, file_name
-        self._tolerance, self._partial = tolerance, partial
+        self._limits = sandbox.Limits(
+            self.timeout_seconds, self.cpu_seconds, self.memory_mib, self.file_mib, self.scratch_mib, self.processes
+        )
+        self._python = [sys.executable, "-s", "-P"] if self.site_packages else [sandbox.python(), "-S", "-s", "-P"]
+        self._shown = [*self.show, *([sys.prefix] if self.site_packages else [])]
 
     def __call__(self, prompt: Prompt, response: str) -> Score:
         tests = read_tests(prompt)
-        if self._command is not None and not tests.pairs:
+        if self.command is not None and not tests.pairs:
             raise ValueError(f"prompt {prompt.id}: reward.args.code.command runs stdin tests only, this row has others")
         begun = tests.cases[0]["check"] if tests.header.strip() else ""
-        program = program_of(response, self._command is None, begun)
+        program = program_of(response, self.command is None, begun)
         if program is None:
             return _score(0.0, 0.0, Verdict(0, False, False))
         verdict = self._run_pairs(tests, program) if tests.pairs else self._run_cases(tests, program)
         share = verdict.passed / len(tests)
-        return _score(share if self._partial else float(verdict.passed == len(tests)), share, verdict)
+        return _score(share if self.partial else float(verdict.passed == len(tests)), share, verdict)
 
     def _run_pairs(self, tests: Tests, program: str) -> Verdict:
         """Each pair in a sandbox of its own."""
         deadline = time.monotonic() + self._limits.wall_seconds
-        if self._command is None:
-            argv = [*self._python, "-c", _as_main(self._file_name, prelude(program))]
+        if self.command is None:
+            argv = [*self._python, "-c", _as_main(self.file_name, prelude(program))]
         else:
-            argv = [str(word).replace("{file}", self._file_name) for word in self._command]
+            argv = [str(word).replace("{file}", self.file_name) for word in self.command]
         passed, import_failed = 0, False
         for given, wanted in tests.pairs:
             left = deadline - time.monotonic()
             if left <= 0:
                 break
             limits = self._limits._replace(wall_seconds=left)
-            ran = sandbox.run(argv, given, {self._file_name: program}, limits, self._show)
-            good = ran.exit_code == 0 and same_output(ran.stdout, wanted, self._tolerance)
+            ran = sandbox.run(argv, given, {self.file_name: program}, limits, self._shown)
+            good = ran.exit_code == 0 and same_output(ran.stdout, wanted, self.tolerance)
             passed += good
             import_failed |= not good and ran.stderr.rstrip().rpartition("\n")[2].startswith(_MISSING)
-            if not good and not self._partial:
+            if not good and not self.partial:
                 break
         return Verdict(passed, True, import_failed)
 
     def _run_cases(self, tests: Tests, program: str) -> Verdict:
         """All cases in one go: judge and candidate, joined by two pipes."""
-        harness = Path(sandbox.__file__).with_name("code_harness.py").read_text()
-        cases = {"cases": tests.cases, "all": self._partial, "tolerance": self._tolerance}
+        harness = Path(sandbox.__file__).with_name("harness.py").read_text()
+        cases = {"cases": tests.cases, "all": self.partial, "tolerance": self.tolerance}
         whole = f"{tests.header}\n{program}"
-        its_files = {
-            "harness.py": harness, "solution.py": whole, "prelude.py": prelude(whole) if tests.imported else "",
-        }  # fmt: skip
+        given = prelude(whole) if tests.imported else ""
+        its_files = {"harness.py": harness, "solution.py": whole, "prelude.py": given}
         judge_files = {"harness.py": harness, "cases.json": json.dumps(cases), **tests.files}
         with contextlib.ExitStack() as stack:
             asked, ask = os.pipe()
@@ -193,7 +166,7 @@ class Code:
 
     def _start(self, role: str, files: dict[str, str], incoming: int, outgoing: int) -> sandbox.Program:
         argv = [*self._python, "harness.py", role, str(incoming), str(outgoing)]
-        return sandbox.start(argv, "", files, self._limits, self._show, (incoming, outgoing))
+        return sandbox.start(argv, "", files, self._limits, self._shown, (incoming, outgoing))
 
 
 def _score(reward: float, share: float, verdict: Verdict) -> Score:
@@ -202,23 +175,21 @@ def _score(reward: float, share: float, verdict: Verdict) -> Score:
 
 
 def prelude(program: str) -> str:
-    """Python statements that make built-in names of those of `_names` that the program has as words.
+    """Python statements that make built-in names of those of `given_names` that the program has as words.
 
     Built-in ones: they are not among the module's own names, and a program that has its own is not disturbed. Only
     those that occur, for to import all of them takes longer than most tests.
     """
     words = set(_WORD.findall(program))
-    found = {name: path for name, path in _names().items() if name in words}
+    found = {name: path for name, path in given_names().items() if name in words}
     modules = {path.partition(".")[0] for path in found.values()} | {"builtins", "sys"}
-    return "\n".join([
-        *(f"import {module}" for module in sorted(modules)),
-        *(f"builtins.{name} = {path}" for name, path in found.items()),
-        f"sys.setrecursionlimit({_RECURSION_LIMIT})",
-    ])  # fmt: skip
+    imports = [f"import {module}" for module in sorted(modules)]
+    names = [f"builtins.{name} = {path}" for name, path in found.items()]
+    return "\n".join([*imports, *names, f"sys.setrecursionlimit({_RECURSION_LIMIT})"])
 
 
 @functools.cache
-def _names() -> dict[str, str]:
+def given_names() -> dict[str, str]:
     """What a program may use without an import, and where it is from: "deque" -> "collections.deque"."""
     names: dict[str, str] = {}
     for path in _IMPORTED:
@@ -230,11 +201,8 @@ def _names() -> dict[str, str]:
 
 def _as_main(file: str, first: str) -> str:
     """A program that runs the statements `first`, then a file as if it alone had been started."""
-    return "\n".join([
-        first,
-        f"sys.argv, __file__ = [{file!r}], {file!r}",
-        "exec(compile(open(__file__, 'rb').read(), __file__, 'exec'))",
-    ])  # fmt: skip
+    named = f"sys.argv, __file__ = [{file!r}], {file!r}"
+    return f"{first}\n{named}\nexec(compile(open(__file__, 'rb').read(), __file__, 'exec'))"
 
 
 def program_of(response: str, python: bool, begun: str = "") -> str | None:

@@ -1,15 +1,6 @@
-"""The tests of a row of code data, in the forms that the field's datasets have.
+"""The tests of a row of code data, in the forms of HumanEval, MBPP, APPS, TACO and LiveCodeBench.
 
-Forms of tests, by dataset (the first that a row has; text is read as JSON where it is JSON):
-
-    entry_point and test        HumanEval (arXiv 2107.03374): `test` defines check(candidate); `prompt` goes before the
-                                program. The entry point is a name, or `Solution().name`.
-    tests or test_list          a list of assert statements, MBPP (arXiv 2108.07732), after test_setup_code and
-                                test_imports; or a text of them; or one of the forms below
-    input_output, or tests      {"inputs": [...], "outputs": [...]}: stdin and stdout, or, with "fn_name", arguments and
-                                value, APPS (arXiv 2105.09938), TACO, LiveCodeBench (arXiv 2403.07974)
-    tests                       [{"input": ..., "output": ...}, ...]: the same, `fn_name` in its own column
-    the answer column           any of these forms as JSON
+A row's form is the first of those in docs/rewards.md, "Code", that it has; text is read as JSON where it is JSON.
 """
 
 from __future__ import annotations
@@ -28,7 +19,7 @@ _ENTRY = re.compile(r"[A-Za-z_]\w*(\(\)\.[A-Za-z_]\w*)?")
 
 
 class Tests(NamedTuple):
-    """The tests of one row: stdin/stdout pairs, or cases (see code_harness.judge) with their files."""
+    """The tests of one row: stdin/stdout pairs, or cases (see harness.judge) with their files."""
 
     pairs: list[tuple[str, str]]
     cases: list[dict[str, Any]]

@@ -1,10 +1,6 @@
 r"""Mathematics judged by math-verify: the answer in `\boxed{}` (MATH, arXiv 2103.03874), or wherever the text gives it.
 
-Three rules that differ in where they look for the answer; how answers are compared is in math_equal.py.
-
-A decimal number counts as an irrational number or a fraction if the two are the same when rounded to 6 decimals:
-1.414214 and 1.4142136 are `\sqrt{2}`, 1.41421 and 1.414213 are not. Below 0.0001 they must agree to 2 in a million.
-Between two decimals, or two fractions, nothing is rounded.
+Three rules that differ in where they look for the answer; how answers are compared is in equal.py.
 """
 
 from __future__ import annotations
@@ -107,13 +103,8 @@ _NUMBER = re.compile(
 def boxed_math(prompt: Prompt, response: str) -> Score:
     r"""1.0 if the last `\boxed{}` of the response equals `prompt.answer`, else 0.0; part `boxed`: 1.0 if there is one.
 
-    Where there is a `</think>`, only what follows the last one counts: a box in the thought is work. A thought that
-    never ends is read like any text: the last box anywhere.
-
-    The gold answer is LaTeX, a plain number or plain words, with or without its own `\boxed{}` or `$`, or ends in
-    GSM8K's `#### 72`. A unit must agree if both have one; words are compared without case. Answers over 400 characters,
-    numbers too big to write down and sums or integrals not worked out are wrong. Raises UnparseableGold as
-    boxed_math_gold does, TimeoutError when math-verify takes too long.
+    After a `</think>`, only what follows the last one counts. What is equal: docs/rewards.md, "Mathematics". Raises
+    UnparseableGold as boxed_math_gold does, TimeoutError when math-verify takes too long.
     """
     return _judged(prompt, last_box(after_thought(response)))
 
@@ -132,18 +123,8 @@ def boxed_math_strict(prompt: Prompt, response: str, *, last_characters: int = 3
 def math(prompt: Prompt, response: str) -> Score:
     r"""boxed_math, and where there is no box, the answer in the text.
 
-    The first of these that there is, is the answer, right or wrong: the last `\boxed{}`; the last
-    `<answer>...</answer>`; the last line, if it begins with `####`; what follows the last "answer is", "answer:" or
-    "answer ="; on the last line, if no words follow, a list (`x = 1, x = 2`), else what follows the last `=`; the last
-    `$...$`, `\(...\)` or `\[...\]` that is not just a letter; the expression around the last number (`12 cm^2`,
-    `x^2 + 5`). In a thought that never ends only a box or tags count.
-
-    In tags, after `####` and after "answer is" the whole sentence is the answer, with or without `$`: "half of $12$" is
-    not 12. Left out are words that come before an answer ("indeed", "approximately", "that she has"), "(see above)",
-    "(fifteen)" after 15, and "per day" after an amount of money. A solution of several sentences in tags is read like
-    any text. A question, and a number or formula right after "not" or "than", is no answer. `3/4, or 0.75` is right if
-    each of the two is. Of "the equation is x^2 = 4" the answer is the equation. Arrows (`->`, `\implies`) are read as
-    `=`, bold, quotes and tags like `<b>` left out. Without a box only the last 10,000 characters are read.
+    That is in the last `<answer>`, after `####`, "answer is" or `=`, in the last formula, or around the last number; in
+    which order, and what is left out of it: docs/rewards.md, "Mathematics".
     """
     text = after_thought(response)
     box = last_box(text)

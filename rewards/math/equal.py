@@ -1,18 +1,8 @@
 r"""Whether two mathematical answers are equal, by math-verify; and whether a gold answer can be read at all.
 
-math-verify can be sent into minutes of big-number work, so text is cleaned and refused first (math_text.py). Its
-plain-expression reader evaluates text as Python, and so does sympy wherever it is handed a string, as its LaTeX reader
-does for every number: only the LaTeX reader is used, and while it works sympy, in this thread, reads numbers and
-refuses every other string.
-
-Numbers are compared in math_numbers.py, fractions exactly, others to 500 digits: to math-verify all below 1e-15 are the
-same and 1e-9 is 0.0. Its reader loses the case of letters, primes, transposes and the order in `ABC`, and takes `i` for
-a name: the text is spelled out first (math_text.py), and the reader is adapted. Formulas that it cannot read equal only
-the same formula.
-
-The verdict is the same in any thread and on a busy machine. math-verify's own timeouts are off: they count the time on
-the wall, by alarm signals that only the main thread gets. Ours counts processor time; other threads have none, and
-whoever started them must be able to end them (the reward pool kills the process).
+Text is cleaned and refused first (text.py); of math-verify only the LaTeX reader is used, and while it works sympy, in
+this thread, reads numbers and refuses every other string. Numbers are compared in numbers.py. Why: docs/rewards.md,
+"Mathematics". The verdict is the same in any thread and on a busy machine: the limit is on processor time.
 """
 
 from __future__ import annotations
@@ -101,7 +91,7 @@ def readable(gold: str) -> str:
     if words(text) and len(text) <= _WORDS_OF_A_GOLD:
         return text
     with _limited(gold):
-        parsed = None if is_prose(text) else _parse(value, False)
+        parsed = None if is_prose(text) else parse(value, False)
     if parsed is None and not is_formula(text):
         raise UnparseableGold(f"the gold answer {gold[:80]!r} is neither mathematics that math-verify reads nor words")
     return text
@@ -110,10 +100,8 @@ def readable(gold: str) -> str:
 def equal(gold: str, answer: str) -> bool:
     r"""Whether the cleaned `answer` equals a gold answer that readable() returned. A unit must agree if both have one.
 
-    A list without brackets equals a set in any order and a tuple in the same order. A set equals no tuple, a row or a
-    column does.
-
-    Raises TimeoutError when that takes over 5 seconds of processor time (on the main thread; elsewhere nobody watches).
+    A list without brackets equals a set in any order and a tuple in the same order. Raises TimeoutError when that takes
+    over 5 seconds of processor time (on the main thread; elsewhere nobody watches).
     """
     if not answer:
         return False
@@ -157,9 +145,9 @@ def _same(gold: str, answer: str) -> bool:
     if {enclosure(gold), enclosure(answer)} == {"(", "{"}:  # a pair is no set
         return False
     with _one_at_a_time, _limited(answer):
-        sympy_random.seed(0)  # sympy tests equality at random points: the same verdict from every worker
+        sympy_random.seed(0)  # sympy tests equality at random points: the same verdict from every process
         matrices = bool(_INVERTED.search(gold) and _INVERTED.search(answer))
-        a, b = _parse(gold, matrices), _parse(answer, matrices)
+        a, b = parse(gold, matrices), parse(answer, matrices)
         if a is None or b is None or _contradicts_itself(answer):
             return False
         return _equal(*_alike(a, b, gold, answer))
@@ -269,7 +257,7 @@ def _contradicts_itself(answer: str) -> bool:
     sides = _EQUALS.split(answer)
     if len(sides) < 2 or "," in answer:
         return False
-    parsed = [_parse(side, False) for side in sides]
+    parsed = [parse(side, False) for side in sides]
     numbers = [p for p in parsed if isinstance(p, sympy.Expr) and not p.free_symbols]
     return any(not _equal(numbers[-1], number) for number in numbers[:-1])
 
@@ -299,7 +287,7 @@ class _Reader(_Latex2Sympy):
 
 
 @lru_cache(maxsize=1024)
-def _parse(text: str, matrices: bool) -> Any:
+def parse(text: str, matrices: bool) -> Any:
     """The text as sympy's expression, relation, set or matrix; None if it is none of these.
 
     With matrices, the order in a product of capital letters counts.
@@ -307,7 +295,7 @@ def _parse(text: str, matrices: bool) -> Any:
     text = spelled(text)
     if not text or "'" in text:
         return None
-    with _numbers_only():
+    with numbers_only():
         normal = normalize_latex(text, _NORMAL).strip()
         for latex in dict.fromkeys((normal, get_last_eq(normal))):
             try:
@@ -321,7 +309,7 @@ def _parse(text: str, matrices: bool) -> Any:
 
 def _verify(gold: Any, answer: Any) -> bool:
     try:
-        with _numbers_only():
+        with numbers_only():
             return math_verify.verify(
                 gold, answer, allow_set_relation_comp=True, timeout_seconds=0, raise_on_error=True
             )
@@ -356,7 +344,7 @@ def _limited(text: str) -> Iterator[None]:
 
 
 @contextmanager
-def _numbers_only() -> Iterator[None]:
+def numbers_only() -> Iterator[None]:
     token = _reading.set(True)
     try:
         yield

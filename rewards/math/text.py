@@ -1,8 +1,6 @@
 r"""Mathematical answers as text: cleaned, split from their units, refused if they cannot be worth reading. No sympy.
 
-What math-verify gets wrong alone and is settled here: `1\,000` (0), full-width digits (none), `x²` (x2), `1½` (11/2),
-`10 cm` (equals 10 m), `8 million` (8), `\$10` (equals 10 cents), `10101_2` (equals 10101_3), `east` (equals seat: the
-same letters).
+What math-verify gets wrong alone and is settled here: docs/rewards.md, "Mathematics".
 """
 
 from __future__ import annotations
@@ -17,13 +15,15 @@ DEEPEST = 8  # an answer nested deeper is wrong: the LaTeX reader's time grows f
 
 _BRACE = re.compile(r"[{}]")
 _BOX = re.compile(r"\\(?:boxed|fbox)\s{0,8}\{")
+_NAMED = (
+    "\u00d7:times \u00f7:div \u00b7:cdot \u22c5:cdot \u03c0:pi \u221e:infty \u00b1:pm \u2264:le \u2265:ge \u2260:ne "
+    "\u222a:cup \u2229:cap \u2208:in \u2205:emptyset \u221a:sqrt \u2248:approx \u2026:ldots"
+)
 _SYMBOLS = {
-    "\u2212": "-", "\u2010": "-", "\u2011": "-", "\u2012": "-", "\u2013": "-", "\u00d7": "\\times ",
-    "\u00f7": "\\div ", "\u00b7": "\\cdot ", "\u22c5": "\\cdot ", "\u2044": "/", "\u03c0": "\\pi ",
-    "\u221e": "\\infty ", "\u00b1": "\\pm ", "\u2264": "\\le ", "\u2265": "\\ge ", "\u2260": "\\ne ",
-    "\u222a": "\\cup ", "\u2229": "\\cap ", "\u2208": "\\in ", "\u2205": "\\emptyset ", "\u00b0": "^\\circ ",
-    "\u221a": "\\sqrt ", "\u2248": "\\approx ", "\u2026": "\\ldots ", "\u2032": "'",
-}  # fmt: skip
+    **dict.fromkeys("\u2212\u2010\u2011\u2012\u2013", "-"),
+    **{symbol: f"\\{name} " for symbol, _, name in (each.partition(":") for each in _NAMED.split())},
+    **{"\u2044": "/", "\u00b0": "^\\circ ", "\u2032": "'"},
+}
 _SPELLING = str.maketrans(_SYMBOLS)
 _RAISED = re.compile("[\u2070\u00b9\u00b2\u00b3\u2074-\u207b]+")
 _LOWERED = re.compile("[\u2080-\u208e]+")
@@ -97,13 +97,15 @@ _MONEY = re.compile(r"(?P<sign>[+-]?)\s*(?P<coin>\\\$|[\u20ac\u00a3\u00a5\u20b9]
 _MONEY_AFTER = re.compile(r"(?<=\d)\s*(?P<coin>\\\$|[\u20ac\u00a3\u00a5\u20b9])$")
 _DEGREES = re.compile(r"\s*\^\s*\{?\s*\\circ\s*\}?\s*(?:\\(?:text|mathrm)\{\s*)?(?P<scale>[CF]?)\s*\}?$")
 _BASED = re.compile(r"(?P<digits>[0-9A-F]+)_\{?(?P<base>\d{1,2})\}?", re.ASCII)
+_ALIAS = (
+    "metre:m meter:m centimeter:cm centimetre:cm millimeter:mm kilometer:km kilometre:km foot:ft feet:ft inch:in "
+    "inche:in mile:mi gram:g kilogram:kg liter:l litre:l second:s sec:s minute:min hour:h hr:h dollar:\\$ usd:\\$ "
+    "euro:\u20ac pound:lb lb:lb percent:% percentage:% pct:%"
+)
 _ALIASES = {
-    "metre": "m", "meter": "m", "centimeter": "cm", "centimetre": "cm", "millimeter": "mm", "kilometer": "km",
-    "kilometre": "km", "foot": "ft", "feet": "ft", "inch": "in", "inche": "in", "mile": "mi", "gram": "g",
-    "kilogram": "kg", "liter": "l", "litre": "l", "second": "s", "sec": "s", "minute": "min", "hour": "h", "hr": "h",
-    "dollar": "\\$", "usd": "\\$", "euro": "\u20ac", "pound": "lb", "lb": "lb", "percent": "%", "percentage": "%",
-    "pct": "%", "mi per h": "mph", "kph": "km per h", "kmph": "km per h", "unit": "",
-}  # fmt: skip
+    **{name: unit for name, _, unit in (each.partition(":") for each in _ALIAS.split())},
+    **{"mi per h": "mph", "kph": "km per h", "kmph": "km per h", "unit": ""},
+}
 
 # What the LaTeX reader would drop (a prime, a transpose) or take apart (the letters of `ABC`), as it keeps it.
 _PRIMED = re.compile(r"([A-Za-z]|\\[a-z]+\s?)(?:_\{?(\w{1,4})\}?)?('{1,4}|\^\s?\{?(?:\\prime\s?){1,4}\}?)")

@@ -1,9 +1,7 @@
 """An HTTP endpoint that takes JSON and gives JSON: what the judge and the remote reward talk to.
 
-Patient: 408, 429, 5xx, broken connections and timeouts are tried again after a wait that doubles (with jitter; never
-shorter than `Retry-After`). Every other answer but 2xx is final at once, redirects too: a reward must not wander off
-to another machine with its key. Bounded: so many requests at a time, so many bytes of reply. Discreet: no error has
-the key.
+Patient (what may pass is tried again, after a wait that doubles), bounded (so many requests at a time, so many bytes of
+reply) and discreet (no error has the key). What is tried again: docs/rewards.md, "Judge".
 """
 
 from __future__ import annotations
@@ -25,12 +23,12 @@ import httpx
 
 from rlcore.errors import ConfigError
 
-_FIRST_WAIT_SECONDS = 0.5
+FIRST_WAIT_SECONDS = 0.5
 _LONGEST_BACKOFF_SECONDS = 30.0
 _LONGEST_WAIT_SECONDS = 120.0  # an endpoint that asks for more is out of order for this run's purposes
-_REPLY_BYTES = 64 << 20
+REPLY_BYTES = 64 << 20
 _MESSAGE = 300  # characters quoted of an endpoint's own words
-_JITTER = random.Random()  # the pool seeds the global generator per sample: workers would all wait alike
+_JITTER = random.Random()  # the pool seeds the global generator per sample: processes would all wait alike
 
 
 class EndpointError(Exception):
@@ -58,15 +56,11 @@ class _MayPass(Exception):
 
 
 class Endpoint:
-    """One URL that is POSTed to.
+    """One URL that is POSTed to; `who`, in messages, has its options: "judge". ConfigError for values that cannot work.
 
-    who                      whose options these are, for messages: "judge"
     key                      sent as `Authorization: Bearer`; see `secret`
     concurrency              requests on their way at the same time, in this process and event loop
-    retries                  further tries after the first
-    request_timeout_seconds  for one try, from its beginning to the last byte of the reply
-
-    Raises ConfigError for values that cannot work.
+    request_timeout_seconds  for one of `retries` + 1 tries, from its beginning to the last byte of the reply
     """
 
     def __init__(
@@ -101,7 +95,7 @@ class Endpoint:
                     reply = await self._ask(client, content)
                     return Reply(reply, attempt, time.monotonic() - began)
                 except _MayPass as e:
-                    wait = max(e.wait_seconds, _backoff(attempt))
+                    wait = max(e.wait_seconds, backoff(attempt))
                     if attempt == self._retries or e.wait_seconds > _LONGEST_WAIT_SECONDS:
                         tries = f"{attempt + 1} tries" if attempt else "1 try"
                         raise e.error(f"{self.url}: {e} ({tries})") from None
@@ -134,7 +128,7 @@ class Endpoint:
         except httpx.RequestError as e:  # a reply that cannot be decoded
             raise EndpointError(f"{self.url}: {type(e).__name__}: {self._discreet(str(e))}") from None
         if response.status_code in (408, 429) or response.status_code >= 500:
-            wait = _retry_after(response.headers.get("retry-after", ""))
+            wait = retry_after(response.headers.get("retry-after", ""))
             asked = f", asks to wait {wait:.0f} s" if wait else ""
             said = f"{response.status_code} {self._said(body)}{asked}"
             raise _MayPass(EndpointError, said, wait)
@@ -153,8 +147,8 @@ class Endpoint:
         body = bytearray()
         async for chunk in response.aiter_bytes():
             body += chunk
-            if len(body) > _REPLY_BYTES:
-                raise EndpointError(f"{self.url}: the reply is over {_REPLY_BYTES >> 20} MiB")
+            if len(body) > REPLY_BYTES:
+                raise EndpointError(f"{self.url}: the reply is over {REPLY_BYTES >> 20} MiB")
         return bytes(body)
 
     def _said(self, body: bytes) -> str:
@@ -229,12 +223,12 @@ def _checked_url(who: str, url: str) -> str:
     return str(parsed)
 
 
-def _backoff(attempt: int) -> float:
-    """Seconds to wait after the attempt of this number (from 0): doubling, and spread so that workers do not march."""
-    return min(_LONGEST_BACKOFF_SECONDS, _FIRST_WAIT_SECONDS * 2.0**attempt) * _JITTER.uniform(0.5, 1.0)
+def backoff(attempt: int) -> float:
+    """Seconds to wait after the attempt of this number (from 0): doubling, and spread so that no two march."""
+    return min(_LONGEST_BACKOFF_SECONDS, FIRST_WAIT_SECONDS * 2.0**attempt) * _JITTER.uniform(0.5, 1.0)
 
 
-def _retry_after(value: str) -> float:
+def retry_after(value: str) -> float:
     """Seconds that a Retry-After header asks for, written as seconds or as a date; 0 for none and for nonsense."""
     if re.fullmatch(r"[0-9]{1,9}(\.[0-9]+)?", value.strip()):
         return float(value)

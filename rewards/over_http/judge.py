@@ -1,14 +1,8 @@
 """A language model as judge: any OpenAI-compatible /chat/completions endpoint (vLLM, SGLang, TGI, a commercial one).
 
-    reward.fns=[judge]
-    reward.args.judge={url: "http://127.0.0.1:8000/v1", model: NAME, scale: [0, 10]}
-    reward.timeout_seconds=120
+    reward.fns=[judge] reward.args.judge={url: "http://127.0.0.1:8000/v1", model: NAME} reward.timeout_seconds=120
 
-What it protects from: only the judge's reply is read for a score, so a response that says "Score: 10" is not
-believed; template names are replaced once, so braces in a response stay what they are; a reply without a score, with
-one outside the scale or one that was cut off is an error of the sample, never a 0. What it does not: a judge can be
-talked into a high score by the text it grades (and by chat-template tokens spelled out in it, where the endpoint reads
-them as such), and a policy that is rewarded for it finds out how. Look at samples; keep a rule beside it in the sum.
+What counts as a score, what this protects from and what not: docs/rewards.md, "Judge".
 """
 
 from __future__ import annotations
@@ -18,6 +12,7 @@ import math
 import re
 import string
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rewards.format import after_thought
@@ -65,85 +60,63 @@ _SCORE = re.compile(
 _QUOTED = 200  # characters of a judge's reply in an error
 
 
+@dataclass(eq=False, repr=False)
 class Judge:
     """Asks a model to grade a response; the reward is its score, scaled to 0..1.
 
-    url        the API's base, http://HOST:PORT/v1, or the whole address, which ends in /chat/completions
-    model      the name the endpoint knows the model by
-    template   what is asked. {question} is the last user message (as the policy saw it), {response} the response,
-               {answer} the gold answer, {scale} "0 to 10"; any other {name} is a column of the dataset row. Literal
-               braces are written twice.
-    system     a system message before it; none by default
-    score_pattern  a regular expression with one group around the number; its last match in the reply counts. By
-               default the last line counts that begins with a score: `Score: 7`, `**Final score:** 7/10` (on a scale
-               to 10), `Score: 7, because ...`, `\\boxed{7}`; where it is not one number (`Score: 3, 4`) there is no
-               score. One further on in a line, or in quotation marks, is a quotation. Of a reply that ends with a
-               JSON object with a member "score", that counts. Thoughts up to `</think>` are not read.
-    scale      [lowest, highest] score; a score outside is an error. lowest becomes reward 0, highest 1
-    temperature, max_tokens  of the judge; null leaves it to the endpoint
-    request    more fields of the request, which win: {max_completion_tokens: 500} where max_tokens is refused,
-               {response_format: {...}}, {chat_template_kwargs: {...}}, with vLLM
-               {structured_outputs: {regex: "Score: [0-9]"}}
-    api_key_env    the name of an environment variable with the key; never the key
-    concurrency    requests at a time of one reward worker; with reward.workers=W the endpoint sees up to W times that
-    retries    further tries on 429, 5xx, broken connections and timeouts (http.py); waits about 15 s over 5
-    request_timeout_seconds  for one try
-    price_per_million_tokens  [input, output], for the part judge_cost, in your currency
-
-    `reward.timeout_seconds` is for a sample in all: the wait for its turn, every try and the waits between them. Its
-    default is for rules; with a judge set it to a few times request_timeout_seconds.
-
     Parts: judge_score (on the scale), judge_seconds (from its turn to the reply, retries included), judge_retries, and,
-    when the endpoint reports usage, judge_tokens_in, judge_tokens_out and judge_cost.
-
-    Raises ConfigError for options that cannot work. Scoring raises EndpointError or TimeoutError (http.py) and
-    ValueError for a reply without a usable score or a template name that is no column.
+    where usage is reported, judge_tokens_in, judge_tokens_out, judge_cost. Raises ConfigError for options that cannot
+    work; scoring EndpointError, TimeoutError, and ValueError for a reply without a score or a name that is no column.
     """
 
-    def __init__(
-        self,
-        url: str,
-        model: str,
-        template: str = TEMPLATE,
-        system: str | None = None,
-        score_pattern: str | None = None,
-        scale: Sequence[float] = (0, 10),
-        temperature: float | None = 0.0,
-        max_tokens: int | None = 1024,
-        request: dict[str, Any] | None = None,
-        api_key_env: str | None = None,
-        concurrency: int = 16,
-        retries: int = 5,
-        request_timeout_seconds: float = 60.0,
-        price_per_million_tokens: Sequence[float] | None = None,
-    ) -> None:
-        if not isinstance(url, str):
-            raise ConfigError(f"judge: url is {url!r}, must be text")
-        address = url.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
-        key = secret("judge", "api_key_env", api_key_env)
-        self._endpoint = Endpoint("judge", address, key, concurrency, retries, request_timeout_seconds)
-        self._template = _parsed(template)
-        self._system = system
-        self._pattern = _pattern(score_pattern)
-        self._low, self._high = _two_numbers("scale", scale)
+    url: str  # the API's base, http://HOST:PORT/v1, or the whole address, which ends in /chat/completions
+    model: str  # the name the endpoint knows the model by
+    # What is asked. {question} is the last user message (as the policy saw it), {response} the response, {answer} the
+    # gold answer, {scale} "0 to 10"; any other {name} is a column of the row. Literal braces are written twice.
+    template: str = TEMPLATE
+    system: str | None = None  # a system message before it
+    score_pattern: str | None = None  # with one group around the number; its last match in the reply counts
+    scale: Sequence[float] = (0, 10)  # lowest and highest score: rewards 0 and 1; a score outside is an error
+    temperature: float | None = 0.0  # of the judge; null leaves it to the endpoint
+    max_tokens: int | None = 1024
+    # More fields of the request, which win: {max_completion_tokens: 500} where max_tokens is refused,
+    # {response_format: {...}}, {chat_template_kwargs: {...}}, with vLLM {structured_outputs: {regex: "Score: [0-9]"}}.
+    request: dict[str, Any] | None = None
+    api_key_env: str | None = None  # the name of an environment variable with the key; never the key
+    concurrency: int = 16  # requests at a time of one process, of which there are reward.workers
+    retries: int = 5  # further tries on 429, 5xx, broken connections and timeouts; waits about 15 s over 5
+    request_timeout_seconds: float = 60.0  # for one try
+    price_per_million_tokens: Sequence[float] | None = None  # [input, output], for judge_cost, in your currency
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.url, str):
+            raise ConfigError(f"judge: url is {self.url!r}, must be text")
+        address = self.url.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
+        key = secret("judge", "api_key_env", self.api_key_env)
+        tries = self.concurrency, self.retries, self.request_timeout_seconds
+        self._endpoint = Endpoint("judge", address, key, *tries)
+        self._pieces = _parsed(self.template)
+        self._pattern = _pattern(self.score_pattern)
+        self._low, self._high = _two_numbers("scale", self.scale)
         if not self._low < self._high:
-            raise ConfigError(f"judge: scale is {list(scale)}, must be [lowest, highest] with lowest below highest")
-        prices = price_per_million_tokens
+            wrong = f"judge: scale is {list(self.scale)}, must be [lowest, highest] with lowest below highest"
+            raise ConfigError(wrong)
+        prices = self.price_per_million_tokens
         self._prices = None if prices is None else _two_numbers("price_per_million_tokens", prices)
-        sent = {"model": model, "temperature": temperature, "max_tokens": max_tokens}
-        self._fields = {k: v for k, v in sent.items() if v is not None} | (request or {})
+        sent = {"model": self.model, "temperature": self.temperature, "max_tokens": self.max_tokens}
+        self._fields = {k: v for k, v in sent.items() if v is not None} | (self.request or {})
 
     async def __call__(self, prompt: Prompt, response: str) -> Score:
         """The judge's score of `response`, scaled to 0..1, with the parts named above."""
         asked = [{"role": "user", "content": self._filled(prompt, response)}]
-        system = [] if self._system is None else [{"role": "system", "content": self._system}]
+        system = [] if self.system is None else [{"role": "system", "content": self.system}]
         reply = await self._endpoint.post({"messages": system + asked, **self._fields})
-        score = self._read(reply.json)
+        score = self.score_in(reply.json)
         parts = {"judge_score": score, "judge_seconds": reply.seconds, "judge_retries": float(reply.retries)}
         return Score((score - self._low) / (self._high - self._low), parts | self._usage(reply.json))
 
     def _filled(self, prompt: Prompt, response: str) -> str:
-        return "".join(text + (self._value(name, prompt, response) if name else "") for text, name in self._template)
+        return "".join(text + (self._value(name, prompt, response) if name else "") for text, name in self._pieces)
 
     def _value(self, name: str, prompt: Prompt, response: str) -> str:
         if name == "question":
@@ -160,7 +133,7 @@ class Judge:
             )
         return _text(prompt.row[name])
 
-    def _read(self, reply: Any) -> float:
+    def score_in(self, reply: Any) -> float:
         """The score in a chat completion."""
         try:
             choice = reply["choices"][0]

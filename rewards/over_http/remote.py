@@ -1,23 +1,8 @@
 """Rewards from another machine, over a batch JSON protocol that any language can serve. `rlcore serve-reward` does.
 
-    reward.fns=[remote]
-    reward.args.remote={url: "http://HOST:8010/score", token_env: RLCORE_REWARD_TOKEN} reward.timeout_seconds=120
+    reward.fns=[remote] reward.args.remote={url: "http://HOST:8010/score", token_env: RLCORE_REWARD_TOKEN}
 
-The protocol, version 1. POST to the url, `Content-Type: application/json`, with a token `Authorization: Bearer TOKEN`:
-
-    {"version": 1, "samples": [{"prompt": {"id": "train.jsonl:17", "messages": [{"role": "user", "content": "6*7?"}],
-                                           "answer": "42", "row": {"question": "6*7?", "answer": "42"}},
-                                "response": {"text": "It is 42.", "tokens": 5, "finish": "stop"}}]}
-
-`tokens` and `finish` ("stop", "length" or "abort") are there when known. The reply is 200 and has one result a sample,
-in the order of the samples:
-
-    {"results": [{"reward": 1.0, "parts": {"format": 0.5}},         parts may be left out; all numbers finite
-                 {"status": "error", "message": "why"},             or timeout, crashed, bad_value, unparseable_gold
-                 {"status": "skipped"}]}                            the function does not apply to this sample
-
-429 and 5xx are tried again (429 and 503 with Retry-After, if you like); any other status is final and its body says
-why. A server that cannot score one sample says so in that sample's result, not with a status for the whole batch.
+The protocol, version 1, is in docs/rewards.md, "Remote".
 """
 
 from __future__ import annotations
@@ -40,15 +25,10 @@ _QUOTED = 80
 
 
 class Remote:
-    """A batched reward function that asks a server which speaks the protocol above.
+    """A batched reward function that asks a server which speaks the protocol. ConfigError for options that cannot work.
 
-    url          the whole address that is POSTed to
     token_env    the name of an environment variable with the token; never the token
-    concurrency  requests at a time of one reward worker; each has up to 64 samples
-    retries      further tries on 429, 5xx, broken connections and timeouts (rewards/over_http/http.py)
-    request_timeout_seconds  for one try
-
-    `reward.timeout_seconds` is for one batch here, retries included. Raises ConfigError for options that cannot work.
+    concurrency  requests at a time of one process; each has up to 64 samples, all tries within reward.timeout_seconds
     """
 
     def __init__(

@@ -36,8 +36,8 @@ TOKEN_VARIABLE = "RLCORE_REWARD_TOKEN"
 
 _CLIENT_SECONDS = 120  # the hint's reward.timeout_seconds, above what one request of `remote` may take
 
-_BODY_BYTES = 64 << 20
-_WAITING_SAMPLES = 20_000  # more than this and a request is told to come again
+BODY_BYTES = 64 << 20
+WAITING_SAMPLES = 20_000  # more than this and a request is told to come again
 _LOOK_SECONDS = 0.2
 _GRACE_SECONDS = 2  # of Ctrl-C, for the requests that are being answered; after half of it clients are hung up on
 _TRACEBACKS = 20  # shown on stderr, one a message: the first failures tell, the thousandth does not
@@ -166,7 +166,7 @@ class Server:
 
     async def _score(self, request: Request) -> dict[str, Any]:
         samples = samples_of(await _body(request))
-        if self._thread.waiting > _WAITING_SAMPLES:
+        if self._thread.waiting > WAITING_SAMPLES:
             raise Refusal(503, f"{self._thread.waiting} samples are waiting", {"Retry-After": "2"})
         outcomes = await self._thread.score(samples)
         for outcome in outcomes:
@@ -190,8 +190,8 @@ async def _body(request: Request) -> Any:
     try:
         async for chunk in request.stream():
             body += chunk
-            if len(body) > _BODY_BYTES:
-                raise Refusal(413, f"the body is over {_BODY_BYTES >> 20} MiB; send fewer samples at a time")
+            if len(body) > BODY_BYTES:
+                raise Refusal(413, f"the body is over {BODY_BYTES >> 20} MiB; send fewer samples at a time")
     except ClientDisconnect:  # nobody reads the answer, but unanswered it would be a traceback on the terminal
         raise Refusal(400, "the client left before the end of the body") from None
     try:

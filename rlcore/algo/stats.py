@@ -59,6 +59,8 @@ class Stats:
         """One micro-batch: its share of the loss, and statistics by metric name, (n,) of tokens or (B,) of rollouts."""
         self.loss += float(share.detach())
         self.tokens += int(micro.mask.sum())
+        if not micro.mask.any():
+            return
         learned = sums(micro.mask.float(), micro) > 0
         self.rollouts += int(learned.sum())
         for name, values in columns.items():

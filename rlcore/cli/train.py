@@ -18,9 +18,9 @@ from rlcore.compose.compose import Composed, compose, run_with_hydra
 from rlcore.compose.recipe import recipe_names
 from rlcore.compose.stages import stage_of
 from rlcore.compose.unused_keys import OF_ONE_DEVICE
-from rlcore.config import Config, all_keys, fields_read
+from rlcore.config import Config, all_keys, fields_read, forget_reads
 from rlcore.errors import ConfigError
-from rlcore.runs.checkpoint import Checkpoints
+from rlcore.runs.checkpoint import Best, Checkpoints
 from rlcore.runs.directory import recorded
 
 _SHARES = ("accuracy", "ranked_right")
@@ -99,6 +99,7 @@ def run_stage(cfg: Config, composed: Composed, again: str) -> int:
     """One run of the stage that loss.name stands for, from start-up to the last words. `again` is a command to suggest
     at the end."""
     began = time.monotonic()
+    forget_reads()  # of another job of a sweep
     run_dir = Path(str(cfg.run_dir))
     try:
         with recorded(run_dir):
@@ -111,12 +112,13 @@ def run_stage(cfg: Config, composed: Composed, again: str) -> int:
         if list(run_dir.glob("checkpoints/step_*")):
             say(f"the run can go on: {typed('resume', run_dir)}")
         raise
-    last_words(run_dir, finished.exported, again, time.monotonic() - began)
+    best = Checkpoints(run_dir, cfg.keep_checkpoints, cfg.keep_best).best()
+    last_words(run_dir, finished.exported, again, time.monotonic() - began, best)
     say_unread(finished.unread)
     return 0
 
 
-def last_words(run_dir: Path, exported: Path, again: str, seconds: float) -> None:
+def last_words(run_dir: Path, exported: Path, again: str, seconds: float, best: Best | None = None) -> None:
     """What came out of the run, where it is, and what to try next."""
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     training = lines[-1]["time"] - lines[0]["time"]
@@ -128,7 +130,7 @@ def last_words(run_dir: Path, exported: Path, again: str, seconds: float) -> Non
             # A reward of 1.2 is no share of the answers.
             form = ".1%" if name in _SHARES and all(0 <= v <= 1 for v in values) else ".3g"
             say(f"  {key}: before {values[0]:{form}}, after {values[-1]:{form}}")
-    if (best := Checkpoints(run_dir, keep=1).best()) is not None:
+    if best is not None:
         how = typed("export", run_dir, "--step", str(best.step))
         say(f"  best checkpoint: step {best.step} ({best.value:.4g}); {how}")
     say(f"  run directory:   {run_dir} (metrics.jsonl, events.jsonl, config.yaml, checkpoints)")

@@ -258,6 +258,9 @@ def _critic(cfg: Config) -> list[str]:
 
 
 def _placement(cfg: Config) -> list[str]:
+    """Whether the weights can go to the engines."""
+    if not stage_of(cfg.loss.name).samples:
+        return []
     errors = []
     if cfg.ray.address is None and 3 * cfg.sync.bucket_mib > cfg.ray.object_store_mib:
         errors.append(

@@ -1,8 +1,8 @@
 """From `NAME|FILE.yaml key=value ...` to one checked `Config`: Hydra composes, this module finds every error at once.
 
 Lines lie over each other in this order, the last wins: config.py, what the recipe builds on, the recipe, the command
-line. An `algorithm` line stands for the lines of its file, at the bottom of the layer it is written in; it undoes what
-lower layers say about the method (recipe.resets). Nothing here imports torch or Ray, so a wrong key costs a second.
+line. An `algorithm` line stands for the lines of its file: see docs/configuration.md. Nothing here imports torch or
+Ray, so a wrong key costs a second.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from rlcore.compose.merge import Merger, is_list
 from rlcore.compose.recipe import OPEN_KEYS, RECIPES, Layer, flatten, layers, mapping, recipe_file, recipe_names
 from rlcore.compose.stages import STAGES, stage_of
 from rlcore.compose.unused_keys import DECIDING, idle
-from rlcore.config import Config, all_keys, forget_reads
+from rlcore.config import Config, all_keys, uncounted
 from rlcore.errors import ConfigError, RlcoreError
 
 __all__ = ["RECIPES", "Composed", "as_config", "compose", "compose_run", "recipe_names", "run_with_hydra"]
@@ -84,11 +84,8 @@ def compose(
 ) -> tuple[Composed, list[str]]:
     """The checked config of a recipe and the user's overrides, and the overrides in the form Hydra takes.
 
-    Of a sweep, every value is checked, every algorithm with the last values of the other keys; the config is of the
-    last ones. Keys without effect are left to each job where what decides about them is swept. `command` is what the
-    config is for, one of STAGES; None: not known. Raises one ConfigError that lists everything that is wrong:
-    unknown keys (with the nearest valid one and where they were set), wrong types, missing values, combinations that
-    cannot run, and lines of the user's that would have no effect.
+    `command` is what it is for, one of STAGES; None: not known. Of a sweep all values are checked, and the
+    config is of the last ones. Raises one ConfigError that lists all that is wrong, each with where it was set.
     """
     path = recipe_file(name)
     found, errors = layers(path), []
@@ -133,6 +130,7 @@ def _merged(path: Path, found: list[Layer], lines: list[_Line], algorithm: list[
     return merger
 
 
+@uncounted()
 def _wrong(merger: Merger, cfg: Config, command: str | None, users: dict[str, str]) -> list[str]:
     """What a merged config cannot be run for, and which of the keys in `users` (key -> where) would have no effect."""
     loss, algorithm = (f"{key} ({merger.origins.get(key, 'default')})" for key in ("loss.name", "algorithm"))
@@ -231,7 +229,9 @@ def compose_rewards(given: dict[str, Any], overrides: list[str]) -> Config:
             merger.put(line.key, line.values[0], _COMMAND_LINE, users=True)
     _settle(merger, "set it on the command line")
     cfg = as_config(merger.config)
-    _require_none(merger.errors + [e for e in check(cfg) if e.startswith(("reward.", "data."))])
+    with uncounted():
+        errors = check(cfg)
+    _require_none(merger.errors + [e for e in errors if e.startswith(("reward.", "data."))])
     return cfg
 
 
@@ -258,7 +258,6 @@ def _hydra_form(key: str, override: Any, text: str) -> str:
 def as_config(config: DictConfig) -> Config:
     """The plain dataclasses; what is still missing stays OmegaConf's "???" so that check() can go on."""
     plain = OmegaConf.to_object(config) if not OmegaConf.missing_keys(config) else _with_blanks(config)
-    forget_reads()
     assert is_dataclass(plain)
     return typing.cast(Config, plain)
 

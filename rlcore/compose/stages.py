@@ -18,13 +18,14 @@ _GIVEN: dict[str, Any] = {
     "rollout.temperature": 1,
     "critic.ranks": 0,
 }
-# What only training on samples reads, and what only sampling does. The length of a response is everyone's.
+# What only training on samples reads, and what only sampling does.
 _OF_ROLLOUTS = (
     *("rollouts_per_prompt", "advantage.", "kl.", "reference.", "critic.", "data.curriculum", "sync.max_logp_diff"),
     *("rollout.dynamic_draws", "rollout.greedy_baseline", "rollout.train_truncated", "reward.overlong_", "correction."),
 )
 _OF_SAMPLING = ("rollout.", "reward.", "reward_model.", "data.source_column", "data.answer_column", "eval.temperature")
-_EVERYONES = ("rollout.max_response_tokens", "reward.fns")
+# What every stage reads all the same; the last one only if it samples.
+_EVERYONES = ("loss.name", "rollout.max_response_tokens", "reward.fns")
 
 
 class Stage(NamedTuple):
@@ -54,7 +55,7 @@ class Stage(NamedTuple):
 
     def why_unread(self, key: str, cfg: Config) -> str | None:
         """Why nothing reads this key, and what to do; None: something may."""
-        if key in self.needs or key in _EVERYONES[: 1 + bool(self.samples)]:
+        if key in self.needs or key in _EVERYONES[: 2 + bool(self.samples)]:
             return None
         if key.startswith(self.unread):
             return f"nothing reads it in `rlcore {self.command}`; remove it"

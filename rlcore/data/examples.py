@@ -45,6 +45,8 @@ def _response(loaded: Rows, i: int, cfg: DataConfig, said: str | None) -> str:
     """What is to be learned from row i: the response column, else the assistant's last message."""
     column = cfg.response_column
     if said is not None and column not in loaded.rows[i]:
+        if not isinstance(said, str):
+            raise DataError(f"{loaded.at(i)}: the assistant's last message must be text, for a policy to learn from it")
         return said
     text = as_text(cell(loaded, i, column))
     if not text:

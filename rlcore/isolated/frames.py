@@ -16,20 +16,13 @@ _READ_BYTES = 1 << 18
 
 
 class Hello(NamedTuple):
-    """What a process is told first.
+    """What a process is told first."""
 
-    loader           dotted path of a function, called there as `loader(**given)`; it returns the list of rules
-    given            JSON
-    section          of the config that has the options below, for messages: "reward"
-    timeout_seconds  of one call, counted from its beginning in the process
-    memory_mib       that one process may have; with its children, at the time somebody looks
-    """
-
-    loader: str
-    given: dict[str, Any]
-    section: str
-    timeout_seconds: float
-    memory_mib: int
+    loader: str  # dotted path of a function; the process calls it as `loader(**given)` and gets the list of rules
+    given: dict[str, Any]  # JSON
+    section: str  # of the config that has the options below, for messages: "reward"
+    timeout_seconds: float  # of one call, counted from its beginning in the process
+    memory_mib: int  # that one process may have; with its children, at the time somebody looks
 
 
 def packed(number: int, message: Any) -> bytes:

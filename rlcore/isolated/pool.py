@@ -1,6 +1,6 @@
 """Somebody else's functions in killable processes: a submission that hangs or crashes costs only itself.
 
-pool = Pool(Hello("rewards.worker.rules", {...}, "reward", 10.0, 4096), ["gsm8k"], processes=2)
+pool = Pool(Hello("a.module.loader", {...}, "reward", 10.0, 4096), ["gsm8k"], processes=2)
 pool.ready(deadline_seconds=60.0); pool.submit(key, prompt, Response("so it is 72"))
 for key, outcomes in pool.poll(wait_seconds=0.1): outcomes["gsm8k"].reward   # in the end pool.close()
 """
@@ -35,18 +35,16 @@ _START_FAILURES = 5  # in a row, before the pool gives up
 
 
 class Pool:
-    """Puts submissions to rules in `processes` processes, started here and kept warm. Timeouts need somebody who polls.
-
-    names       what the rules are called, in the order in which `hello.loader` returns them
-    on_request  what the further rules are called that it returns: those asked only where `submit` names them
+    """Puts submissions to rules in processes, started here and kept warm; what a failure costs: docs/isolation.md.
 
     Raises ConfigError for values that cannot work, `ready` for rules that cannot be loaded; `poll` raises RewardError
-    when processes cannot be kept alive. One thread at a time may use a pool. What a failure costs: docs/isolation.md.
+    when processes cannot be kept alive. One thread at a time may use a pool. Timeouts need somebody who polls.
     """
 
     def __init__(self, hello: Hello, names: Sequence[str], processes: int, on_request: Sequence[str] = ()) -> None:
         _check(hello, processes)
-        self.names, self.on_request = list(names), list(on_request)
+        self.names = list(names)  # of the rules, in the order in which `hello.loader` returns them
+        self.on_request = list(on_request)  # and of those it returns after them: asked only where `submit` names them
         self._rules = self.names + self.on_request  # as the processes number them
         assert self.names and len(set(self._rules)) == len(self._rules), f"names of rules: {self._rules}"
         self._kinds: list[tuple[bool, bool]] = []  # of each: many submissions a call, async

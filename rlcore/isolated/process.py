@@ -166,7 +166,8 @@ class Process:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.guard.wait(_END_SECONDS)
         if self.guard.returncode != 0:
-            end_tree(self.guard.pid)
+            if self.guard.returncode is None:
+                end_tree(self.guard.pid)
             end_tree(self.page.pid)
             self.guard.wait()
             end_marked(f"{_MARK}={self._mark}", _END_SECONDS)

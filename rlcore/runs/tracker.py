@@ -86,7 +86,7 @@ class Tracker:
         self._write_rollouts(f"step_{step:06d}.jsonl", groups, _use)
 
     def evaluation(self, step: int, name: str, metrics: Mapping[str, float], groups: Sequence[Group]) -> None:
-        """One held-out source's result at `step`: an event, a console line, its rollouts if any. `log` takes the metrics."""
+        """One held-out source's result at `step`: an event, a console line, its rollouts. `log` takes the metrics."""
         self._begin(step)
         if groups:
             self._write_evaluation(step, name, groups)

@@ -37,8 +37,10 @@ from rlcore.train.evaluate import Sampled
 from rlcore.train.learner import PolicyLearner
 from rlcore.train.run import Parts, Run
 from rlcore.train.sampling import Sampling
-from rlcore.workers.group import Actor, Critic, Reference
+from rlcore.workers.actor import Actor
+from rlcore.workers.critic import Critic
 from rlcore.workers.packing import Work
+from rlcore.workers.reference import Reference
 from rollout.collector import Collector, response_text
 from rollout.engine import Sample, SampleRequest
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from rlcore.compose.recipe import algorithm_names
 from rlcore.config import Correction
 from rlcore.errors import CheckpointError, ConfigError, RewardError, SyncError, WorkerError
+from rlcore.records import Group
 from rlcore.train.loop import train
 from tests.loop.fakes import toy_config, toy_run
 
@@ -164,11 +166,9 @@ def test_an_evaluation_without_scores_ends_the_run_and_is_not_zero(tmp_path: Pat
     toy = toy_run(toy_config(tmp_path, steps=1))
     sample = toy.rollouts.sample
 
-    def unscored(prompts, samples, temperature):
-        groups = sample(prompts, samples, temperature)
-        for rollout in (r for g in groups for r in g.rollouts):
-            rollout.reward, rollout.status, rollout.toy = None, {"right": "timeout"}, {}
-        return groups
+    def unscored(prompts, ask):
+        failed = {"reward": None, "status": {"right": "timeout"}, "parts": {}}
+        return [Group([dataclasses.replace(r, **failed) for r in g.rollouts]) for g in sample(prompts, ask)]
 
     toy.rollouts.sample = unscored
     with pytest.raises(RewardError, match="right.*'timeout'"):

@@ -16,6 +16,7 @@ from rlcore.algo.correction import correct
 from rlcore.algo.loss import policy_loss
 from rlcore.compose.check import check
 from rlcore.compose.compose import as_config, compose
+from rlcore.compose.stages import STAGES
 from rlcore.compose.unused_keys import DECIDING, idle
 from rlcore.config import AdvantageConfig, Correction, CorrectionConfig, LossConfig, all_keys, fields_read, forget_reads
 from tests.unit.ragged import as_batch, roll
@@ -152,8 +153,16 @@ REFUSED = [
         )
     ),
     ("model.path=./gone.gguf", "model.path nothing at ./gone.gguf GGUF", "model.path=demo"),
-    ("loss.name=sft critic.ranks=1", "loss.name sft critic.ranks 1", "critic.ranks=0"),
-    ("loss.name=sft kl.coef=1", "loss.name sft kl.coef", "kl.coef=0"),
+    ("loss.name=sft critic.ranks=1", "critic.ranks is 1 rlcore sft critic.ranks=0", "critic.ranks=0"),
+    ("loss.name=sft kl.coef=1", "kl.coef is 1 rlcore sft kl.coef=0", "kl.coef=0"),
+    ("loss.name=dpo", "loss.aggregation is token_mean rlcore dpo needs", "loss.aggregation=sequence_sum"),
+    ("keep_best=eval/x/accuracy", "keep_best data.eval []", "data.eval=[owner/x]"),
+    (
+        "keep_best=accuracy data.eval=[owner/x]",
+        "keep_best is accuracy eval/NAME/... of x",
+        "keep_best=eval/x/accuracy",
+    ),
+    ("ray.object_store_mib=100", "sync.bucket_mib 64 ray.object_store_mib 100", "loss.name=bradley_terry"),
     (
         "advantage.name=gae critic.ranks=300",
         "256 rollouts prompts_per_step actor.minibatches_per_step 1 critic.ranks 300",
@@ -322,18 +331,20 @@ IDLE = [
     ("critic.learning_rate", "", "critic.ranks 0; remove it", "critic.ranks=1"),
     ("reward.overlong_penalty", "", "reward.overlong_fraction 0; remove it", "reward.overlong_fraction=0.1"),
     # What only one command reads.
-    ("data.response_column", "", "loss.name ppo_clip; remove it or use `rlcore sft`", "loss.name=sft"),
-    ("data.response_column", "loss.name=USER", "use `rlcore sft`", "loss.name=sft"),
-    ("data.response_column", "loss.name=bradley_terry", "loss.name bradley_terry; remove it", "loss.name=sft"),
-    ("data.curriculum", "loss.name=sft", "loss.name sft; remove it or use `rlcore train`", "loss.name=ppo_clip"),
-    ("rollout.engines", "loss.name=sft", "loss.name sft; remove it or use `rlcore train`", "loss.name=ppo_clip"),
-    ("rollout.vllm_args", "loss.name=bradley_terry", "use `rlcore train`", "loss.name=USER"),
-    ("rollouts_per_prompt", "loss.name=sft", "use `rlcore train`", "loss.name=ppo_clip"),
-    ("reward.fns", "loss.name=bradley_terry", "use `rlcore train`", "loss.name=ppo_clip"),
-    ("advantage.name", "loss.name=sft advantage.name=USER", "use `rlcore train`", "loss.name=ppo_clip"),
-    ("kl.estimator", "loss.name=sft", "use `rlcore train`", "loss.name=ppo_clip kl.coef=0.1"),
-    ("loss.clip_low", "loss.name=bradley_terry", "use `rlcore train` or `rlcore sft`", "loss.name=ppo_clip"),
-    ("loss.aggregation", "loss.name=bradley_terry", "use `rlcore train` or `rlcore sft`", "loss.name=sft"),
+    ("data.response_column", "", "in `rlcore train`; remove it", "loss.name=sft"),
+    ("data.response_column", "loss.name=USER", "in `rlcore train`; remove it", "loss.name=sft"),
+    ("data.response_column", "loss.name=bradley_terry", "in `rlcore train-rm`; remove it", "loss.name=sft"),
+    ("data.curriculum", "loss.name=sft reward.fns=[]", "in `rlcore sft`; remove it", "loss.name=ppo_clip"),
+    ("rollout.engines", "loss.name=sft reward.fns=[]", "with reward.fns []; remove it", "reward.fns=[gsm8k]"),
+    ("rollout.vllm_args", "loss.name=bradley_terry", "which samples nothing; remove it", "loss.name=USER"),
+    ("rollouts_per_prompt", "loss.name=sft", "in `rlcore sft`; remove it", "loss.name=ppo_clip"),
+    ("reward.fns", "loss.name=bradley_terry", "which samples nothing; remove it", "loss.name=sft"),
+    ("advantage.name", "loss.name=sft advantage.name=USER", "in `rlcore sft`; remove it", "loss.name=ppo_clip"),
+    ("kl.estimator", "loss.name=dpo", "in `rlcore dpo`; remove it", "loss.name=ppo_clip kl.coef=0.1"),
+    ("loss.clip_low", "loss.name=bradley_terry", "in `rlcore train-rm`; remove it", "loss.name=ppo_clip"),
+    ("loss.aggregation", "loss.name=bradley_terry", "in `rlcore train-rm`; remove it", "loss.name=sft"),
+    ("loss.beta", "loss.name=sft", "loss.name sft; remove it or choose dpo", "loss.name=dpo"),
+    ("sync.bucket_mib", "loss.name=bradley_terry", "in `rlcore train-rm`; remove it", "loss.name=ppo_clip"),
     # What needs something to be there.
     ("eval.prompts", "", "data.eval []; remove it or set data.eval", "data.eval=[a/b]"),
     ("eval.every_steps", "", "data.eval []; remove it or set data.eval", "data.eval=[a/b]"),
@@ -350,18 +361,18 @@ def test_a_key_that_nothing_would_read_is_named(
 ) -> None:
     found = idle(as_config(changed(base, settings)), {"steps": "x", key: "command line", "critic.ranks": "x"})
     assert list(found) == [key]
-    assert found[key].startswith(f"{key} (command line): nothing reads it with ") and says in found[key]
+    assert found[key].startswith(f"{key} (command line): nothing reads it ") and says in found[key]
     assert idle(as_config(changed(base, f"{settings} {remedy}")), {key: "command line"}) == {}
 
 
-@pytest.mark.parametrize("loss", ["sft", "bradley_terry"])
-def test_what_another_rule_asks_for_may_be_set(base: DictConfig, loss: str) -> None:
-    """A recipe that is for `train` is made one for `sft` by these lines."""
-    asked = "kl.coef=0 rollout.temperature=1 critic.ranks=0 actor.minibatches_per_step=1 actor.epochs_per_step=1"
-    settings = f"loss.name={loss} {asked}"
-    assert errors(base, settings) == []
-    keys = [setting.partition("=")[0] for setting in settings.split()]
-    assert idle(as_config(changed(base, settings)), dict.fromkeys(keys, "command line")) == {}
+@pytest.mark.parametrize("command", [command for command, stage in STAGES.items() if stage.needs])
+def test_what_a_stage_needs_may_be_set(base: DictConfig, command: str) -> None:
+    """A recipe that is for `train` is made one for another command by these lines."""
+    stage = STAGES[command]
+    needs = {"loss.name": stage.loss, **stage.needs}
+    cfg = as_config(changed(base, " ".join(f"{key}={value}" for key, value in needs.items())))
+    assert check(cfg) == []
+    assert idle(cfg, dict.fromkeys([*needs, "rollout.max_response_tokens"], "command line")) == {}
 
 
 def test_what_a_run_that_goes_on_would_read_is_not_refused(base: DictConfig) -> None:
@@ -385,8 +396,8 @@ def read_by(section: str, work: Callable[[], object]) -> set[str]:
 
 
 def test_what_is_called_idle_is_what_the_functions_do_not_read(base: DictConfig) -> None:
-    rolls = [roll(random.Random(i), 0, float(i), 3, True) for i in range(3)]
-    batch = as_batch(rolls, "old_logp", "value", "advantage")
+    rolls = [roll(random.Random(i), 0, float(i), 3, True) for i in range(4)]
+    batch = as_batch(rolls, "old_logp", "ref_logp", "value", "advantage")
     logp = batch.old_logp
     assert logp is not None
     cases = [

@@ -11,12 +11,13 @@ import pytest
 from omegaconf import OmegaConf
 
 from rlcore.cli import main
-from rlcore.cli.train import from_hydra_names, last_words, say_unread
+from rlcore.cli.train import from_hydra_names, last_words, say_unread, unread_keys
 from rlcore.compose.check import check
 from rlcore.compose.compose import (
     RECIPES,
     as_config,
     compose,
+    compose_rewards,
     compose_run,
     parse_override,
     recipe_names,
@@ -268,13 +269,16 @@ def test_what_cannot_run_is_refused_with_the_reason(recipe: str, override: str, 
     assert says in errors_of(recipe, override)
 
 
-def test_reads_are_remembered_and_composing_does_not_count(recipe: str) -> None:
+def test_reads_are_remembered_and_composing_does_not_count(recipe: str, run_dir: Path) -> None:
+    forget_reads()
     composed, _ = compose(recipe, [])
+    compose_run(run_dir, ["steps=9"])
+    compose_rewards({"reward.fns": ["gsm8k"], "data.train": ["generate:arithmetic?size=10&seed=1"]}, [])
     cfg = as_config(composed.config)
     assert fields_read() == set()
     assert cfg.rollout.engines == 1
+    compose(recipe, ["algorithm=ppo"])  # as an embedded model is made in the middle of a run
     assert fields_read() == {"Config.rollout", "RolloutConfig.engines"}
-    forget_reads()
 
 
 def test_one_composition_leaves_nothing_in_the_next(recipe: str) -> None:
@@ -567,6 +571,7 @@ def test_the_last_words_call_only_shares_percent(tmp_path: Path, capsys: pytest.
         for i in range(2)
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    (tmp_path / "rollouts").mkdir()
     last_words(tmp_path, tmp_path / "export", "again", 1.0)
     out = capsys.readouterr().out
     assert "eval/a/accuracy: before 0.0%, after 50.0%" in out and "eval/b/accuracy: before 0, after 1.2" in out
@@ -577,24 +582,24 @@ def test_a_key_nothing_read_is_said_at_the_end(recipe: str, capsys: pytest.Captu
     composed, _ = compose(recipe, ["save_every_steps=50", "eval.every_steps=2", "data.eval=a/b", "actor.offload=true"])
     cfg = as_config(composed.config)
     by_workers = set(all_keys().values()) - {"Config.save_every_steps", "EvalConfig.every_steps", "ActorConfig.offload"}
-    events: list[tuple[str, dict]] = []
-    assert cfg.eval.every_steps == 2  # this process has read it
-    say_unread(by_workers, composed, lambda name, **fields: events.append((name, fields)))
-    keys = {"save_every_steps": "command line", "actor.offload": "command line"}
-    assert events == [("unread", {"keys": keys})]
+    forget_reads()
+    assert cfg.eval.every_steps == 2  # this process reads it
+    unread = unread_keys(composed, by_workers)
+    assert unread == {"save_every_steps": "command line", "actor.offload": "command line"}
+    say_unread(unread)
     assert capsys.readouterr().out.splitlines() == [
         "[rlcore] actor.offload (command line): had no effect on this kind of device",
         "[rlcore] nothing read save_every_steps (command line): it had no effect in this run",
     ]
-    say_unread(set(all_keys().values()), composed, lambda name, **fields: pytest.fail("all was read"))
+    assert unread_keys(composed, set(all_keys().values())) == {}
+    say_unread({})
     assert capsys.readouterr().out == ""
-    forget_reads()
 
 
 @pytest.mark.parametrize(
     ("args", "code", "says"),
     [
-        (["tran"], 2, "no command 'tran'; there are: train, sft, train-rm, rewards, serve-reward, resume, export"),
+        (["tran"], 2, "no command 'tran'; there are: train, sft, train-rm, dpo, rewards, serve-reward, resume, export"),
         (["train"], 2, "ConfigError: rlcore train takes one recipe, got none; recipes: demo,"),
         (["sft", "demo_sft", "other"], 2, "rlcore sft takes one recipe, got ['demo_sft', 'other']"),
         (["resume", "steps=3"], 2, "rlcore resume takes a run directory first"),
@@ -620,7 +625,7 @@ def test_help_lists_commands_and_recipes(monkeypatch: pytest.MonkeyPatch, capsys
         with pytest.raises(SystemExit) as e:
             main()
         out = capsys.readouterr().out
-        assert e.value.code == 0 and "rlcore resume RUN_DIR" in out and "demo, demo_rm" in out
+        assert e.value.code == 0 and "rlcore resume RUN_DIR" in out and "a recipe: demo, " in out
 
 
 def test_recipes_are_packaged() -> None:

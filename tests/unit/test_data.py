@@ -340,12 +340,16 @@ def test_examples_from_messages_learn_the_last_turn(tmp_path: Path, tokenizer) -
 
 
 def test_examples_without_a_response_are_refused_and_long_ones_counted(tmp_path: Path, tokenizer) -> None:
+    parts = {"role": "assistant", "content": [{"type": "text", "text": "b"}]}
+    with pytest.raises(DataError, match="line 1: the assistant's last message must be text"):
+        Examples([jsonl(tmp_path / "parts.jsonl", [{"messages": [USER, parts]}])], DataConfig(), tokenizer, 0, 8)
     source = jsonl(tmp_path / "none.jsonl", [{"prompt": "a", "answer": "b"}])
     with pytest.raises(DataError, match="line 1: column response is missing"):
         Examples([source], DataConfig(), tokenizer, 0, 8)
     source = jsonl(tmp_path / "long.jsonl", [{"prompt": "a", "response": "b" * n} for n in (7, 8)])
     examples = Examples([source], DataConfig(), tokenizer, 0, max_response_tokens=8)
     assert examples.dropped == 1 and [group.prompt.id for group in examples.take(2)] == ["long:0", "long:0@2"]
+    assert len(examples) == 1 and [group.prompt.id for group in examples.all()] == ["long:0"]
 
 
 def test_the_demo_tokenizer_reads_and_writes_any_text(tmp_path: Path) -> None:

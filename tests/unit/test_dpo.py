@@ -44,7 +44,7 @@ def second_way(logp: Tensor, batch: Batch, beta: float) -> tuple[float, float, f
         total = 0.0
         for t in range(int(batch.offsets[b]), int(batch.offsets[b + 1])):
             if batch.mask[t]:
-                total += float(logp[t]) - float(batch.ref_logp[t])
+                total += float(logp[t].detach()) - float(batch.ref_logp[t])
         rewards.append(beta * total)
     margins = [chosen - rejected for chosen, rejected in zip(rewards[0::2], rewards[1::2], strict=True)]
     losses = [math.log1p(math.exp(-m)) for m in margins]
@@ -118,7 +118,9 @@ def groups_of(batch: Batch) -> list[Group]:
     for b in range(len(batch)):
         at = slice(int(batch.offsets[b]), int(batch.offsets[b + 1]))
         tokens, mask = batch.tokens[at].tolist(), batch.mask[at].tolist()
-        rollouts.append(Rollout(Prompt(f"p:{b // 2}", tokens[:1], ""), tokens, [0.0] * len(mask), mask, "stop", 0))
+        rollouts.append(
+            Rollout(Prompt(f"p:{b // 2}", tokens[:1], ""), tokens, [0.0] * len(mask), mask, "stop", 0, reward=0.0)
+        )
     return [Group(list(both)) for both in zip(rollouts[0::2], rollouts[1::2], strict=True)]
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 
 from rlcore.algo.advantage import advantage_fn, credit
 from rlcore.algo.loss import policy_loss
@@ -18,7 +17,8 @@ from rlcore.config import AdvantageConfig, Config
 from rlcore.errors import ConfigError
 from rlcore.plugins import Spec, absolute, call, plugin
 from rlcore.records import Batch
-from rlcore.train.build import build, with_plugins
+from rlcore.train.prepare import with_plugins
+from rlcore.train.reinforcement import Reinforcement
 
 BROKEN_IMPORTS = [
     ("import surely_no_such_module\n", 1, "ModuleNotFoundError", "No module named 'surely_no_such_module'"),
@@ -226,7 +226,7 @@ def test_a_run_with_a_broken_function_starts_nothing(tmp_path: Path, monkeypatch
     cfg = Config(run_dir=str(tmp_path / "run"))
     getattr(cfg, key).name = "mine.py:f"
     with pytest.raises(ConfigError, match=f"{key}.name: cannot import {tmp_path}/mine.py: .*Monday"):
-        build(cfg, OmegaConf.create({}), lambda text: None)
+        Reinforcement(cfg, lambda text: None)
 
 
 def test_ranks_get_the_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

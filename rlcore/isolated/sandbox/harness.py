@@ -1,14 +1,8 @@
-"""The two programs of the code reward's function tests; rewards/code/code.py copies this file into two sandboxes.
+"""The two programs of a function's tests; whoever runs them copies this file into two sandboxes.
 
-    candidate   loads the model's program and answers calls: `harness.py candidate IN OUT`
-    judge       runs the row's tests, whose calls go over the pipe to the candidate: `harness.py judge IN OUT`
-
-So the tests, what they expect and the verdict are never in a process that the model's program runs in. What comes back
-over the pipe is decoded as plain values (numbers, text, lists, ...), which the model's program cannot have overloaded:
-a result that "equals everything" arrives as a reference to an object, and equals nothing of the test's own. Objects of
-any other class stay where they are and are used through the pipe.
-
-A message is one line of JSON. Standard library only; nothing of rlcore is imported.
+`harness.py candidate IN OUT` loads the model's program and answers calls; `harness.py judge IN OUT` runs the tests,
+whose calls go over the pipe to the candidate, a message being one line of JSON. So neither tests nor verdict are in a
+process that the model's program runs in: docs/isolation.md. Standard library only; nothing of rlcore is imported.
 """
 
 from __future__ import annotations

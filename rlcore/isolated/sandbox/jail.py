@@ -1,9 +1,8 @@
 """Start one program in namespaces of its own: `python -I -S jail.py SPEC REPORT LIFELINE`, three inherited descriptors.
 
-Run by sandbox.py as a script: standard library only, nothing of rlcore is imported. SPEC is a file of JSON,
-REPORT takes one line of JSON, LIFELINE reports the end of the caller. Three processes: this one, outside; the init of
-the new pid namespace, whose end is the end of everything in it; and the program, which gets no descriptor but its own.
-What a step of the isolation needs and the kernel refuses ends in a report {"refused": ...}; nothing is run then.
+SPEC is a file of JSON, REPORT takes one line of it, LIFELINE reports the end of the caller. Three processes: this one,
+outside; the init of the new pid namespace, which ends with all in it; and the program. What the isolation needs and the
+kernel refuses is reported as {"refused": ...}; nothing is run then. Standard library only, nothing of rlcore.
 """
 
 from __future__ import annotations

@@ -1,24 +1,7 @@
 """Run a program that nobody trusts: `run(argv, stdin, files, limits) -> Ran`. Linux only, and never un-isolated.
 
-The program is started by jail.py in user, mount, pid, network, ipc, uts and cgroup namespaces of its own.
-
-It sees      /usr, /bin, /lib and the like and the folders in `show`, read-only; five harmless devices; the /proc of its
-             own processes; a scratch folder, /tmp, which is its working directory and vanishes. No home, no data, no
-             run directory, no /sys, no network (not even a loopback), no variable of ours, no descriptor but 0, 1, 2
-             and those in `fds`.
-It may not   gain a privilege (no capabilities, no-new-privileges, no further user namespace; when the caller is root
-             it is nobody outside), make the system calls named in jail.py, or reach a process outside.
-Limits       wall clock; CPU seconds and address space of each process; memory of all its processes together (looked at
-             every 50 ms); size of each file, stdout and stderr too; scratch folder; processes and threads; open files.
-Afterwards   nothing is left: its processes share a pid namespace that ends with the program, with the deadline, with
-             `stop`, and with the caller however that dies.
-
-It does not protect from: faults of the kernel itself (the program talks to the same kernel; a virtual machine is the
-next step up), side channels, contention for CPU, caches and memory bandwidth, memory of the kernel's own (pipes,
-sockets: bounded by open files and processes only), or secrets in the folders that it is shown. It has no GPU.
-
-It needs user namespaces, Linux 5.14 and an unmasked /proc. Where something is missing, or the kernel would not enforce
-the limit of processes, SandboxUnavailable names it, and nothing is run.
+jail.py starts it in namespaces of its own: no network, no files of ours, limits on all it can use, and nothing of it is
+left afterwards. What it sees and may do, what this needs, and what it does not protect from: docs/isolation.md.
 """
 
 from __future__ import annotations
