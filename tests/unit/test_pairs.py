@@ -20,7 +20,7 @@ from rlcore.data.prompts import Prompts
 from rlcore.errors import DataError
 from rlcore.models.embedded import make_tokenizer
 from rlcore.records import Batch, Group
-from rlcore.workers.reward_model import ending
+from rlcore.workers.reward_model_rank import ending
 
 ASK, YES, NO = ({"role": r, "content": c} for r, c in (("user", "Q"), ("assistant", "yes"), ("assistant", "no")))
 PARTS = {"role": "assistant", "content": [{"type": "text", "text": "yes"}]}
