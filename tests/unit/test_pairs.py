@@ -248,6 +248,9 @@ def test_order_resumes(tmp_path: Path, make: Callable[..., Pairs | ResponsePairs
     first, again = make(tmp_path, rows), make(tmp_path, rows)
     whole = [first.take(7) for _ in range(4)]
     again.take(14)
+    # What is still to come is known ahead, wherever `take` stands.
+    seven = [group.prompt.id for group in whole[0]]
+    assert [group.prompt.id for group in again.ahead(7)] == seven and len(again.ahead(1000)) == 10
     state = json.loads(json.dumps(again.state()))
     other = make(tmp_path, rows)
     other.restore(state)
