@@ -11,7 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from rlcore.cli import main
-from rlcore.cli.train import from_hydra_names, last_words, say_unread
+from rlcore.cli.train import from_hydra_names, last_words, say_unread, unread_keys
 from rlcore.compose.check import check
 from rlcore.compose.compose import (
     RECIPES,
