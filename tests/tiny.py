@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 
 def make_tiny_model(directory: Path, tied: bool = True, seed: int = 0) -> Path:
@@ -47,3 +48,16 @@ def make_tiny_model(directory: Path, tied: bool = True, seed: int = 0) -> Path:
     LlamaForCausalLM(config).save_pretrained(directory)
     fast.save_pretrained(directory)
     return directory
+
+
+def give_head(directory: Path, out: Path, std: float = 1.0, labels: int = 1, **changes: Any) -> Path:
+    """A reward model in `out`: the model of `directory` with a random scoring head; `changes` to its configuration."""
+    import torch
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    config = AutoConfig.from_pretrained(directory, num_labels=labels, **changes)
+    model = AutoModelForSequenceClassification.from_pretrained(directory, config=config, dtype=torch.float32)
+    head = model.get_submodule("score").get_parameter("weight")
+    torch.nn.init.normal_(head, std=std, generator=torch.Generator().manual_seed(0))
+    model.save_pretrained(out)
+    return out

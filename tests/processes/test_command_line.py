@@ -39,7 +39,7 @@ def test_a_suggested_command_can_be_pasted_into_a_shell(
     assert shown.stdout.splitlines() == ["rlcore", "train", "demo", *given, "seed=5"]
 
     metrics = tmp_path / "a b" / "metrics.jsonl"
-    metrics.parent.mkdir()
+    (metrics.parent / "rollouts").mkdir(parents=True)
     metrics.write_text('{"time": 0, "step": 0}\n')
     last_words(metrics.parent, metrics.parent / "export", again, 1.0)
     assert f"[rlcore] next: {again}\n" in capsys.readouterr().out

@@ -15,6 +15,7 @@ from rlcore.errors import SyncError, WorkerError
 from rlcore.weights import WeightInfo, manifest
 from rlcore.workers.sender import Sender
 from rollout.engine import Engine, EngineSpec, SampleRequest
+from tests.close import assert_close
 from tests.tiny import make_tiny_model
 
 KINDS = ("tied", "untied")
@@ -72,20 +73,28 @@ def perturb(model, amount=0.05, seed=0):
         parameter.add_(torch.randn(parameter.shape, generator=noise) * amount)
 
 
-def difference(model, engine):
-    """The largest difference between the engine's and the model's log-probabilities of fresh samples."""
+def log_probabilities(model, engine):
+    """The engine's of fresh samples, and the model's of the same."""
     asked = {(i, 0): SampleRequest((i, 0), [2, *range(5, 40 + i)], i, 1.0) for i in range(8)}
     ray.get(engine.submit.remote(list(asked.values())))
-    worst, samples = 0.0, 0
+    found, want = [], []
     while batch := ray.get(engine.advance.remote(30.0), timeout=120):
         for sample in batch:
-            samples += 1
             prompt = asked[sample.key].tokens
             logits = model(torch.tensor([prompt + sample.tokens])).logits[0, len(prompt) - 1 : -1]
-            want = torch.log_softmax(logits, -1).gather(1, torch.tensor(sample.tokens)[:, None])[:, 0]
-            worst = max(worst, float((torch.tensor(sample.logp) - want).abs().max()))
-    assert samples == len(asked)
-    return worst
+            want.append(torch.log_softmax(logits, -1).gather(1, torch.tensor(sample.tokens)[:, None])[:, 0])
+            found.append(torch.tensor(sample.logp))
+    assert len(found) == len(asked)
+    return torch.cat(found), torch.cat(want)
+
+
+def assert_same(model, engine, name="log-probabilities"):
+    assert_close(*log_probabilities(model, engine), 800, name)
+
+
+def difference(model, engine):
+    found, want = log_probabilities(model, engine)
+    return float((found - want).abs().max())
 
 
 def refuses(engine, why):
@@ -104,12 +113,12 @@ def test_after_every_publish_the_engine_is_the_trainer_and_before_it_is_not(stac
     model, engine = stack[kind]
     sent = send(model, engine, 1, bucket_bytes)
     assert sent == {"sync/bytes": 4.0 * sum(p.numel() for p in model.parameters())}
-    assert difference(model, engine) < 1e-4
+    assert_same(model, engine)
     for version in (2, 3):
         perturb(model, seed=version)
         assert difference(model, engine) > 1e-2, "a stale engine must be seen"
         send(model, engine, version, bucket_bytes)
-        assert difference(model, engine) < 1e-4
+        assert_same(model, engine)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -121,7 +130,7 @@ def test_one_changed_parameter_is_enough(stack, kind):
     for name in (n for n, _ in model.named_parameters() if n.endswith(last)):
         model.get_parameter(name).mul_(1.5)
         send(model, engine, 2)
-        assert difference(model, engine) < 1e-4, name
+        assert_same(model, engine, name)
 
 
 def test_weights_sent_in_bfloat16_are_rounded_to_it(stack):
@@ -137,7 +146,7 @@ def test_weights_sent_in_bfloat16_are_rounded_to_it(stack):
     assert difference(model, engine) > 1e-4
     for parameter in model.parameters():
         parameter.copy_(parameter.bfloat16())
-    assert difference(model, engine) < 1e-4
+    assert_same(model, engine)
 
 
 def without(part):
@@ -170,7 +179,7 @@ def test_a_model_that_is_not_the_engines_is_refused_by_name_and_the_next_publish
     assert "rollout rank 0" in str(error.value)
     refuses(engine, "half done")
     send(model, engine, 8)
-    assert difference(model, engine) < 1e-4
+    assert_same(model, engine)
 
 
 def test_a_head_of_its_own_must_come_too(stack):
@@ -190,7 +199,7 @@ def test_an_interrupted_publish_leaves_the_engine_refusing(stack):
         ray.get(engine.end_weights.remote())
     refuses(engine, "half done")
     send(model, engine, 10)
-    assert difference(model, engine) < 1e-4
+    assert_same(model, engine)
 
 
 def test_what_comes_out_of_turn_is_refused(stack):

@@ -18,8 +18,10 @@ from rlcore.algo.stats import Stats, Totals, merge
 from rlcore.config import ActorConfig, AdvantageConfig, Aggregation, LossConfig, Schedule
 from rlcore.errors import ConfigError
 from rlcore.records import Batch
+from tests.close import assert_close
 
 NAN = float("nan")
+K = 10  # the largest error measured is 0.3
 
 
 def batch_of(rewards: list[float], group: list[int], tokens_each: int = 3, **columns: Any) -> Batch:
@@ -39,7 +41,7 @@ def test_grpo_by_hand() -> None:
     advantage = grpo(batch, AdvantageConfig(epsilon=0.0))
     std = math.sqrt(1 / 3)  # unbiased: (4/9 + 1/9 + 1/9) / 2
     want = [0.0, 2 / 3 / std, 2 / 3 / std, 0.0, -1 / 3 / std, -1 / 3 / std, 0.0, -1 / 3 / std, -1 / 3 / std]
-    torch.testing.assert_close(advantage, torch.tensor(want + [0.0] * 6))
+    assert_close(advantage, want + [0.0] * 6, K, "advantages")
 
 
 def test_grpo_without_normalization_centers_only() -> None:
@@ -51,7 +53,7 @@ def test_a_rollout_without_a_reward_leaves_the_baseline() -> None:
     with_failure = grpo(batch_of([1.0, NAN, 0.0, 0.0], [0, 0, 0, 0]), AdvantageConfig())
     without = grpo(batch_of([1.0, 0.0, 0.0], [0, 0, 0]), AdvantageConfig())
     assert with_failure[3:6].tolist() == [0, 0, 0]
-    torch.testing.assert_close(with_failure[[1, 7, 10]], without[[1, 4, 7]])
+    assert_close(with_failure[[1, 7, 10]], without[[1, 4, 7]], K, "advantages")
 
 
 @pytest.mark.parametrize("rewards", [[0.3], [NAN, 0.3], [NAN, NAN], [0.1] * 7, [0.7] * 3])
@@ -75,7 +77,8 @@ def test_k3_is_never_negative_zero_at_equality_and_bounded() -> None:
     assert k3(torch.tensor(-1.5), torch.tensor(-1.5)) == 0
     logp = torch.tensor(-1.0, requires_grad=True)
     k3(logp, torch.tensor(-1.5)).backward()
-    torch.testing.assert_close(logp.grad, 1 - torch.tensor(-0.5).exp())
+    assert logp.grad is not None
+    assert_close(logp.grad, torch.tensor(1 - math.exp(-0.5)), K, "slope")
     far = torch.tensor(-500.0, requires_grad=True)
     k3(far, torch.tensor(0.0)).backward()
     assert far.grad == 0
@@ -83,7 +86,7 @@ def test_k3_is_never_negative_zero_at_equality_and_bounded() -> None:
 
 def test_k3_is_an_unbiased_estimate_of_the_divergence() -> None:
     p, q = torch.tensor([0.7, 0.2, 0.1]), torch.tensor([0.3, 0.3, 0.4])
-    torch.testing.assert_close((p * k3(p.log(), q.log())).sum(), (p * (p / q).log()).sum())
+    assert_close((p * k3(p.log(), q.log())).sum(), (p * (p / q).log()).sum(), K, "divergence")
 
 
 @pytest.mark.parametrize(
@@ -96,14 +99,15 @@ def test_ppo_clip_stops_only_what_goes_further_away(advantage: float, log_ratio:
     loss, stats = ppo_clip(logp, batch, LossConfig())
     loss.sum().backward()
     want = -advantage * math.exp(log_ratio) if moves else 0.0
-    torch.testing.assert_close(logp.grad, torch.full((3,), want))
+    assert logp.grad is not None
+    assert_close(logp.grad, [want] * 3, K, "slope")
     assert stats["clip_fraction"].tolist() == [0.0 if moves else 1.0] * 3
 
 
 def test_clip_limits_are_separate() -> None:
     batch = batch_of([0.0], [0], old_logp=torch.zeros(3), advantage=torch.ones(3))
     loss, _ = ppo_clip(torch.full((3,), 1.0), batch, LossConfig(clip_low=0.1, clip_high=0.28))
-    torch.testing.assert_close(loss, torch.full((3,), -1.28))
+    assert_close(loss, [-1.28] * 3, K, "loss")
 
 
 @settings(deadline=None)
@@ -134,7 +138,8 @@ def test_shares_of_any_split_add_up_to_the_whole(lengths: list[int], cut: int, h
         Aggregation.sequence_sum: total / len(means),
         Aggregation.constant_length: total / len(means) / 4,
     }[how]
-    torch.testing.assert_close(torch.stack(shares).sum(), torch.as_tensor(want))
+    # Numbers of order 1 are added up, and may cancel.
+    assert_close(torch.stack(shares).sum(), torch.as_tensor(want), 40, "average", scale=1.0)  # 2.0
 
 
 def test_names_are_found_and_unknown_ones_refused(tmp_path: Any) -> None:
@@ -160,7 +165,8 @@ def test_schedules() -> None:
     critics = ActorConfig(learning_rate=8.0, schedule=Schedule.linear, warmup_steps=4)
     assert [learning_rate(s, 8, critics, peak=2.0) for s in (0, 3, 4, 6)] == [0.5, 2.0, 2.0, 1.0]
     cosine = rates(Schedule.cosine, 0)
-    assert cosine[0] == 8.0 and cosine[4] == pytest.approx(4.0) and 0 < cosine[7] < 0.5
+    assert cosine[0] == 8.0 and 0 < cosine[7] < 0.5
+    assert_close(cosine[4], 4.0, K, "half way")
 
 
 def test_merged_statistics_are_means_over_all_tokens_of_all_ranks() -> None:
@@ -185,9 +191,10 @@ def test_merged_statistics_name_their_role_and_make_one_number_of_the_weights() 
     weight = torch.tensor([1.0, 1.0, 2.0, 0.0])
     for name, values in {"correction/weight": weight, "correction/weight_square": weight.square()}.items():
         stats.add(name, values, torch.ones(4, dtype=torch.bool))
-    assert merge([stats], "critic") == {
-        "critic/loss": 0.0, "critic/grad_norm": 0.0, "critic/skipped_updates": 0.0,
-        "correction/weight": 1.0, "correction/ess": pytest.approx(1 / 1.5),
+    merged = merge([stats], "critic")
+    assert_close(merged.pop("correction/ess"), 1 / 1.5, K, "effective sample size")
+    assert merged == {
+        "critic/loss": 0.0, "critic/grad_norm": 0.0, "critic/skipped_updates": 0.0, "correction/weight": 1.0
     }  # fmt: skip
     nothing, nobody = Stats(), Stats()
     for name in ("correction/weight", "correction/weight_square"):
