@@ -89,14 +89,15 @@ def test_without_held_out_rows_no_knob_of_evaluations_is_read(tmp_path: Path, mo
 def test_a_run_that_was_killed_goes_on_to_the_same_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: str, dies_at: int
 ) -> None:  # fmt: skip
-    run(config(tmp_path / "whole", loss), monkeypatch)
+    every = 2 if loss == "sft" else 3  # evaluations at the steps of checkpoints, and at others
+    run(config(tmp_path / "whole", loss, eval__every_steps=every), monkeypatch)
     with monkeypatch.context() as each, pytest.raises(KeyboardInterrupt):
         dying(each, dies_at)
-        run(config(tmp_path / "cut", loss), monkeypatch)
+        run(config(tmp_path / "cut", loss, eval__every_steps=every), monkeypatch)
     assert events(tmp_path / "cut")[-1] == "closed"
     left = [line["step"] for line in lines(tmp_path / "cut/metrics.jsonl")]
     assert left == list(range(dies_at))
-    run(config(tmp_path / "cut", loss), monkeypatch)
+    run(config(tmp_path / "cut", loss, eval__every_steps=every), monkeypatch)
     assert lines(tmp_path / "cut/metrics.jsonl") == lines(tmp_path / "whole/metrics.jsonl")
     assert ("resumed" in events(tmp_path / "cut")) == (dies_at > 2)  # the first checkpoint is step 2's
     state, export = "checkpoints/step_000005/state.json", "export/model.safetensors"
