@@ -8,18 +8,15 @@ from rlcore.compose.stages import STAGES
 
 USAGE = """usage: rlcore COMMAND ...
 
-  rlcore train NAME|FILE.yaml [key=value ...]   train; NAME is a recipe: {recipes}
-  rlcore sft NAME|FILE.yaml [key=value ...]     supervised fine-tuning on prompts and responses
-  rlcore train-rm NAME|FILE.yaml [key=value ...]
-                                                train a reward model on preference pairs
-  rlcore dpo NAME|FILE.yaml [key=value ...]     train a policy on preference pairs
+{stages}
+                                                NAME is a recipe: {recipes}
   rlcore rewards test FUNCTION --data FILE      what a reward function says of a few rows; --help for more
   rlcore serve-reward FUNCTION                  answer reward requests over HTTP; --help for more
   rlcore resume RUN_DIR [key=value ...]         go on from a run's newest checkpoint, to the same numbers
   rlcore export RUN_DIR [--step N] [--out DIR] [--dtype float32|bfloat16]
                                                 write a checkpoint as a Hugging Face model
 
-train, sft, train-rm and dpo take Hydra's flags too: --cfg job (print the resolved run), --multirun (sweep a=1,2).
+{commands} take Hydra's flags too: --cfg job (print the resolved run), --multirun (sweep a=1,2).
 exit codes: 0 done, 2 wrong config or data, 3 rewards failed, 4 a worker failed, 5 weights out of sync, 6 checkpoint,
 130 Ctrl-C"""
 

@@ -34,8 +34,10 @@ def guarded(work: Callable[[], int]) -> int:
 def print_usage() -> None:
     from rlcore.cli import USAGE
     from rlcore.compose.recipe import recipe_names
+    from rlcore.compose.stages import STAGES
 
-    print(USAGE.format(recipes=", ".join(recipe_names())))
+    stages = "\n".join(f"{f'  rlcore {s.command} NAME|FILE.yaml [key=value ...]':<47} {s.does}" for s in STAGES.values())
+    print(USAGE.format(stages=stages, recipes=", ".join(recipe_names()), commands=", ".join(STAGES)))
 
 
 def say(text: str) -> None:

@@ -10,7 +10,6 @@ from typing import Any, Protocol
 from rlcore.cluster.deadlines import Watch
 from rlcore.config import DeadlineConfig
 
-
 FIRST = "rollout"  # the phase that a step begins with
 
 

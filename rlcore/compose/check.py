@@ -121,11 +121,12 @@ def _reward_model(cfg: Config) -> list[str]:
 
 
 def _sizes(cfg: Config) -> list[str]:
-    rollouts = cfg.prompts_per_step * cfg.rollouts_per_prompt
+    sampled = stage_of(cfg.loss.name).loss is None
+    rollouts = cfg.prompts_per_step * (cfg.rollouts_per_prompt if sampled else 1)
+    of = "rollouts (prompts_per_step x rollouts_per_prompt)" if sampled else "rows (prompts_per_step)"
     parts = cfg.actor.minibatches_per_step
     return [
-        f"a step has {rollouts} rollouts (prompts_per_step x rollouts_per_prompt), too few for "
-        f"actor.minibatches_per_step {parts} on {role}.ranks {ranks}"
+        f"a step has {rollouts} {of}, too few for actor.minibatches_per_step {parts} on {role}.ranks {ranks}"
         for role, ranks in (("actor", cfg.actor.ranks), ("critic", cfg.critic.ranks))
         if rollouts < parts * ranks
     ]

@@ -32,6 +32,7 @@ class Stage(NamedTuple):
     """One command of `rlcore`."""
 
     command: str
+    does: str  # a few words
     loss: str | None  # the loss.name it learns by; None: any that weighs what rewards say
     made_by: str  # the class that makes its rows and workers ready, by (cfg, say): see train/build.py
     needs: Mapping[str, Any] = {}  # keys that have one value here
@@ -63,10 +64,25 @@ class Stage(NamedTuple):
 STAGES: dict[str, Stage] = {
     stage.command: stage
     for stage in (
-        Stage("train", None, "rlcore.train.reinforcement.Reinforcement", unread=("data.response_column",)),
-        Stage("sft", "sft", "rlcore.train.supervised.Supervised", _GIVEN, _OF_ROLLOUTS, samples="reward.fns"),
+        Stage(
+            "train",
+            "reinforcement learning from rewards",
+            None,
+            "rlcore.train.reinforcement.Reinforcement",
+            unread=("data.response_column",),
+        ),
+        Stage(
+            "sft",
+            "supervised fine-tuning on prompts and responses",
+            "sft",
+            "rlcore.train.supervised.Supervised",
+            _GIVEN,
+            _OF_ROLLOUTS,
+            samples="reward.fns",
+        ),
         Stage(
             "train-rm",
+            "a reward model from preference pairs",
             "bradley_terry",
             "rlcore.train.scoring.Scoring",
             _GIVEN,
@@ -75,6 +91,7 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "dpo",
+            "a policy from preference pairs",
             "dpo",
             "rlcore.train.dpo.Preferred",
             _GIVEN | {"loss.aggregation": "sequence_sum"},

@@ -164,7 +164,7 @@ def test_a_new_stage_is_a_line_and_a_file(tmp_path: Path, monkeypatch: pytest.Mo
     from rlcore.compose.check import check
     from rlcore.compose.function_names import wrong_name
 
-    line = Stage("mine", "my_loss", f"{__name__}.Mine", needs={"kl.coef": 0}, unread=("advantage.",))
+    line = Stage("mine", "my own", "my_loss", f"{__name__}.Mine", needs={"kl.coef": 0}, unread=("advantage.",))
     monkeypatch.setitem(stages.STAGES, "mine", line)
     assert stage_of("my_loss") is line and wrong_name("loss.name", "my_loss") == []
     cfg = config(tmp_path / "a", "my_loss", kl__coef=0.1)
