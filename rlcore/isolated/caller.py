@@ -1,4 +1,4 @@
-"""One process of a pool: `python -m rlcore.isolated.worker REQUESTS ANSWERS PAGE TRACE`, four inherited descriptors.
+"""One process of a pool: `python -m rlcore.isolated.caller REQUESTS ANSWERS PAGE TRACE`, four inherited descriptors.
 
 REQUESTS brings frames, ANSWERS takes one a request: one outcome a submission, or that they are to be scored again,
 apart. PAGE is shared memory that says what the process is doing (shared_state.py); into TRACE it writes where it
