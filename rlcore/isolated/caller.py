@@ -17,6 +17,7 @@ import resource
 import signal
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Coroutine
 from contextvars import Context
 from typing import Any, NamedTuple
@@ -72,6 +73,7 @@ class Caller:
         self._page = page
         self._me = os.getpid()
         self._rules: list[Rule] = []
+        self._held: deque[Request] = deque()  # to be called alone, when those side by side are done
         self._hello = Hello("", {}, "", 0.0, 0)
         self._served = 0
         self._threads = 0  # of the process when its functions were loaded
@@ -84,13 +86,18 @@ class Caller:
         hello = self._frames.wait()
         if hello is None or not self._set_up(Hello(**hello[1])):
             return
-        while (frame := self._frames.wait()) is not None:
-            request = self._request(*frame)
+        while (request := self._next()) is not None:
             if request.concurrent:
                 self._event_loop().run_until_complete(self._side_by_side(request))
                 self._page.beat = 0.0
             else:
                 self._alone(request)
+
+    def _next(self) -> Request | None:
+        if self._held:
+            return self._held.popleft()
+        frame = self._frames.wait()
+        return None if frame is None else self._request(*frame)
 
     def _set_up(self, hello: Hello) -> bool:
         self._hello = hello
@@ -200,7 +207,11 @@ class Caller:
             if self._frames.closed:
                 os._exit(0)
             while (frame := self._frames.next()) is not None:
-                running.add(loop.create_task(self._one_of_many(self._request(*frame))))
+                request = self._request(*frame)
+                if request.concurrent:
+                    running.add(loop.create_task(self._one_of_many(request)))
+                else:  # the last of `running` has been answered, and this loop is about to end
+                    self._held.append(request)
 
         loop.add_reader(self._frames.fd, arrived)
         beat = loop.create_task(self._beat())
