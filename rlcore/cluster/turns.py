@@ -11,6 +11,9 @@ from rlcore.cluster.deadlines import Watch
 from rlcore.config import DeadlineConfig
 
 
+FIRST = "rollout"  # the phase that a step begins with
+
+
 class Role(Protocol):
     """The workers of one role, which `sleep` and `wake` by a call on all of them: a WorkerGroup."""
 
@@ -47,7 +50,8 @@ class Turns:
 class Phases:
     """A clock over one step, and whose turn it is on shared devices: `with phase("rollout"): ...`.
 
-    `seconds` is how long each phase took. `turn(phase)` is called on entering: it wakes and sleeps what takes turns.
+    `seconds` is how long each phase took since the step's first, FIRST, was entered. `turn(phase)` is called on
+    entering: it wakes and sleeps what takes turns.
     """
 
     def __init__(self, watch: Watch, turn: Callable[[str], None]) -> None:
@@ -57,6 +61,8 @@ class Phases:
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         self.watch.phase = name
+        if name == FIRST:
+            self.seconds.clear()
         began = time.monotonic()
         self.turn(name)
         yield

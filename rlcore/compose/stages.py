@@ -29,21 +29,14 @@ _EVERYONES = ("loss.name", "rollout.max_response_tokens", "reward.fns")
 
 
 class Stage(NamedTuple):
-    """One command of `rlcore`.
-
-    loss     the loss.name it learns by; None: any that weighs what rewards say
-    made_by  the class that makes its rows and workers ready, by (cfg, say): see train/build.py
-    needs    keys that have one value here
-    unread   beginnings of keys that nothing reads here
-    samples  whether it samples: "" never, "reward.fns" to evaluate where that is set, else always
-    """
+    """One command of `rlcore`."""
 
     command: str
-    loss: str | None
-    made_by: str
-    needs: Mapping[str, Any] = {}
-    unread: tuple[str, ...] = ()
-    samples: str = "always"
+    loss: str | None  # the loss.name it learns by; None: any that weighs what rewards say
+    made_by: str  # the class that makes its rows and workers ready, by (cfg, say): see train/build.py
+    needs: Mapping[str, Any] = {}  # keys that have one value here
+    unread: tuple[str, ...] = ()  # beginnings of keys that nothing reads here
+    samples: str = "always"  # "reward.fns": to evaluate, where that is set; "": never
 
     def unmet(self, cfg: Config) -> list[str]:
         """Every key that has another value than it must, in words."""

@@ -106,9 +106,7 @@ def build(
     return run, groups
 
 
-def _started(
-    ready: Ready, cluster: Cluster, watch: Watch, say: Say
-) -> tuple[list[WorkerGroup], dict[str, Any]]:  # fmt: skip
+def _started(ready: Ready, cluster: Cluster, watch: Watch, say: Say) -> tuple[list[WorkerGroup], dict[str, Any]]:
     """Every role at once, then one wait for all of them: the groups, and what each worker said of its start."""
     cfg = ready.cfg
     groups = ready.start(cluster, watch)

@@ -79,9 +79,7 @@ def quarantine(cfg: Config) -> str:
     return f"{cfg.run_dir}/quarantine.jsonl"
 
 
-def policy_columns(
-    cfg: Config, actor: Actor, reference: Reference | None, critic: Critic | None
-) -> dict[str, Column]:  # fmt: skip
+def policy_columns(cfg: Config, actor: Actor, reference: Reference | None, critic: Critic | None) -> dict[str, Column]:
     """The columns this configuration needs before the advantage, and who fills each.
 
     Where `old_logp` is not among them, the one update of a step takes it from its own forward.

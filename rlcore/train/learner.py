@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rlcore.workers.reward_model import RewardModel
 
 _MOST_STEPS_SKIPPED = 3
+_OF_SAMPLES = ("sync/", "correction/", "actor/kl")
 
 
 class Learner:
@@ -35,11 +36,11 @@ class Learner:
         """Before a checkpoint is loaded: the model is the one the run began with."""
 
     def update(self, batch: Batch, step: int) -> Learned:
-        """All optimizer updates of step `step` (0-based). What compares with an engine's probabilities is left out:
-        the batch has none."""
+        """All optimizer updates of step `step` (0-based). What is of an engine's probabilities, or of tokens that the
+        policy sampled, is left out: the batch has none."""
         learned = self.model.update(batch, step)
         self._require_updates(learned)
-        kept = {k: v for k, v in learned.metrics.items() if not k.startswith(("sync/", "correction/"))}
+        kept = {k: v for k, v in learned.metrics.items() if not k.startswith(_OF_SAMPLES)}
         return learned._replace(metrics=kept)
 
     def publish(self, version: int) -> dict[str, float]:

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 def train(run: Run) -> None:
     """Train until step `cfg.steps`; a step that is done is counted. Goes on from the newest checkpoint, if any."""
     step = run.restore()
-    run.publish(step)
+    with run.phase("publish"):
+        run.publish(step)
     run.evaluate(step)  # this, log and save: when it is due
     while step < run.cfg.steps:
         with run.phase("rollout"):  # rollouts, or rows with answers, or pairs

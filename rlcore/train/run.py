@@ -66,6 +66,7 @@ class Run:
     parts: Parts
     device: str
     numbers: Numbers = field(default_factory=dict)  # of the step that is being made
+    restored: int = 0  # the step this process went on from
 
     @property
     def source(self) -> Source:
@@ -84,13 +85,13 @@ class Run:
         state = checkpoint.state_of(found)
         self.parts.learner.load(found, state)
         self.source.restore(state["data"])
-        self.tracker.begin_after(state["step"])
-        self.tracker.event("resumed", step=state["step"], checkpoint=found.name)
-        return state["step"]
+        self.restored = state["step"]
+        self.tracker.begin_after(self.restored)
+        self.tracker.event("resumed", step=self.restored, checkpoint=found.name)
+        return self.restored
 
     def credit(self, groups: Sequence[Group], step: int) -> Batch:
-        batch, numbers = self.parts.columns(groups, step)
-        self.numbers |= numbers
+        batch, self.numbers = self.parts.columns(groups, step)
         return batch
 
     def update(self, batch: Batch, step: int) -> None:
@@ -108,7 +109,7 @@ class Run:
     def evaluate(self, step: int) -> None:
         """When it is due: before the first step, as eval.every_steps says, after the last. Before the first step the
         numbers are logged at once."""
-        if not self.parts.evaluations or not self._due(step, self.cfg.eval.every_steps, first=True):
+        if not self.parts.evaluations or not self._due(step, self.cfg.eval.every_steps):
             return
         found: Numbers = {}
         for evaluation in self.parts.evaluations:
@@ -118,7 +119,6 @@ class Run:
         self.numbers |= found
         if step == 0:
             self.tracker.log(step, found)
-            self.numbers.clear()
 
     def log(self, step: int) -> None:
         """The numbers of a step that is done."""
@@ -131,7 +131,6 @@ class Run:
         weights are proved to be the engines' first: no later step does it."""
         best = self.cfg.keep_best
         value = self.numbers.get(best) if best is not None else None
-        self.numbers.clear()
         if step == self.cfg.steps and self.parts.agreement is not None:
             with self.phase("probe"):
                 self.parts.agreement.probe(step)
@@ -140,11 +139,11 @@ class Run:
                 state = {"data": self.source.state(), **self.parts.learner.state()}
                 saved = self.checkpoints.save(step, self.parts.learner.save, state, value)
             self.tracker.event("saved", step=step, checkpoint=saved.name)
-        self.phase.seconds.clear()
 
-    def _due(self, step: int, every: int, first: bool = False) -> bool:
-        if step == 0:
-            return first
+    def _due(self, step: int, every: int) -> bool:
+        """Whether it is time for what is done every so many steps. What was restored has had its own."""
+        if step == self.restored:
+            return step == 0
         return step == self.cfg.steps or bool(every and step % every == 0)
 
     def _require_best(self, found: Numbers) -> None:

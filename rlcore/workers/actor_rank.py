@@ -50,7 +50,7 @@ class ActorRank(TrainedRank):
         cfg = self.cfg
         logp, entropy = self.engine.ds(
             micro.tokens, micro.offsets, micro.mask, cfg.rollout.temperature, cfg.actor.logits_chunk_tokens, True
-        )  # fmt: skip
+        )
         if micro.old_logp is None:
             micro = micro.with_(old_logp=logp.detach())
         per_token, columns = objective(logp, entropy, micro, self.loss_fn, cfg, kl_coef)

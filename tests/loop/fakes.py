@@ -68,6 +68,12 @@ class ToyRank:
         self.table = torch.zeros(shape, requires_grad=True)
         self.adam = torch.optim.Adam([self.table])
 
+    def start(self) -> dict[str, Any]:
+        return {}
+
+    def fields_read(self) -> set[str]:
+        return set()
+
     def _learn(self, minibatches: list[Work], rate: float, *args: float) -> Stats:
         stats = Stats()
         self.adam.param_groups[0]["lr"] = rate
@@ -170,6 +176,9 @@ class ToyGroup:
     def finish(self, method: str, refs: list[Any], seconds: float) -> list[Any]:
         return refs
 
+    def fields_read(self) -> set[str]:
+        return self.workers[0].handle.fields_read()
+
 
 class Done:
     """A Ray call that has been answered."""
@@ -222,6 +231,9 @@ class ToyWatch(Watch):
 
     def get(self, ref: Any, worker: Worker) -> Any:
         return ref.value
+
+    def gather(self, workers: Any, refs: Any, what: str, seconds: float) -> list[Any]:
+        return list(refs)
 
 
 def toy_config(run_dir: Path, **changes: object) -> Config:

@@ -1,5 +1,6 @@
 """The numbers of a step, worked by hand from a few rollouts."""
 
+import dataclasses
 import math
 
 import pytest
@@ -63,9 +64,7 @@ def test_failures_of_left_out_groups_and_of_greedy_answers_count() -> None:
 def test_the_commonest_error_is_of_the_commonest_kind() -> None:
     """Each names its own row: taken by their texts two equal ones would be commoner than three that differ."""
     said = [f"KeyError: 'gold' (row {i})" for i in range(3)] + ["over 10 s"] * 2
-    rollouts = [rollout(None) for _ in said]
-    for r, why in zip(rollouts, said, strict=True):
-        r.status, r.why = {"score": "error"}, {"score": why}
+    rollouts = [dataclasses.replace(rollout(None), status={"score": "error"}, why={"score": why}) for why in said]
     with pytest.raises(RewardError, match=r"commonest: score .*'error' 3 times: KeyError: 'gold' \(row 0"):
         require_scores([Group(rollouts)], 0.0, "quarantine.jsonl")
 

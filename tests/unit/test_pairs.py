@@ -20,7 +20,7 @@ from rlcore.data.prompts import Prompts
 from rlcore.errors import DataError
 from rlcore.models.embedded import make_tokenizer
 from rlcore.records import Batch, Group
-from rlcore.workers.reward_model import ending
+from rlcore.workers.reward_model_rank import ending
 
 ASK, YES, NO = ({"role": r, "content": c} for r, c in (("user", "Q"), ("assistant", "yes"), ("assistant", "no")))
 PARTS = {"role": "assistant", "content": [{"type": "text", "text": "yes"}]}
@@ -248,6 +248,9 @@ def test_order_resumes(tmp_path: Path, make: Callable[..., Pairs | ResponsePairs
     first, again = make(tmp_path, rows), make(tmp_path, rows)
     whole = [first.take(7) for _ in range(4)]
     again.take(14)
+    # What is still to come is known ahead, wherever `take` stands.
+    seven = [group.prompt.id for group in whole[0]]
+    assert [group.prompt.id for group in again.ahead(7)] == seven and len(again.ahead(1000)) == 10
     state = json.loads(json.dumps(again.state()))
     other = make(tmp_path, rows)
     other.restore(state)

@@ -240,7 +240,7 @@ def test_a_lane_that_is_stuck_or_whose_rank_died_is_a_worker_error(monkeypatch: 
     lane.poll(0.0)
     group.watch.finished.add("1/0")
     now = __import__("time").monotonic()
-    monkeypatch.setattr("rlcore.workers.group.time.monotonic", lambda: now + 51)
+    monkeypatch.setattr("rlcore.workers.reward_model.time.monotonic", lambda: now + 51)
     with pytest.raises(
         WorkerError, match="reward_model.score: no answer from reward_model rank 1 within 50 s, phase r"
     ):

@@ -88,6 +88,12 @@ def test_the_best_checkpoint_stays(
         Checkpoints(tmp_path, 1, name).save(step, write, {"data": {}}, value)
         json.loads((Checkpoints(tmp_path, 1).all()[-1] / "state.json").read_text(), parse_constant=pytest.fail)
     assert Checkpoints(tmp_path, 1, name).best() == best and kept(tmp_path) == left
+    here = Checkpoints(tmp_path, 1, name)
+    if best is not None:
+        better = -0.01 if str(name).endswith("loss") else 0.01
+        assert [here.is_better(best[1] + d) for d in (better, 0.0, -better)] == [True, False, False]
+    assert here.is_better(-9.0) == (best is None or str(name).endswith("loss"))
+    assert not here.is_better(None) and not here.is_better(math.nan) and not here.is_better(math.inf)
     latest = Checkpoints(tmp_path, 1, name).latest()
     assert latest is not None and latest.name == "step_000004"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import dataclasses
 import json
 import math
 import sys
@@ -34,8 +35,8 @@ def lines(path: Path) -> list[dict[str, Any]]:
 def group(prompt_id: str = "train:1") -> Group:
     prompt = Prompt(prompt_id, [5, 6], "72", {"question": "?"})
     good = Rollout(prompt, [5, 6, 7], [0, 0, -1.0], [False, False, True], "stop", 3, "seven\n", 1.0, {"gsm8k": 1.0})
-    bad = Rollout(prompt, [5, 6, 7, 8], [0, 0, -1, -1], [False] * 2 + [True] * 2, "length", 3, "\ud800")
-    bad.status = {"gsm8k": "timeout"}
+    mask, late = [False] * 2 + [True] * 2, {"gsm8k": "timeout"}
+    bad = Rollout(prompt, [5, 6, 7, 8], [0, 0, -1, -1], mask, "length", 3, "\ud800", status=late)
     return Group([good, bad])
 
 
@@ -82,9 +83,9 @@ def test_files_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 def test_a_rollouts_line_says_what_it_was_used_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tracker(tmp_path)
-    mixed, left_out = group("a"), group("b")
-    mixed.greedy, left_out.used = group("a").rollouts[0], False
-    mixed.rollouts[1].reward, mixed.rollouts[1].trains = 0.0, False
+    good, cut = group("a").rollouts
+    mixed = Group([good, dataclasses.replace(cut, reward=0.0, trains=False)], greedy=group("a").rollouts[0])
+    left_out = dataclasses.replace(group("b"), used=False)
     run.rollouts(1, [mixed, left_out])
     run.evaluation(1, "test", {}, [left_out])
     run.log(1, {"group/used": 1, "group/drawn": 2})
@@ -133,8 +134,9 @@ def test_resume_drops_what_will_be_written_again(tmp_path: Path, told: bool) -> 
         file.write('{"step": 4, "rew')
     with (tmp_path / "events.jsonl").open("a") as file:
         file.write('{"event": "torn')
-    second = tracker(tmp_path, resume_at=2 if told else None)
+    second = tracker(tmp_path)
     if told:
+        second.begin_after(2)
         assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == [1, 2]
     second.log(3, {"reward/mean": 30.0})
     second.close("done")

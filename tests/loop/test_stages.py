@@ -1,0 +1,188 @@
+"""Every stage of given texts goes through the one loop: what it logs and saves, and that a killed one goes on."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from rlcore.compose import stages
+from rlcore.compose.stages import STAGES, Stage, stage_of
+from rlcore.config import fields_read, forget_reads
+from rlcore.errors import ConfigError, DataError
+from rlcore.runs.checkpoint import Checkpoints
+from rlcore.runs.tracker import Tracker
+from tests.loop.toy_stages import ToySupervised, config, run
+
+ROOT = Path(__file__).parents[2]
+LOSSES = ["sft", "dpo"]
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{k: v for k, v in line.items() if not k.startswith(("time", "perf/"))} for line in found]
+
+
+def events(run_dir: Path) -> list[str]:
+    return [line["event"] for line in lines(run_dir / "events.jsonl")]
+
+
+def dying(patch: pytest.MonkeyPatch, step: int) -> None:
+    """Killed where this step would be logged."""
+    log = Tracker.log
+
+    def log_or_die(self: Tracker, at: int, metrics: Any) -> None:
+        if at == step:
+            raise KeyboardInterrupt
+        log(self, at, metrics)
+
+    patch.setattr(Tracker, "log", log_or_die)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_it_learns_and_leaves_what_every_run_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: str
+) -> None:  # fmt: skip
+    finished = run(config(tmp_path, loss, steps=30, actor__learning_rate=0.3), monkeypatch)
+    metrics = lines(tmp_path / "metrics.jsonl")
+    held_out = [(line["step"], line["eval/toys/loss"]) for line in metrics if "eval/toys/loss" in line]
+    assert [step for step, _ in held_out] == [0, *range(3, 31, 3)] and held_out[-1][1] < 0.5 * held_out[0][1]
+    assert not [name for line in metrics for name in line if name.startswith(("sync/", "correction/", "actor/kl"))]
+    assert {"actor/loss", "actor/grad_norm", "actor/lr", "actor/skipped_updates"} <= metrics[1].keys()
+    raw = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[3])
+    assert {
+        "time/rollout_s",
+        "time/credit_s",
+        "time/update_s",
+        "time/held_out_s",
+        "perf/tokens_per_second",
+    } <= raw.keys()
+    seen = events(tmp_path)
+    assert seen[:2] == ["data", "workers"] and seen[-1] == "closed"
+    assert seen.count("evaluated") == len(held_out) and seen.count("saved") == 15
+    table = load_file(finished.exported / "model.safetensors")["table"]
+    assert table.equal(load_file(tmp_path / "checkpoints/step_000030/model/model.safetensors")["table"])
+
+
+def test_dpo_tells_margins_and_how_many_pairs_are_ranked_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(config(tmp_path, "dpo", steps=20, actor__learning_rate=0.3), monkeypatch)
+    first, *_, last = lines(tmp_path / "metrics.jsonl")
+    assert first["eval/toys/margin"] == 0 and first["eval/toys/ranked_right"] == 0.5
+    assert last["eval/toys/margin"] > 0.1 and last["eval/toys/ranked_right"] == 1.0
+    assert last["actor/margin"] == pytest.approx(last["actor/chosen_reward"] - last["actor/rejected_reward"], rel=1e-4)
+
+
+def test_without_held_out_rows_no_knob_of_evaluations_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = config(tmp_path, "sft", data__eval=[])
+    forget_reads()
+    run(cfg, monkeypatch)
+    assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5]
+    assert "EvalConfig.every_steps" not in fields_read() and "ActorConfig.learning_rate" in fields_read()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("dies_at", [0, 1, 2, 3, 4, 5])
+def test_a_run_that_was_killed_goes_on_to_the_same_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: str, dies_at: int
+) -> None:  # fmt: skip
+    every = 2 if loss == "sft" else 3  # evaluations at the steps of checkpoints, and at others
+    run(config(tmp_path / "whole", loss, eval__every_steps=every), monkeypatch)
+    with monkeypatch.context() as each, pytest.raises(KeyboardInterrupt):
+        dying(each, dies_at)
+        run(config(tmp_path / "cut", loss, eval__every_steps=every), monkeypatch)
+    assert events(tmp_path / "cut")[-1] == "closed"
+    left = [line["step"] for line in lines(tmp_path / "cut/metrics.jsonl")]
+    assert left == list(range(dies_at))
+    run(config(tmp_path / "cut", loss, eval__every_steps=every), monkeypatch)
+    assert lines(tmp_path / "cut/metrics.jsonl") == lines(tmp_path / "whole/metrics.jsonl")
+    assert ("resumed" in events(tmp_path / "cut")) == (dies_at > 2)  # the first checkpoint is step 2's
+    state, export = "checkpoints/step_000005/state.json", "export/model.safetensors"
+    assert (tmp_path / "cut" / state).read_text() == (tmp_path / "whole" / state).read_text()
+    assert (tmp_path / "cut" / export).read_bytes() == (tmp_path / "whole" / export).read_bytes()
+
+
+def test_nothing_stays_of_an_attempt_without_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is it there while the first step of the next one is under way."""
+    for dies_at, left in ((2, [0, 1]), (0, [])):
+        with monkeypatch.context() as each, pytest.raises(KeyboardInterrupt):
+            dying(each, dies_at)
+            run(config(tmp_path, "sft"), monkeypatch)
+        assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == left
+
+
+def test_the_best_checkpoint_by_an_eval_number_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Saved when it is found, though no step is due, and not deleted by newer ones."""
+    cfg = config(tmp_path, "sft", steps=12, save_every_steps=0, keep_checkpoints=1, eval__every_steps=1)
+    cfg.keep_best, cfg.actor.learning_rate, cfg.actor.schedule = (
+        "eval/toys/loss",
+        3.0,
+        type(cfg.actor.schedule)("constant"),
+    )
+    run(cfg, monkeypatch)
+    losses = {line["step"]: line["eval/toys/loss"] for line in lines(tmp_path / "metrics.jsonl")}
+    del losses[0]
+    best = min(losses, key=losses.__getitem__)
+    kept = Checkpoints(tmp_path, 1, cfg.keep_best)
+    assert kept.best() == (best, losses[best])
+    assert [path.name for path in kept.all()] == sorted({f"step_{best:06d}", "step_000012"})
+
+
+def test_keep_best_that_no_evaluation_has_is_refused_before_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    with pytest.raises(ConfigError, match="keep_best: the evaluation has no eval/toys/accuracy; it has eval/toys/loss"):
+        run(config(tmp_path, "sft", keep_best="eval/toys/accuracy"), monkeypatch)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_keys_that_nothing_read_are_an_event_and_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    finished = run(config(tmp_path, "sft"), monkeypatch, unread=lambda by_workers: {"a.b": "command line"})
+    assert finished.unread == {"a.b": "command line"} and (tmp_path / "export").is_dir()
+    assert lines(tmp_path / "events.jsonl")[-2:] == [
+        {"event": "unread", "keys": {"a.b": "command line"}}, {"event": "closed", "status": "done"},
+    ]  # fmt: skip
+
+
+# -- adding a stage: a line in stages.py, and one file
+
+
+class Mine(ToySupervised):
+    """A stage of one's own: it stops where its rows are too few."""
+
+    def __init__(self, cfg: Any, say: Any) -> None:
+        super().__init__(cfg, say)
+        if cfg.prompts_per_step > len(self.rows):
+            raise DataError("too few")
+
+
+def test_a_new_stage_is_a_line_and_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The config's checks, the names of losses, resume and the loop know it by the line alone."""
+    from rlcore.compose.check import check
+    from rlcore.compose.function_names import wrong_name
+
+    line = Stage("mine", "my_loss", f"{__name__}.Mine", needs={"kl.coef": 0}, unread=("advantage.",))
+    monkeypatch.setitem(stages.STAGES, "mine", line)
+    assert stage_of("my_loss") is line and wrong_name("loss.name", "my_loss") == []
+    cfg = config(tmp_path / "a", "my_loss", kl__coef=0.1)
+    assert any("kl.coef is 0.1: rlcore mine needs kl.coef=0" in error for error in check(cfg))
+    assert line.why_unread("advantage.name", cfg) == "nothing reads it in `rlcore mine`; remove it"
+    monkeypatch.setattr("rlcore.algo.LOSSES", {"my_loss": "rlcore.algo.loss.sft"})
+    monkeypatch.setattr("rlcore.algo.loss.LOSSES", {"my_loss": "rlcore.algo.loss.sft"})
+    monkeypatch.setattr("rlcore.algo.objective.LOSSES", {"my_loss": "rlcore.algo.loss.sft"})
+    run(config(tmp_path / "b", "my_loss", steps=2), monkeypatch, made_by=line.made_by)
+    assert [row["step"] for row in lines(tmp_path / "b/metrics.jsonl")] == [0, 1, 2]
+
+
+def test_no_branch_asks_which_stage_it_is() -> None:
+    """A stage's class is named in stages.py and the files of stages only; nothing compares with its command or loss."""
+    files = {ROOT / (stage.made_by.rpartition(".")[0].replace(".", "/") + ".py") for stage in STAGES.values()}
+    assert all(file.is_file() for file in files)
+    others = set((ROOT / "rlcore").rglob("*.py")) - files - {ROOT / "rlcore/compose/stages.py"}
+    names = "|".join(stage.made_by.rpartition(".")[2] for stage in STAGES.values())
+    words = "|".join({stage.loss or "train" for stage in STAGES.values()} | STAGES.keys())
+    asks = re.compile(rf"\b({names})\b|[!=]= \"({words})\"|in \(\"({words})\"")
+    assert [(path.name, found.group()) for path in sorted(others) if (found := asks.search(path.read_text()))] == []
