@@ -41,6 +41,7 @@ def pytest_testnodedown(node: object) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    terminalreporter.section("slowest files, CPU-seconds of their processes")
+    if cpu_seconds:
+        terminalreporter.section("slowest files, in CPU-seconds")
     for file, seconds in cpu_seconds.most_common(10):
         terminalreporter.line(f"{seconds:7.1f}  {file}")

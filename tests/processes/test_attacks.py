@@ -21,7 +21,7 @@ from tests.processes.pools import collect
 from tests.unit.test_rewards import BOXED
 
 ELSEWHERE = {"judge", "remote", "reward_model", "code"}  # they talk to a server or run programs: their own tests
-OPTIONS = {"length_cosine": {"of": "gsm8k"}}
+OPTIONS = {"length_cosine": {"of": "exact_match"}}  # any rule: those behind it are here themselves
 
 CODE = [  # {canary} is the file that they try to make
     "__import__('os').system('touch {canary}')",

@@ -166,10 +166,8 @@ def test_no_failure_is_charged_to_the_next_sample(start: Start) -> None:
         blamed(start, fn("act"), [bad] + ["slow"] * 5, {})
 
 
-def test_a_worker_that_is_blocked_before_its_next_sample_is_replaced(
-    start: Start, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("rlcore.isolated.pool._STUCK_SECONDS", 1.0)
+def test_a_worker_that_is_blocked_before_its_next_sample_is_replaced(start: Start) -> None:
+    """It has begun no sample whose time could be over: it is given 5 s."""
     statuses: list[str] = []
     for seconds in PATIENCE:
         pool = start([fn("act")], 1, seconds)

@@ -1,4 +1,5 @@
-"""Whole runs from the command line: real Ray, vLLM and DeepSpeed on a tiny model. What is killed, resumes or ends."""
+"""Whole runs from the command line: real Ray, vLLM and DeepSpeed on a tiny model. Each takes many processes'
+start, so a test looks at all that one run can show, and then ends it in a way of its own."""
 
 from __future__ import annotations
 
@@ -39,7 +40,7 @@ sync: {{bucket_mib: 16}}
 REWARD = """
 import os
 def score(prompt, response):
-    if os.path.exists(os.environ.get("HANG_WHEN", "/nowhere")):
+    if os.path.exists(os.environ.get("HANG_WHEN", "/nowhere")) and sum(response.encode()) % 4 == 0:
         import time; time.sleep(1000)
     return sum(c.isdigit() for c in response) / 10
 """
@@ -91,6 +92,13 @@ class Run:
             assert time.monotonic() < until, f"step {step} was not reached"
             time.sleep(0.1)
 
+    def ends_for(self, process: str, role: str) -> None:
+        """Kill the first process whose command line holds `process`: the run must end and name the role."""
+        os.kill(self.pid_of(process), signal.SIGKILL)
+        code, out = self.finish(60)
+        assert code == 4 and role in out and "died during phase" in out, out
+        assert self.nothing_left() == []
+
     def nothing_left(self, seconds: float = 30) -> list[str]:
         until = time.monotonic() + seconds
         while self.processes() and time.monotonic() < until:
@@ -99,8 +107,9 @@ class Run:
 
 
 def metrics(run_dir: Path) -> list[dict]:
+    """Of each step; a last line that is being written, or of which a kill has left a part, is none."""
     path = run_dir / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
 
 
 def untimed(rows: list[dict]) -> list[dict]:
@@ -116,15 +125,12 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-ONLY_OTHERS_READ = {"data.response_column", "tracker.project", "tracker.name"}  # rlcore sft; the sink wandb
-
-
 def every_key(args: list[str], path: Path) -> str:
-    """A recipe that is `args` with all keys written down: a run fails at its end if nothing has read one of them."""
+    """A recipe that is `args` with all keys written down that can count: what nothing reads is said at the end."""
     name, *settings = args
     composed, _ = compose(name, settings)
     keys = dict.fromkeys(all_keys(), "here")
-    left_out = {"run_dir", "algorithm", *idle(as_config(composed.config), keys), *ONLY_OTHERS_READ}
+    left_out = {"run_dir", "algorithm", *idle(as_config(composed.config), keys)}
     recipe = OmegaConf.create()
     for key in all_keys().keys() - left_out:
         OmegaConf.update(recipe, key, OmegaConf.select(composed.config, key))
@@ -134,10 +140,12 @@ def every_key(args: list[str], path: Path) -> str:
 
 @pytest.fixture(scope="module")
 def whole(recipe: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
-    """A run of 5 steps that nobody disturbs, with a checkpoint after step 3, and every key that can count set."""
+    """A run of 5 steps with a checkpoint after step 3, every key set that can count, and a reward process that dies."""
     run_dir = tmp_path_factory.mktemp("runs") / "whole"
     args = [recipe, *EVERYTHING, "steps=5", "save_every_steps=3"]
     run = Run("train", every_key(args, run_dir.with_suffix(".yaml")), f"run_dir={run_dir}")
+    run.wait_for_step(run_dir, 1)
+    os.kill(run.pid_of("rlcore.isolated.caller"), signal.SIGKILL)
     code, out = run.finish()
     assert code == 0, out
     assert run.nothing_left() == []
@@ -165,6 +173,10 @@ def test_a_run_leaves_what_the_readme_says(whole: tuple[Path, str]) -> None:
         assert (run_dir / name).is_file(), name
     first = json.loads((run_dir / "rollouts/step_000001.jsonl").read_text().splitlines()[0])
     assert {"reward", "response", "status", "finish", "version"} <= set(first)
+    events = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
+    (unread,) = (event["keys"] for event in events if event["event"] == "unread")
+    assert unread.keys() == {"actor.offload", "rollout.device_memory_fraction", "cache_dir"}  # all others were read
+    assert f"nothing read cache_dir ({run_dir}.yaml): it had no effect in this run" in out
     assert "actor.offload" in out and "had no effect on this kind of device" in out
     for text in ("before", "after", "exported model", "sample rollouts", "next: rlcore"):
         assert text in out
@@ -184,31 +196,31 @@ def test_the_export_loads_and_is_the_last_checkpoint(whole: tuple[Path, str]) ->
     assert AutoTokenizer.from_pretrained(run_dir / "export").chat_template
 
 
-def test_a_killed_run_resumes_to_the_same_numbers(recipe: str, whole: tuple[Path, str], tmp_path: Path) -> None:
-    run_dir = tmp_path / "killed"
-    run = Run("train", recipe, *EVERYTHING, "steps=5", "save_every_steps=3", f"run_dir={run_dir}")
-    run.wait_for_step(run_dir, 4)
+def test_two_engines_and_one_rank_give_the_same_run_and_killed_it_resumes_to_the_same_numbers(
+    recipe: str, whole: tuple[Path, str], tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    other = ("rollout.engines=2", "actor.ranks=1", "actor.microbatch_tokens=300")
+    run = Run("train", recipe, *EVERYTHING, *other, "steps=100000", "save_every_steps=5", f"run_dir={run_dir}")
+    run.wait_for_step(run_dir, 7)
     run.process.kill()
     run.finish()
     assert run.nothing_left() == []
-    assert (run_dir / "checkpoints/step_000003/reference").is_dir()  # the policy's weights after step 2
-    if (run_dir / "checkpoints/step_000005").exists():
+    assert (run_dir / "checkpoints/step_000005/reference").is_dir()  # the policy's weights after step 4
+    if (run_dir / "checkpoints/step_000010").exists():
         pytest.fail("it was killed too late to show anything")
-    code, out = Run("resume", str(run_dir)).finish()
-    assert code == 0, out
-    assert untimed(metrics(run_dir)) == untimed(metrics(whole[0]))
 
-
-def test_two_engines_and_one_rank_give_the_same_run(recipe: str, whole: tuple[Path, str], tmp_path: Path) -> None:
-    args = ("steps=3", f"run_dir={tmp_path}", "rollout.engines=2", "actor.ranks=1", "actor.microbatch_tokens=300")
-    code, out = Run("train", recipe, *EVERYTHING, *args).finish()
-    assert code == 0, out
     for name in ("step_000001.jsonl", "step_000002.jsonl", "step_000003.jsonl"):
-        mine, theirs = ((d / "rollouts" / name).read_text().splitlines() for d in (tmp_path, whole[0]))
+        mine, theirs = ((d / "rollouts" / name).read_text().splitlines() for d in (run_dir, whole[0]))
         assert [json.loads(a)["response"] for a in mine] == [json.loads(b)["response"] for b in theirs]
-    mine, theirs = metrics(tmp_path)[3], metrics(whole[0])[3]
+    before, theirs = metrics(run_dir), metrics(whole[0])[3]
     for name in ("actor/loss", "actor/grad_norm", "critic/loss", "critic/explained_variance", "reward/mean"):
-        assert mine[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-6), name
+        assert before[3][name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-6), name
+
+    resumed = Run("resume", str(run_dir))
+    resumed.wait_for_step(run_dir, before[-1]["step"] + 1)
+    assert untimed(metrics(run_dir))[: len(before)] == untimed(before)
+    resumed.ends_for("ray::CriticRank", "critic rank 0")
 
 
 OWN = """
@@ -221,15 +233,25 @@ def plain(logp, batch, cfg):
 """
 
 
-def test_own_functions_greedy_baselines_and_drawing_again(recipe: str, tmp_path: Path) -> None:
+def test_own_functions_greedy_baselines_and_drawing_again_until_rewards_hang(recipe: str, tmp_path: Path) -> None:
+    """A quarter of the samples then gets no reward: more than a run goes on with."""
     (tmp_path / "own.py").write_text(OWN)
-    args = (f"advantage.name={tmp_path}/own.py:against_greedy", f"loss.name={tmp_path}/own.py:plain", "steps=2")
+    run_dir, flag = tmp_path / "run", tmp_path / "hang"
+    args = (f"advantage.name={tmp_path}/own.py:against_greedy", f"loss.name={tmp_path}/own.py:plain", "steps=100000")
     filters = ("rollout.greedy_baseline=true", "rollout.dynamic_draws=2", "reward.overlong_fraction=0.5")
-    code, out = Run("train", recipe, *LEAST, *args, *filters, f"run_dir={tmp_path}").finish()
-    assert code == 0, out
-    assert metrics(tmp_path)[1]["actor/mine"] < 0
-    for step, row in enumerate(metrics(tmp_path)[1:], 1):
-        lines = [json.loads(x) for x in (tmp_path / f"rollouts/step_{step:06d}.jsonl").read_text().splitlines()]
+    rewards = ("reward.timeout_seconds=2", "reward.workers=4")
+    run = Run("train", recipe, *LEAST, *args, *filters, *rewards, f"run_dir={run_dir}", HANG_WHEN=str(flag))
+    run.wait_for_step(run_dir, 2)
+    flag.write_text("")
+    code, out = run.finish(120)
+    assert code == 3 and "score ended with status 'timeout'" in out, out
+    assert (run_dir / "quarantine.jsonl").read_text().count("\n") >= 1
+    assert run.nothing_left() == []
+
+    rows = metrics(run_dir)
+    assert rows[1]["actor/mine"] < 0
+    for step, row in enumerate(rows[1:3], 1):
+        lines = [json.loads(x) for x in (run_dir / f"rollouts/step_{step:06d}.jsonl").read_text().splitlines()]
         assert len(lines) == 5 * row["group/drawn"]  # 4 samples and a greedy answer a prompt
         assert sum(x["use"] == "baseline" for x in lines) == row["group/drawn"]
         assert sum(x["use"] == "loss" for x in lines) == 4 * row["group/used"]
@@ -242,7 +264,6 @@ def test_own_functions_greedy_baselines_and_drawing_again(recipe: str, tmp_path:
     [
         ("ray::ActorRank", "actor rank", ["kl.coef=0"]),
         ("ray::ReferenceRank", "reference rank 0", ["actor.ranks=1"]),
-        ("ray::CriticRank", "critic rank 0", [*LEAST, "algorithm=ppo", "critic.ranks=1"]),
         ("ray::Engine", "rollout rank 0", LEAST),
     ],
 )
@@ -251,40 +272,7 @@ def test_a_killed_worker_ends_the_run_by_name(
 ) -> None:  # fmt: skip
     run = Run("train", recipe, *args, "steps=100000", f"run_dir={tmp_path}")
     run.wait_for_step(tmp_path, 1)
-    os.kill(run.pid_of(process), signal.SIGKILL)
-    code, out = run.finish(60)
-    assert code == 4 and f"{role}" in out and "died during phase" in out, out
-    assert run.nothing_left() == []
-
-
-def test_ctrl_c_ends_the_run_and_a_dead_reward_worker_does_not(recipe: str, tmp_path: Path) -> None:
-    run = Run("train", recipe, *LEAST, "steps=100000", f"run_dir={tmp_path}")
-    run.wait_for_step(tmp_path, 1)
-    os.kill(run.pid_of("rlcore.isolated.caller"), signal.SIGKILL)
-    run.wait_for_step(tmp_path, metrics(tmp_path)[-1]["step"] + 3)
-    run.process.send_signal(signal.SIGINT)
-    code, out = run.finish(60)
-    assert code == 130 and "stopped by Ctrl-C" in out, out
-    assert run.nothing_left() == []
-
-
-def test_hanging_rewards_end_the_run_with_exit_3(recipe: str, tmp_path: Path) -> None:
-    flag = tmp_path / "hang"
-    args = ("steps=100000", f"run_dir={tmp_path / 'run'}", "reward.timeout_seconds=0.5")
-    run = Run("train", recipe, *LEAST, *args, HANG_WHEN=str(flag))
-    run.wait_for_step(tmp_path / "run", 1)
-    flag.write_text("")
-    code, out = run.finish(120)
-    assert code == 3 and "score ended with status 'timeout'" in out, out
-    assert (tmp_path / "run/quarantine.jsonl").read_text().count("\n") >= 1
-    assert run.nothing_left() == []
-
-
-def test_a_key_nothing_read_fails_the_run_at_its_end(recipe: str, tmp_path: Path) -> None:
-    run = Run("train", recipe, *LEAST, "steps=1", f"run_dir={tmp_path}", "data.response_column=x")
-    code, out = run.finish()
-    assert code == 2 and "nothing read" in out and "data.response_column (command line)" in out, out
-    assert (tmp_path / "export/config.json").is_file()
+    run.ends_for(process, role)
 
 
 OF_EVERY_KIND = """
@@ -305,21 +293,25 @@ class Held:
 """
 
 
-def test_rewards_of_every_kind_score_one_run(recipe: str, tmp_path: Path) -> None:
+def test_rewards_of_every_kind_score_one_run_until_ctrl_c(recipe: str, tmp_path: Path) -> None:
     """User functions of every shape and a reward model on Ray: each part is logged, and a reward is their sum."""
     from transformers import AutoModelForSequenceClassification
 
-    model = make_tiny_model(tmp_path / "scorer", seed=1)
+    run_dir, model = tmp_path / "run", make_tiny_model(tmp_path / "scorer", seed=1)
     AutoModelForSequenceClassification.from_pretrained(model, num_labels=1).save_pretrained(model)
     (tmp_path / "kinds.py").write_text(OF_EVERY_KIND)
     fns = [*(f"{tmp_path}/kinds.py:{n}" for n in ("slow", "even", "compute_score", "Held")), "reward_model"]
     run = Run(
-        "train", recipe, *LEAST, "steps=1", f"run_dir={tmp_path}/run", f"reward.fns=[{','.join(fns)}]",
+        "train", recipe, *LEAST, "steps=100000", f"run_dir={run_dir}", f"reward.fns=[{','.join(fns)}]",
         f"reward_model.path={model}", "reward.args.Held.bonus=0.25", "reward.weights=[1,1,1,1,2]", "reward.gate=[slow]",
     )  # fmt: skip
-    code, out = run.finish()
-    assert code == 0, out
-    rollouts = [json.loads(line) for line in next((tmp_path / "run" / "rollouts").glob("step_*1.jsonl")).open()]
+    run.wait_for_step(run_dir, 1)
+    run.process.send_signal(signal.SIGINT)
+    code, out = run.finish(60)
+    assert code == 130 and "stopped by Ctrl-C" in out, out
+    assert run.nothing_left() == []
+
+    rollouts = [json.loads(line) for line in (run_dir / "rollouts/step_000001.jsonl").open()]
     assert len(rollouts) == 16
     for r in rollouts:
         parts = r["parts"]
@@ -327,5 +319,4 @@ def test_rewards_of_every_kind_score_one_run(recipe: str, tmp_path: Path) -> Non
         expected = 0.5 + parts.get("even", 0.0) + 1.0 + 0.25 + 2 * parts["reward_model"]
         assert r["reward"] == pytest.approx(expected) and r["status"] == {} and parts["gated"] == 0.0
     assert len({r["parts"]["reward_model"] for r in rollouts}) > 1
-    assert {"reward/part/reward_model", "reward/part/slow", "reward/part/words"} <= metrics(tmp_path / "run")[-1].keys()
-    assert run.nothing_left() == []
+    assert {"reward/part/reward_model", "reward/part/slow", "reward/part/words"} <= metrics(run_dir)[1].keys()
