@@ -34,13 +34,11 @@ def assert_close(found: Numbers, want: Numbers, k: float, name: str, scale: floa
     assert units <= k, f"{name}: off by {float(off):.3g} ({there}); {allowed}"
 
 
-def assert_all_close(
-    found: Mapping[str, Tensor], want: Mapping[str, Tensor], k: float, scale: float | None = None
-) -> None:
-    """Each by itself, by the names of both."""
+def assert_all_close(found: Mapping[str, Tensor], want: Mapping[str, Tensor], k: float) -> None:
+    """Each tensor to its own largest entry."""
     assert found.keys() == want.keys()
     for name in want:
-        assert_close(found[name], want[name], k, name, scale)
+        assert_close(found[name], want[name], k, name)
 
 
 def _tensor(x: Numbers) -> Tensor:

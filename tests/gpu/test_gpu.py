@@ -37,10 +37,11 @@ actor: {{learning_rate: 1e-3}}
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_colocated_ipc_in_turns(tmp_path: Path, dtype: str) -> None:
     rows = run(tmp_path, f"model.dtype={dtype}", "sync.backend=ipc", "placement.device=gpu")
+    # float32's too is wide: there vLLM's attention is Triton's, which multiplies in TF32, of 10 bits.
     assert max(r["sync/logp_diff_max"] for r in rows) < {"bfloat16": 0.6, "float32": 1e-3}[dtype]
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 3, reason="split placement needs a GPU for each of three roles")
 def test_split_nccl(tmp_path: Path) -> None:
     rows = run(tmp_path, "placement.mode=split", "sync.backend=nccl", "placement.device=gpu")
-    assert max(r["sync/logp_diff_max"] for r in rows) < 0.6
+    assert max(r["sync/logp_diff_max"] for r in rows) < 0.6  # bfloat16

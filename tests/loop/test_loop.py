@@ -74,9 +74,9 @@ def test_unscored_rollouts_leave_the_baseline_and_the_loss(tmp_path: Path) -> No
     assert not batch.mask.reshape(-1, 2)[failed].any()
     assert (batch.advantage.reshape(-1, 2)[failed] == 0).all()
     kept = batch.reward[~failed].reshape(8, 6)
-    assert_close(batch.advantage[1::2][~failed].reshape(8, 6).sum(1), [0.0] * 8, 800, "sums of groups", scale=1.0)
+    assert_close(batch.advantage[1::2][~failed].reshape(8, 6).sum(1), [0.0] * 8, 20, "sums of groups", scale=1.0)  # 1.0
     assert lines(tmp_path)[1]["reward/failed_fraction"] == 0.25
-    assert_close(lines(tmp_path)[1]["reward/mean"], kept.mean(), 800, "reward/mean")
+    assert_close(lines(tmp_path)[1]["reward/mean"], kept.mean(), 10, "reward/mean")  # 0
 
 
 def test_too_many_unscored_end_the_run_naming_the_function(tmp_path: Path) -> None:
@@ -253,7 +253,7 @@ def test_the_controller_moves_the_coefficient_towards_its_target(tmp_path: Path)
         train(toy.run)
     assert low.actor.kl.coef > 0.1 > high.actor.kl.coef
     coefficients = [r["kl/coef"] for r in lines(tmp_path / "1000.0")[1:]]
-    assert_close(coefficients, [0.1 * 0.8**i for i in range(6)], 1e6, "coefficients")
+    assert_close(coefficients, [0.1 * 0.8**i for i in range(6)], 10, "coefficients")  # 0.3
 
 
 def test_failed_greedy_baselines_count_as_failures(tmp_path: Path) -> None:

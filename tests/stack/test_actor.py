@@ -169,7 +169,7 @@ def assert_same_gradient(found: dict[str, torch.Tensor], want: dict[str, torch.T
     assert found.keys() == want.keys() and len(want) > 10
     for name, value in want.items():
         scale = None if value.ndim else max(1.0, float(value.abs()))
-        assert_close(found[name], value, 800, name, scale)
+        assert_close(found[name], value, 150, name, scale)  # 8.7
 
 
 def test_four_microbatches_give_the_gradient_of_one(
@@ -236,7 +236,7 @@ def test_a_checkpoint_loads_in_another_stage_and_number_of_ranks(
     one.restart(config_of(tiny, zero_stage=stage)).load(saved)
     again = one.save(tmp_path / "again")
     assert all(v.equal(tensors(saved)[k]) for k, v in tensors(again).items())
-    assert_close(one.logp(batch_of(), 80), two.logp(batch_of(), 80), 800, "logp")
+    assert_close(one.logp(batch_of(), 80), two.logp(batch_of(), 80), 20, "logp")  # 0
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
@@ -281,7 +281,7 @@ def test_several_updates_a_step(two: Ranks, tiny: Path) -> None:
     metrics = two.update(batch.with_(old_logp=old), 80, minibatches=3, rate=1e-2)
     assert metrics["actor/ratio_max"] > 1.01 and metrics["actor/clip_fraction"] > 0
     want = (old + 4.8).abs()[batch.mask].max()
-    assert_close(metrics["sync/logp_diff_max"], want, 800, "logp_diff_max", scale=4.8)
+    assert_close(metrics["sync/logp_diff_max"], want, 20, "logp_diff_max", scale=4.8)  # 0
     on_policy = two.update(batch, 80)
     assert on_policy["actor/ratio_max"] == 1.0 and on_policy["actor/clip_fraction"] == 0.0
 
@@ -309,7 +309,7 @@ def test_the_saved_model_is_a_hugging_face_model(two: Ranks, tiny: Path, tmp_pat
         tokens=tokens.int(), offsets=torch.tensor([0, 20]), mask=torch.arange(20) > 0, rollout_logp=torch.zeros(20),
         reward=torch.zeros(1), group=torch.zeros(1, dtype=torch.int64), baseline=torch.zeros(1),
     )  # fmt: skip
-    assert_close(two.logp(whole, 80)[1:], logp, 800, "logp")
+    assert_close(two.logp(whole, 80)[1:], logp, 20, "logp")  # 0.8
     assert AutoTokenizer.from_pretrained(directory).chat_template
 
 
@@ -326,7 +326,7 @@ def test_a_rate_of_0_only_looks(two: Ranks, tiny: Path, tmp_path: Path) -> None:
     assert looked["actor/grad_norm"] == looked["actor/skipped_updates"] == 0 and looked["actor/ratio_max"] == 1.0
     learned = two.update(batch, 80)
     for name in ("actor/entropy", "actor/kl", "sync/logp_diff_max"):
-        assert_close(looked[name], torch.tensor(learned[name]), 800, name)
+        assert_close(looked[name], torch.tensor(learned[name]), 10, name)  # 0.4
     assert not two.logp(batch, 80).equal(old)
 
 
@@ -357,15 +357,15 @@ def test_reference_ranks_agree_with_the_actor_now_and_after_a_refresh(two: Ranks
     reference = Ranks(ReferenceRank, cfg, 2)
     batch = batch_of()
     for _ in range(2):
-        assert_close(reference.logp(batch, 80), two.logp(batch, 120), 800, "logp")
+        assert_close(reference.logp(batch, 80), two.logp(batch, 120), 20, "logp")  # 0
     few = batch.select([0])
-    assert_close(reference.logp(few, 80), two.logp(few, 80), 800, "logp of one rollout")
+    assert_close(reference.logp(few, 80), two.logp(few, 80), 20, "logp of one rollout")  # 0
     assert "KLConfig.coef" not in reference("fields_read")[0]
 
     two.update(batch, 80)
     assert float((reference.logp(batch, 80) - two.logp(batch, 80)).abs().max()) > 1e-3
     two("save_weights", *[(str(tmp_path / "refreshed"),)] * 2)
     reference.load(tmp_path / "refreshed")
-    assert_close(reference.logp(batch, 80), two.logp(batch, 80), 800, "logp")
+    assert_close(reference.logp(batch, 80), two.logp(batch, 80), 20, "logp")  # 0
     assert not list(tmp_path.rglob("optimizer*"))
     reference.end()

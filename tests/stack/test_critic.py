@@ -143,14 +143,14 @@ def test_values_are_those_of_the_reward_model_and_after_an_update_of_what_is_sav
     batch = lesson()
     first = critic.value(batch)
     assert float(first.abs().max()) > 0.1
-    assert_close(first, one_by_one(reward_model, batch), 800, "values")
+    assert_close(first, one_by_one(reward_model, batch), 25, "values")  # 0.9
     update(critic, batch)
     critic.save(tmp_path)
     second = critic.value(batch)
     assert float((second - first).abs().max()) > 1e-3
-    assert_close(second, one_by_one(tmp_path / "model", batch), 800, "values after an update")
+    assert_close(second, one_by_one(tmp_path / "model", batch), 25, "values after an update")  # 0.3
     few = batch.select([0])  # fewer rollouts than ranks
-    assert_close(critic.value(few), second[: len(few.tokens)], 800, "values of one rollout")
+    assert_close(critic.value(few), second[: len(few.tokens)], 25, "values of one rollout")  # 0.4
 
 
 def test_a_language_model_begins_with_values_of_0_and_learns(critics: dict[str, Critic], tiny: Path) -> None:
@@ -205,7 +205,7 @@ def test_a_checkpoint_loads_in_another_stage_and_number_of_ranks(
     one.save(tmp_path / "again")
     saved, again = tensors(tmp_path / "saved"), tensors(tmp_path / "again")
     assert saved.keys() == again.keys() and all(v.equal(saved[k]) for k, v in again.items())
-    assert_close(one.value(lesson()), two.value(lesson()), 800, "values")
+    assert_close(one.value(lesson()), two.value(lesson()), 25, "values")  # 0
 
 
 def test_whitened_returns_are_learned_in_deviations_and_said_in_the_rewards_unit(
@@ -226,13 +226,13 @@ def test_whitened_returns_are_learned_in_deviations_and_said_in_the_rewards_unit
     assert first.value is not None and not first.value.any()  # nothing is known of the scale yet
     metrics = update(critic, first)
     # The head is 0 and hardly moves: its squared error is the variance of targets that were whitened, and half of it.
-    assert_close(metrics["critic/loss"], torch.tensor(0.5), 800, "critic/loss")
+    assert_close(metrics["critic/loss"], torch.tensor(0.5), 15, "critic/loss")  # 0.8
     second = ask()
     assert second.value is not None
-    assert_close(second.value[batch.mask], masked.mean().expand(len(masked)), 800, "values")
+    assert_close(second.value[batch.mask], masked.mean().expand(len(masked)), 15, "values")  # 0.5
     assert not second.value[~batch.mask].any()
     metrics = update(critic, second, 1)
-    assert_close(metrics["critic/value"], masked.mean(), 800, "critic/value")
+    assert_close(metrics["critic/value"], masked.mean(), 15, "critic/value")  # 0.5
     assert metrics["critic/clip_fraction"] == 0  # the old value is where the head is, in the head's own unit
 
     state = json.loads(json.dumps(critic.state()))

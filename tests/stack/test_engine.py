@@ -97,7 +97,7 @@ def test_log_probabilities_are_the_models(stack):
     found = run(engine, asked.values())
     for key, sample in found.items():
         want = reference_logp(model, asked[key].tokens, sample.tokens)
-        assert_close(torch.tensor(sample.logp), want, 800, f"logp of {key}")
+        assert_close(torch.tensor(sample.logp), want, 40, f"logp of {key}")  # 1.7
     assert len({tuple(s.tokens) for s in found.values()}) == len(found), "samples of one prompt must differ"
 
 
@@ -118,7 +118,7 @@ def test_temperature_is_in_the_log_probabilities(stack):
         prompt = asked[key].tokens
         logits = model(torch.tensor([prompt + sample.tokens])).logits[0, len(prompt) - 1 : -1] / 0.5
         want = torch.log_softmax(logits, -1).gather(1, torch.tensor(sample.tokens)[:, None])[:, 0]
-        assert_close(torch.tensor(sample.logp), want, 800, f"logp of {key}")
+        assert_close(torch.tensor(sample.logp), want, 40, f"logp of {key}")  # 1.7
 
 
 def test_a_response_ends_with_its_eos_or_at_its_length(stack):
@@ -143,7 +143,7 @@ def test_one_engine_or_two_and_any_batching_give_the_same_samples(stack):
         singly |= run(second, [request])
     for key, sample in (split | singly).items():
         assert sample.tokens == alone[key].tokens and sample.finish == alone[key].finish
-        assert_close(torch.tensor(sample.logp), torch.tensor(alone[key].logp), 800, f"logp of {key}")
+        assert_close(torch.tensor(sample.logp), torch.tensor(alone[key].logp), 40, f"logp of {key}")  # 0
 
 
 def test_greedy_samples_are_the_models_likeliest_tokens(stack):
@@ -153,7 +153,7 @@ def test_greedy_samples_are_the_models_likeliest_tokens(stack):
         prompt = asked[key].tokens
         logits = model(torch.tensor([prompt + sample.tokens])).logits[0, len(prompt) - 1 : -1]
         chosen = logits.gather(1, torch.tensor(sample.tokens)[:, None])[:, 0]
-        assert_close(chosen, logits.max(-1).values, 800, f"logits of {key}")
+        assert_close(chosen, logits.max(-1).values, 40, f"logits of {key}")  # 0
 
 
 def test_stop_strings_minimum_length_and_the_models_own_log_probabilities_under_top_p(stack):
@@ -165,7 +165,7 @@ def test_stop_strings_minimum_length_and_the_models_own_log_probabilities_under_
     for key, sample in found.items():
         text = "".join(letters.get(t, "") for t in sample.tokens)
         want = reference_logp(model, asked[key].tokens, sample.tokens)
-        assert_close(torch.tensor(sample.logp), want, 800, f"logp of {key}")
+        assert_close(torch.tensor(sample.logp), want, 40, f"logp of {key}")  # 1.7
         assert len(sample.tokens) >= 6
         if sample.finish == "stop" and sample.tokens[-1] != EOS:
             by_string += 1

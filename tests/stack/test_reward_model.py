@@ -110,7 +110,7 @@ def gradient(model: RewardModel, to: Path) -> dict[str, torch.Tensor]:
     metrics = model.update(pairs(), 0).metrics
     assert metrics["train/skipped_updates"] == 0 and metrics["train/lr"] == 1e-3
     for name in ("train/loss", "train/accuracy", "train/margin"):
-        assert_close(metrics[name], torch.tensor(before[name]), 800, name, scale=1.0)
+        assert_close(metrics[name], torch.tensor(before[name]), 10, name, scale=1.0)  # 0.2
     model.save(to)
     names = ("train/loss", "train/grad_norm", "train/accuracy", "train/margin")
     numbers = {k: torch.tensor(metrics[k]) for k in names}
@@ -150,7 +150,7 @@ def test_the_loss_is_the_mean_over_pairs_of_what_transformers_scores_say(
         "accuracy": (margin > 0).float().mean(),
     }
     for name, value in want.items():
-        assert_close(whole_gradient[f"train/{name}"], value, 800, name, scale=1.0)
+        assert_close(whole_gradient[f"train/{name}"], value, 10, name, scale=1.0)  # 0.4
 
 
 def one_by_one(path: Path, tokens: list[list[int]]) -> torch.Tensor:
@@ -207,7 +207,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_numbers(
     whole = metrics_of(trained.parent)
     assert [line["step"] for line in whole] == [0, 1, 2, 3, 4]
     assert whole[0]["eval/held_out/accuracy"] == 0.5 and whole[0]["eval/held_out/margin"] == 0
-    assert_close(whole[1]["train/loss"], torch.tensor(math.log(2)), 800, "train/loss")
+    assert_close(whole[1]["train/loss"], torch.tensor(math.log(2)), 10, "train/loss")  # 0
     assert whole[4]["train/loss"] != math.log(2)
     assert {k for k in whole[2] if k.startswith("eval/")} == {
         f"eval/held_out/{k}" for k in ("loss", "accuracy", "margin")
@@ -267,10 +267,10 @@ def test_what_was_exported_scores_as_transformers_does(
     want = one_by_one(trained, tokens)
     assert float(want.std()) > 1e-3
     assert {o.status for o in found} == {""}
-    assert_close([float(o.reward) for o in found if o.reward is not None], want, 800, "scores")
+    assert_close([float(o.reward) for o in found if o.reward is not None], want, 20, "scores")  # 0.7
     again = scored(RewardModelLane(groups[role], cfg), conversations()[:1])  # fewer samples than ranks
     assert again[0].reward is not None
-    assert_close([again[0].reward], want[:1], 800, "score of one")
+    assert_close([again[0].reward], want[:1], 20, "score of one", scale=float(want.abs().max()))  # 0.7
 
 
 def test_what_was_exported_is_a_critic_of_the_policy_too(tiny: Path, trained: Path) -> None:

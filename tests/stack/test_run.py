@@ -15,12 +15,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from rlcore.compose.compose import as_config, compose
 from rlcore.compose.unused_keys import idle
 from rlcore.config import all_keys
-from tests.tiny import make_tiny_model
+from tests.close import assert_close
+from tests.tiny import give_head, make_tiny_model
 
 RECIPE = """
 model: {{path: {model}}}
@@ -52,6 +54,7 @@ EVERYTHING = [
 ]  # fmt: skip
 # The least that can run, where a test is not about the other parts: each process takes seconds to start.
 LEAST = ["actor.ranks=1", "kl.coef=0"]
+LOGP = 4.8  # about the log-probability of each of the 128 tokens
 PROGRAM = [sys.executable, "-c", "from rlcore.cli import main; main()"]
 
 
@@ -165,9 +168,12 @@ def test_a_run_leaves_what_the_readme_says(whole: tuple[Path, str]) -> None:
         perf/tokens_per_second time/rollout_s time/credit_s time/update_s time/publish_s""".split()
     assert not [n for n in names if rows[1].get(n) is None]
     assert "eval/arithmetic/accuracy" in rows[0] and "eval/arithmetic/accuracy" in rows[5]
-    assert all(0 < r["sync/logp_diff_max"] < 1e-4 for r in rows[1:])
+    for row in rows[1:]:
+        assert 0 < row["sync/logp_diff_max"]
+        assert_close(row["sync/logp_diff_max"], torch.tensor(0.0), 40, "logp_diff_max", scale=LOGP)  # 1.7
     assert rows[1]["actor/lr"] == 0 and rows[1]["critic/lr"] > 0  # the critic's warm-up
-    assert abs(rows[1]["actor/kl"]) < 1e-5 < abs(rows[4]["actor/kl"])
+    assert_close(rows[1]["actor/kl"], torch.tensor(0.0), 40, "actor/kl", scale=LOGP)  # 0
+    assert 1e-5 < abs(rows[4]["actor/kl"])
     assert rows[5]["kl/coef"] != rows[1]["kl/coef"]
     for name in ("config.yaml", "events.jsonl", "rollouts/step_000005.jsonl", "checkpoints/step_000005/manifest.json"):
         assert (run_dir / name).is_file(), name
@@ -183,7 +189,6 @@ def test_a_run_leaves_what_the_readme_says(whole: tuple[Path, str]) -> None:
 
 
 def test_the_export_loads_and_is_the_last_checkpoint(whole: tuple[Path, str]) -> None:
-    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     run_dir, _ = whole
@@ -215,7 +220,7 @@ def test_two_engines_and_one_rank_give_the_same_run_and_killed_it_resumes_to_the
         assert [json.loads(a)["response"] for a in mine] == [json.loads(b)["response"] for b in theirs]
     before, theirs = metrics(run_dir), metrics(whole[0])[3]
     for name in ("actor/loss", "actor/grad_norm", "critic/loss", "critic/explained_variance", "reward/mean"):
-        assert before[3][name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-6), name
+        assert_close(before[3][name], torch.tensor(theirs[name]), 800, name)  # 47
 
     resumed = Run("resume", str(run_dir))
     resumed.wait_for_step(run_dir, before[-1]["step"] + 1)
@@ -295,10 +300,8 @@ class Held:
 
 def test_rewards_of_every_kind_score_one_run_until_ctrl_c(recipe: str, tmp_path: Path) -> None:
     """User functions of every shape and a reward model on Ray: each part is logged, and a reward is their sum."""
-    from transformers import AutoModelForSequenceClassification
-
     run_dir, model = tmp_path / "run", make_tiny_model(tmp_path / "scorer", seed=1)
-    AutoModelForSequenceClassification.from_pretrained(model, num_labels=1).save_pretrained(model)
+    give_head(model, model)
     (tmp_path / "kinds.py").write_text(OF_EVERY_KIND)
     fns = [*(f"{tmp_path}/kinds.py:{n}" for n in ("slow", "even", "compute_score", "Held")), "reward_model"]
     run = Run(
@@ -317,6 +320,7 @@ def test_rewards_of_every_kind_score_one_run_until_ctrl_c(recipe: str, tmp_path:
         parts = r["parts"]
         assert parts["slow"] == 0.5 and parts["compute_score"] == 1.0 and parts["Held"] == 0.25 and parts["words"] > 0
         expected = 0.5 + parts.get("even", 0.0) + 1.0 + 0.25 + 2 * parts["reward_model"]
-        assert r["reward"] == pytest.approx(expected) and r["status"] == {} and parts["gated"] == 0.0
+        assert_close(r["reward"], expected, 10, "reward")  # 0
+        assert r["status"] == {} and parts["gated"] == 0.0
     assert len({r["parts"]["reward_model"] for r in rollouts}) > 1
     assert {"reward/part/reward_model", "reward/part/slow", "reward/part/words"} <= metrics(run_dir)[1].keys()

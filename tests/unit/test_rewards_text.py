@@ -44,19 +44,19 @@ def test_length_linear(tokens: int, limit: int, short: float, long: float, rewar
         ("#### 72", 0, 2.0, 1),
         ("#### 72", 50, 1.5, 1),
         ("#### 72", 25, 1.0 + 0.5 * (1.0 + 2**-0.5), 1),
-        ("#### 72", 99, 1.0, 1),
+        ("#### 72", 99, 1.0 + 0.0002467198, 1),  # (1 + cos(0.99 pi)) / 2
         ("#### 72", 100, -10.0, 1),
         ("#### 71", 0, -10.0, 0),
         ("#### 71", 50, -5.0, 0),
         ("#### 71", 75, -5.0 + 5.0 * 2**-0.5, 0),
-        ("#### 71", 99, 0.0, 0),
+        ("#### 71", 99, -0.002467198, 0),
         ("#### 71", 100, -10.0, 0),
         ("", 0, -10.0, 0),
     ],
 )
 def test_length_cosine(response: str, tokens: int, reward: float, correct: int) -> None:
     score = length_cosine(PROMPT, response, of="gsm8k", response_tokens=tokens, max_response_tokens=100)
-    assert score.reward == pytest.approx(reward, abs=0.01)
+    assert score.reward == pytest.approx(reward)
     assert score.parts == {"correct": correct}
 
 
