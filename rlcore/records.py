@@ -166,7 +166,7 @@ class Batch:
         """(N,) int64: the rollout each token belongs to."""
         import torch
 
-        return torch.repeat_interleave(torch.arange(len(self)), self.lengths)
+        return torch.repeat_interleave(torch.arange(len(self), device=self.offsets.device), self.lengths)
 
     @property
     def groups(self) -> int:

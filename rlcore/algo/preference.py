@@ -34,12 +34,18 @@ def dpo(logp: Tensor, batch: Batch, cfg: LossConfig) -> tuple[Tensor, dict[str, 
     count = sums(torch.ones_like(logp), batch)
     present = count > 0
     reward = cfg.beta * sums(logp - batch.ref_logp, batch)
+    assert one_group_a_pair(batch.group[present]), "neighbouring rollouts are of two groups: they are no pairs"
     chosen, rejected = reward[present].view(-1, 2).unbind(1)
     per_pair, columns = bradley_terry(chosen, rejected)
     columns |= {"loss": per_pair, "chosen_reward": chosen.detach(), "rejected_reward": rejected.detach()}
     of_rollout = {name: _of_both(values, present) for name, values in columns.items()}
     per_token = spread(of_rollout.pop("loss") / count.clamp(min=1.0), batch)
     return per_token, of_rollout
+
+
+def one_group_a_pair(groups: Tensor) -> bool:
+    """Whether rollouts 2i and 2i + 1 are of one group, by the groups' numbers (2p,)."""
+    return len(groups) % 2 == 0 and groups[0::2].equal(groups[1::2])
 
 
 def _of_both(per_pair: Tensor, present: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rlcore.algo.preference import bradley_terry
+from rlcore.algo.preference import bradley_terry, one_group_a_pair
 from rlcore.algo.stats import Stats, Totals
 from rlcore.config import ModelConfig
 from rlcore.data.answered import answer
@@ -119,6 +119,7 @@ class PreferenceRank(TrainedRank):
 
     def _loss(self, micro: Batch, totals: Totals, stats: Stats) -> Tensor:
         scores = self.engine.ds(micro.tokens, micro.offsets, micro.mask)[micro.mask]
+        assert one_group_a_pair(micro.group[micro.rollout_of_token[micro.mask]]), "rollouts that are no pairs"
         per_pair, columns = bradley_terry(scores[0::2], scores[1::2])
         share = per_pair.sum() / max(1, totals.sequences // 2)
         spread = {k: torch.zeros(len(micro.mask), device=self.device) for k in columns}
