@@ -17,6 +17,8 @@ _SHOWN = (
     ("actor/loss", "loss", ".4f"),
     ("train/loss", "loss", ".4f"),
     ("train/accuracy", "ranked right", ".1%"),
+    ("actor/accuracy", "ranked right", ".1%"),
+    ("actor/margin", "margin", ".2f"),
     ("actor/kl", "kl", ".2g"),
     ("sync/logp_diff_max", "sync", ".1g"),
     ("actor/skipped_updates", "skipped", ".0f"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +15,7 @@ import ray
 import torch
 
 from rlcore.algo.stats import merge
-from rlcore.config import Config, Dtype
+from rlcore.config import Aggregation, Config, Dtype
 from rlcore.records import Batch
 from rlcore.workers.actor_rank import ActorRank
 from rlcore.workers.group import Place
@@ -347,6 +349,26 @@ def test_the_entropy_bonus_raises_the_entropy_whatever_the_split(
         for _ in range(4):
             last = group.update(batch, microbatch_tokens, kl_coef=0.0)
         assert last["actor/entropy"] > first["actor/entropy"] + 0.1
+    assert_same_gradient(found[1], found[0])
+
+
+def test_pairs_give_the_same_gradient_whatever_the_split(one: Ranks, two: Ranks, tiny: Path, tmp_path: Path) -> None:
+    """DPO: whole pairs, on one rank and two, and it prefers the chosen ones afterwards."""
+    batch = batch_of(seed=3)
+    whole = dataclasses.replace(batch, mask=batch.mask.clone(), group=torch.arange(len(batch)) // 2)
+    whole.mask[whole.offsets[2] + 4 : whole.offsets[3]] = True
+    found = []
+    for group, ranks, microbatch_tokens in ((one, 1, 10_000), (two, 2, 80)):
+        cfg = config_of(tiny, ranks=ranks)
+        cfg.loss.name, cfg.loss.aggregation, cfg.kl.coef = "dpo", Aggregation.sequence_sum, 0.0
+        group.restart(cfg)
+        pairs = dataclasses.replace(whole, ref_logp=group.logp(whole, 120))
+        work = split(pairs, ranks, microbatch_tokens, whole_groups=True)
+        first, *_, last = (merge(group("update", *[(w, 1e-3, 0.0) for w in work])) for _ in range(4))
+        assert_close(first["actor/loss"], torch.tensor(math.log(2)), 20, "loss")
+        assert last["actor/margin"] > 0.05 and last["actor/loss"] < first["actor/loss"]
+        adam = {k: v for k, v in tensors(group.save(tmp_path / str(ranks))).items() if k.startswith("exp_avg/")}
+        found.append(adam | {"loss": torch.tensor(last["actor/loss"])})
     assert_same_gradient(found[1], found[0])
 
 
