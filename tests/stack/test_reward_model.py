@@ -196,7 +196,9 @@ def trained(groups: dict[str, WorkerGroup], tiny: Path, tmp_path_factory: pytest
 def run(group: WorkerGroup, cfg: Config, patch: pytest.MonkeyPatch) -> tuple[Path, set[str]]:
     patch.setattr(build, "Cluster", lambda *args: Shared())
     patch.setattr(Scoring, "make_model", lambda self, cluster, watch: started(group, cfg))
-    return build.whole_run(cfg, OmegaConf.create({"seed": 0}), STAGES["train-rm"], print)
+    read = set[str]()
+    note = lambda by_workers: read.update(by_workers) or {}  # noqa: E731
+    return build.whole_run(cfg, OmegaConf.create({"seed": 0}), STAGES["train-rm"], print, note).exported, read
 
 
 @pytest.mark.parametrize("dies_at", [2, 4])  # before the first checkpoint, and after it
