@@ -2,10 +2,7 @@
 
     rlcore train demo advantage.name=examples/custom_algorithm.py:rank loss.name=examples/custom_algorithm.py:gmpo
 
-An advantage takes the flat batch and gives a number a token; a loss takes the new log-probabilities and gives a number
-a token and what to log. Averaging over tokens, rollouts, micro-batches and ranks is done for you: `loss.aggregation`.
-The KL in the loss, entropy bonus and off-policy correction are added for you too: `kl.*`, `loss.entropy_coef`,
-`correction.*`. A KL in the reward (`kl.place=reward`) is in `outcome(batch)`: an advantage starts from that.
+Both are pure functions of the flat batch (rlcore/records.py): a number a token, neither masked nor averaged.
 """
 
 from __future__ import annotations
@@ -18,6 +15,7 @@ from rlcore.config import AdvantageConfig, LossConfig
 from rlcore.records import Batch
 
 
+# A KL in the reward (kl.place=reward) is in `outcome(batch)`: an advantage starts from that.
 def rank(batch: Batch, cfg: AdvantageConfig) -> Tensor:
     """(N,): how many of its group a rollout beats, less how many beat it, as a share of the group. Scale-free."""
     advantage = torch.zeros(len(batch))
@@ -29,6 +27,8 @@ def rank(batch: Batch, cfg: AdvantageConfig) -> Tensor:
     return advantage[batch.rollout_of_token] * batch.mask  # every token of a rollout the same, 0 off the mask
 
 
+# `logp` are the new log-probabilities; what is returned beside the loss is logged. Done for you: the average over
+# tokens, rollouts and ranks (loss.aggregation), KL in the loss (kl.*), entropy bonus, off-policy correction.
 def gmpo(logp: Tensor, batch: Batch, cfg: LossConfig) -> tuple[Tensor, dict[str, Tensor]]:
     """GMPO (arXiv 2507.20673): the geometric mean of a rollout's token ratios, clipped a token in log space on the
     side its advantage pushes to. Use it with loss.aggregation=sequence_mean and a clip of about 0.4."""

@@ -81,7 +81,7 @@ def overlong(
     fraction: float = 0.2,
     penalty: float = 1.0,
 ) -> float:
-    """`overlong_penalty` as a rule. With `reward.overlong_fraction` the collector takes the same: use one of the two.
+    """`overlong_penalty` as a rule. `reward.overlong_fraction` takes the same, in training only: use one of the two.
 
     DAPO's limit is 20480 tokens, of which the last 4096 are punished: a fraction of 0.2.
     """

@@ -1,8 +1,8 @@
 """Every knob, once: its unit in its name, its only default, one line of meaning. No torch, Ray or vLLM here.
 
-After `train.main()` these are plain dataclasses; a section is passed to the code that needs it, and nothing is written
-to it. `Section` remembers which fields were read, so that a key the user set and nothing read can be reported.
-Rules about values and their combinations are in check.py.
+rlcore/compose fills these plain dataclasses from a recipe and a command line; its check.py has the rules about values.
+A section is passed to the code that needs it, and nothing is written to it. `Section` remembers which fields were read,
+so that a key the user set and nothing read can be reported.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class SyncBackend(str, Enum):
 
 @dataclass
 class ModelConfig(Section):
-    path: str = MISSING  # hub id, local directory, GGUF file, or "demo": an embedded one (demo.py), made and cached
+    path: str = MISSING  # hub id, local directory, GGUF file, or "demo": one of models/embedded.py, made once
     tokenizer: Optional[str] = None  # hub id or directory; None: the model's own
     dtype: Dtype = Dtype.auto  # of the forward pass; auto: bfloat16 on GPU, float32 on CPU
 

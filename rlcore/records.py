@@ -1,13 +1,7 @@
-"""The nouns. Everything that flows through the loop is one of these.
+"""The nouns: everything that flows through the loop is one of these. torch is imported only where a `Batch` is made.
 
 Shape letters, for the whole code: P prompts a step, G rollouts a prompt, B = P*G rollouts, N tokens of all rollouts
-laid end to end, V vocabulary.
-
-There is no padding. A `Batch` is flat: token i of rollout b lives at `offsets[b] + i`. One alignment rule: entry i of
-every per-token column is about token i, so `logp[i] = log p(token i | the tokens before it in its rollout)`; the first
-token of a rollout has none (its entry is 0 and its mask False). Only `_before()` in workers/model.py ever shifts.
-
-This module imports torch only when a `Batch` is made, so reward workers and the CLI start without it.
+laid end to end, V vocabulary. There is no padding, and there is one alignment rule: see `Batch`.
 """
 
 from __future__ import annotations
@@ -26,17 +20,17 @@ class Prompt:
     """One dataset row, tokenized once.
 
     Example: `Prompt(id="train.jsonl:17", tokens=[1, 52, 9], answer="72", row={"question": ..., "answer": ...})`.
-    `id` names the source and the row, and from the second epoch on the epoch too (`train.jsonl:17@2`), so a sample's
-    seed (run seed, prompt id, sample index) never repeats. `messages` is the conversation that was tokenized, template
-    and system prompt included: `[{"role": "user", "content": ...}]`. `source` is what its rewards and metrics go by.
     """
 
+    # Source and row; from the second epoch on the epoch too, "train.jsonl:17@2". A sample's seed is made of it (and of
+    # the run's seed and the sample's index), so none comes twice.
     id: str
     tokens: list[int]
-    answer: str
-    row: dict[str, Any] = field(default_factory=dict)
+    answer: str  # the gold answer
+    row: dict[str, Any] = field(default_factory=dict)  # the whole dataset row
+    # What was tokenized, with template and system prompt: [{"role": "user", "content": ...}].
     messages: list[dict[str, Any]] = field(default_factory=list)
-    source: str = ""
+    source: str = ""  # what its rewards and metrics go by
 
 
 class Response(NamedTuple):
@@ -56,31 +50,21 @@ class Score(NamedTuple):
 
 @dataclass(frozen=True)
 class Rollout:
-    """One finished and scored sample: prompt tokens first, then the response. Made once; credit decides `trains`.
-
-    tokens   the prompt's tokens, then the sampled ones (the end-of-sequence token included when it was sampled)
-    logp     the engine's log-probability of each token, 0.0 on prompt tokens; same length as tokens
-    mask     True on the tokens the policy chose; same length as tokens
-    finish   "stop" (end of sequence or a stop string), "length" (cut at max_response_tokens), "abort"
-    version  the weights it was sampled with
-    text     the response, decoded once for the rewards and the log; never tokenized again
-    reward   None when scoring failed; then `status` has {function name: "error" | "timeout" | "crashed" | "bad_value" |
-             "unparseable_gold"} and `why` the message
-    trains   False: its reward counts in the group's baseline, its tokens are not in the loss
-    """
+    """One finished and scored sample. Made once; `rlcore.algo.shaping` decides what it is trained on."""
 
     prompt: Prompt
-    tokens: list[int]
-    logp: list[float]
-    mask: list[bool]
-    finish: str
-    version: int
-    text: str = ""
-    reward: float | None = None
-    parts: dict[str, float] = field(default_factory=dict)
+    tokens: list[int]  # the prompt's, then the sampled ones, with the end-of-sequence token where it was sampled
+    logp: list[float]  # one a token: the engine's log-probability of it; 0.0 on the prompt
+    mask: list[bool]  # one a token: True where the policy chose it
+    finish: str  # "stop": end of sequence or a stop string; "length": cut at max_response_tokens; "abort"
+    version: int  # of the weights it was sampled with
+    text: str = ""  # the response, decoded once for rewards and log; never tokenized again
+    reward: float | None = None  # None: scoring failed, or no reward function applies
+    parts: dict[str, float] = field(default_factory=dict)  # named numbers beside the reward, for the log
+    # Of each function that failed "error" | "timeout" | "crashed" | "bad_value" | "unparseable_gold", and its message.
     status: dict[str, str] = field(default_factory=dict)
     why: dict[str, str] = field(default_factory=dict)
-    trains: bool = True
+    trains: bool = True  # False: its reward counts in the group's baseline, its tokens are not in the loss
 
     @property
     def response_tokens(self) -> int:
@@ -89,15 +73,11 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Group:
-    """The G rollouts of one prompt, in sample order.
-
-    greedy  one more, greedy answer, where one was drawn: scored, not trained on
-    used    False: drawn and scored, but left out of the batch (its rewards are all equal, or it came after the P-th)
-    """
+    """The G rollouts of one prompt, in sample order."""
 
     rollouts: list[Rollout]
-    greedy: Rollout | None = None
-    used: bool = True
+    greedy: Rollout | None = None  # one more, greedy answer, where one was drawn: scored, not trained on
+    used: bool = True  # False: left out of the batch; its rewards are all equal, or it came after the P-th
 
     @property
     def prompt(self) -> Prompt:
@@ -124,33 +104,26 @@ COLUMNS = ("old_logp", "ref_logp", "penalty", "value", "advantage", "returns")
 
 @dataclass(frozen=True)
 class Batch:
-    """B rollouts laid end to end. Columns after `baseline` are filled at most once, by `with_`, and never overwritten.
+    """B rollouts laid end to end, without padding: token i of rollout b lies at `offsets[b] + i`.
 
-    tokens (N,) int32, offsets (B+1,) int64, mask (N,) bool, rollout_logp (N,) float32, reward (B,) float32 with NaN
-    where scoring failed (such a rollout's mask is all False: it carries no loss), group (B,) int64: rollouts with
-    equal entries answer the same prompt. The group travels in the data, so any reordering is harmless. baseline (B,)
-    float32: the reward of the prompt's greedy answer, NaN where there is none.
-
-    old_logp, ref_logp (N,) float32: under the policy before the update, under the reference. penalty: what the KL takes
-    from each token's reward. value: the critic's guess, before each token, of what is still to come; returns: what
-    came. advantage: what the loss weighs each token by. 0 where mask is False, all of them.
-
-    Example: two rollouts of 3 and 2 tokens have offsets [0, 3, 5] and N = 5.
+    Entry i of every (N,) column is about token i: `logp[i] = log p(token i | the tokens before it in its rollout)`. The
+    first token of a rollout has none: its entry is 0, its mask False. Only `_before()` in rlcore/models/logp.py shifts.
     """
 
-    tokens: Tensor
-    offsets: Tensor
-    mask: Tensor
-    rollout_logp: Tensor
-    reward: Tensor
-    group: Tensor
-    baseline: Tensor
-    old_logp: Tensor | None = None
-    ref_logp: Tensor | None = None
-    penalty: Tensor | None = None
-    value: Tensor | None = None
-    advantage: Tensor | None = None
-    returns: Tensor | None = None
+    tokens: Tensor  # (N,) int32; of two rollouts of 3 and 2 tokens N is 5
+    offsets: Tensor  # (B+1,) int64; of those two [0, 3, 5]
+    mask: Tensor  # (N,) bool: tokens that carry loss; of a rollout whose scoring failed none
+    rollout_logp: Tensor  # (N,) float32: under the engine
+    reward: Tensor  # (B,) float32: NaN where scoring failed
+    group: Tensor  # (B,) int64: equal where the prompt is the same; it is data, so that any reordering is harmless
+    baseline: Tensor  # (B,) float32: the reward of the prompt's greedy answer, NaN where there is none
+    # From here on (N,) float32, 0 off the mask. `with_` fills each at most once; none is ever overwritten.
+    old_logp: Tensor | None = None  # under the policy before the update
+    ref_logp: Tensor | None = None  # under the reference
+    penalty: Tensor | None = None  # what the KL takes from each token's reward
+    value: Tensor | None = None  # the critic's guess, before each token, of what is still to come
+    advantage: Tensor | None = None  # what the loss weighs each token by
+    returns: Tensor | None = None  # what did come: what the critic should have guessed
 
     def __len__(self) -> int:
         """B, the number of rollouts."""

@@ -90,23 +90,17 @@ def next_draw(wanted: int, useful: int, drawn: int, most: int) -> int:
 
 
 class Collector:
-    """The driver's way to rollouts: the source of a stage that samples.
-
-    engines  the rollout workers, whose handles are `rollout.engine.Engine` actors
-    prompts  where `take` takes prompts
-    text     a finished sample -> its text, see `response_text`
-    teaches  whether a scored group carries a signal; rollout.dynamic_draws draws until enough do
-    """
+    """The driver's way to rollouts: the source of a stage that samples."""
 
     def __init__(
         self,
-        engines: Sequence[Worker],
+        engines: Sequence[Worker],  # whose handles are `rollout.engine.Engine` actors
         prompts: Source,
         rewards: Rewards,
         watch: Watch,
         cfg: Config,
-        text: Callable[[Sample], str],
-        teaches: Callable[[Group], bool],
+        text: Callable[[Sample], str],  # of a finished sample: `response_text`
+        teaches: Callable[[Group], bool],  # whether a scored group does; rollout.dynamic_draws draws until enough do
     ) -> None:
         self.engines, self.prompts, self.rewards, self.watch = list(engines), prompts, rewards, watch
         self.cfg, self.text, self.teaches = cfg, text, teaches

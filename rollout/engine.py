@@ -1,6 +1,6 @@
 """One vLLM engine, inside one Ray actor: token ids in, token ids and log-probabilities out, one sample a request.
 
-The engine runs in the actor's own process and steps only inside `advance`, so pausing is not calling it, a finished
+The engine runs in the Ray actor's own process and steps only inside `advance`, so pausing is not calling it, a finished
 sample leaves at once, and no process is left when the actor dies. vLLM is imported by `start`, not by this module.
 """
 
@@ -43,27 +43,18 @@ class Sample(NamedTuple):
 
 
 class EngineSpec(NamedTuple):
-    """What an engine is made with, the same for all engines of a run but `index`, which is for messages.
+    """What an engine is made with, the same for all engines of a run but `index`."""
 
-    model_path        hub id or Hugging Face directory; `tokenizer` where the tokenizer is, if not there: needed for
-                      stop strings only
-    dtype, device     "float32" or "bfloat16"; "cpu" or "gpu"
-    max_model_tokens  prompt and response together, at most
-    sleeps            gives the GPU's memory back between `sleep` and `wake` (colocated GPUs; nothing to do on CPU)
-    backend           how weights come: "shm", "ipc" or "nccl"
-    debug             vLLM's own messages are shown
-    """
-
-    model_path: str
-    dtype: str
-    device: str
-    max_model_tokens: int
+    model_path: str  # hub id or Hugging Face directory
+    dtype: str  # "float32" or "bfloat16"
+    device: str  # "cpu" or "gpu"
+    max_model_tokens: int  # of prompt and response together
     seed: int = 0
-    tokenizer: str | None = None
-    backend: str = "shm"
-    sleeps: bool = False
-    debug: bool = False
-    index: int = 0
+    tokenizer: str | None = None  # where it is, if not at model_path; only stop strings need one
+    backend: str = "shm"  # how weights come: "shm", "ipc" or "nccl"
+    sleeps: bool = False  # gives the GPU's memory back between `sleep` and `wake`; nothing to do on CPU
+    debug: bool = False  # vLLM's own messages are shown
+    index: int = 0  # its rank, for messages
 
 
 class Engine:
@@ -133,7 +124,7 @@ class Engine:
             "max_num_seqs": cfg.max_sequences,
             "enable_prefix_caching": True,
             # "processed" is after temperature and after top-p, top-k and the minimum length have renormalised, which
-            # the trainer does not do: then the model's own, and config.check() demands temperature 1.
+            # the trainer does not do: then the model's own, and compose/check.py requires temperature 1.
             "logprobs_mode": "raw_logprobs" if filtered else "processed_logprobs",
             "skip_tokenizer_init": not cfg.stop,
             "generation_config": "auto",

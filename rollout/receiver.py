@@ -1,11 +1,8 @@
 """The engine's end of publish(version): vLLM weight-transfer backends that load buckets and prove the model complete.
 
-vLLM loads a model in place between `start_weight_update` and `finish_weight_update`: each layer is filled on the side
-and copied over its old self once all its parts are there. What vLLM does not do, and is done here: refuse a parameter
-the model does not have, refuse to finish while one is missing, and re-pack a tied output head (see `_repack`).
-
-Three backends are registered with vLLM's factory: `rlcore_shm` is ours, `rlcore_ipc` and `rlcore_nccl` are vLLM's own
-with the same proof around them. This file imports vLLM; the sending half, rlcore/weights.py, does not.
+vLLM loads in place, between `start_weight_update` and `finish_weight_update`. What it does not do is done here: refuse
+a parameter that the model does not have or that did not come, re-pack a tied output head. `rlcore_shm` is a backend of
+ours, `rlcore_ipc` and `rlcore_nccl` are vLLM's own with that proof. The sending half: rlcore/workers/sender.py.
 """
 
 from __future__ import annotations
@@ -84,7 +81,9 @@ class Proven:
     def start_weight_update(self) -> None:
         self.names: set[str] = set()
         self.elements = 0
-        for layer in self.model.modules():  # what an interrupted publish left half loaded
+        # vLLM fills a layer on the side, and copies it over its old self once all its parts are there: what an
+        # interrupted publish left half filled goes.
+        for layer in self.model.modules():
             info = get_layerwise_info(layer)
             info.loaded_weights.clear()
             info.load_numel = 0

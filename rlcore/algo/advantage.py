@@ -1,15 +1,7 @@
 """Advantages: a number a token, from the rewards of a step's rollouts.
 
-All of them start from `outcome`: the reward less the KL penalties of the rollout's tokens, so a KL in the reward works
-with every one. Where the field disagrees, this is what all of them do:
-
-- A rollout whose reward is NaN leaves its group: the mean, the deviation and the count are those of the others.
-- A group of which one rollout (or none) has a reward, and one whose outcomes are all equal, has advantage 0, exactly,
-  also after `whiten`, whose mean and deviation are over all response tokens, theirs too. Peers return the raw score for
-  a group of one, or stop, and whitening pushes what has no signal by minus the mean.
-- A rollout that does not train (mask all False) still counts in its group's baseline.
-- Positions of `gae` and `reinforce_plus_plus` are masked tokens: what the environment said between two of them takes no
-  time, is not discounted and has no value.
+All start from `outcome`: the reward less the KL penalties of the rollout's tokens, so a KL in the reward works with
+every one. What all do where the field disagrees (a failed score, a group of one, whitening): docs/algorithms.md.
 """
 
 from __future__ import annotations

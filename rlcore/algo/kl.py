@@ -38,10 +38,8 @@ def estimate(logp: Tensor, ref_logp: Tensor, how: KLEstimator) -> Tensor:
 def loss_term(logp: Tensor, batch: Batch, cfg: KLConfig) -> Tensor:
     """(N,): the estimate, with a gradient through `logp` (N,). Not yet times the coefficient.
 
-    As it is, the gradient of k1 is 0 in expectation and that of k3 is one of KL(reference || policy); k2's is right
-    where old_logp is the policy's. `unbiased_gradient` multiplies by `exp(logp - old_logp)`, gradient included
-    (DeepSeek-V3.2, arXiv 2512.02556, section 3.1): the expectation under the old policy is then that of the estimate
-    under the new one, so for k1 and k3 value and gradient are the KL's, after any number of updates.
+    `unbiased_gradient` multiplies by `exp(logp - old_logp)`, gradient included (DeepSeek-V3.2, arXiv 2512.02556,
+    section 3.1). What the gradient is with it and without: docs/algorithms.md.
     """
     assert batch.ref_logp is not None
     term = estimate(logp, batch.ref_logp, cfg.estimator)

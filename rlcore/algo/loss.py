@@ -33,14 +33,12 @@ def ppo_clip(logp: Tensor, batch: Batch, cfg: LossConfig) -> tuple[Tensor, dict[
     """The clipped surrogate of PPO (arXiv 1707.06347, eq. 7), negated: `-min(ratio * A, clip(ratio) * A)`, with limits
     of its own on each side (arXiv 2503.14476, eq. 8).
 
-    With `dual_clip` c, a token of negative advantage loses at most `c * |A|` (arXiv 1912.09729, eq. 5); off unless
-    asked for. `clip_fraction` is the share of tokens whose gradient the clip takes away, which a ratio outside the
-    limits that still moves back does not do; `dual_clip_fraction` the share cut by the other.
+    `clip_fraction` is the share of tokens whose gradient the clip takes: a ratio outside that moves back keeps its own.
     """
     ratio = _ratio(logp, batch)
     surrogate, clipped = _clipped(ratio, batch, cfg)
     stats = {"clip_fraction": clipped, "ratio_max": ratio.detach()}
-    if cfg.dual_clip > 0:
+    if cfg.dual_clip > 0:  # a token of negative advantage loses at most dual_clip * |A| (arXiv 1912.09729, eq. 5)
         assert batch.advantage is not None
         floor = cfg.dual_clip * batch.advantage
         cut = (batch.advantage < 0) & (surrogate.detach() < floor)
@@ -114,23 +112,18 @@ def policy_loss(cfg: LossConfig) -> PolicyLoss:
 
 
 def aggregate(per_token: Tensor, batch: Batch, totals: Totals, how: Aggregation, length_constant: int) -> Tensor:
-    """This micro-batch's share of the loss of the whole optimizer step, a scalar.
+    """This micro-batch's share of the loss of the whole optimizer step, a scalar. `per_token` is (n,).
 
-    `per_token` (n,) of a micro-batch; `totals` counts the masked tokens and the rollouts that have any over all
-    micro-batches of all ranks, so the shares of all of them add up to the loss, however they were split.
-
-    token_mean       mean over all masked tokens (arXiv 2503.14476, eq. 8)
-    sequence_mean    mean over rollouts of the mean over their masked tokens (arXiv 2402.03300, eq. 3)
-    sequence_sum     mean over rollouts of the sum over their masked tokens (arXiv 2402.14740)
-    constant_length  sum over all masked tokens / (rollouts * length_constant) (arXiv 2503.20783, section 3.2)
+    `totals` are those of all micro-batches of all ranks, so the shares add up to the loss, however they were split.
     """
     masked = per_token.where(batch.mask, 0.0)
-    if how is Aggregation.token_mean:
+    if how is Aggregation.token_mean:  # over all masked tokens (arXiv 2503.14476, eq. 8)
         return masked.sum() / max(1, totals.tokens)
     sequences = max(1, totals.sequences)
-    if how is Aggregation.sequence_sum:
+    if how is Aggregation.sequence_sum:  # mean over rollouts of the sum over their masked tokens (arXiv 2402.14740)
         return masked.sum() / sequences
-    if how is Aggregation.constant_length:
+    if how is Aggregation.constant_length:  # the same, divided by a constant (arXiv 2503.20783, section 3.2)
         return masked.sum() / (sequences * length_constant)
+    # sequence_mean: mean over rollouts of the mean over their masked tokens (arXiv 2402.03300, eq. 3)
     count = sums(torch.ones_like(per_token), batch)
     return (sums(per_token, batch) / count.clamp(min=1.0)).sum() / sequences

@@ -19,12 +19,10 @@ from rlcore.records import Batch
 def objective(
     logp: Tensor, entropy: Tensor, batch: Batch, fn: PolicyLoss, cfg: Config, kl_coef: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """`weight * loss - entropy_coef * entropy + kl_coef * KL`, (N,), and statistics (N,) by metric name, detached.
+    """`weight * loss - entropy_coef * entropy + kl_coef * KL`, (N,), and statistics by metric name, detached.
 
-    `logp`, `entropy` (N,) with gradients, entropy in nats; `batch.old_logp` is filled. The KL is a term only where
-    kl.place is loss; `actor/kl` is the estimate of kl.estimator wherever there is a reference. The correction's weight
-    is on the policy loss alone, as the peers have it. ConfigError naming loss.name for what `fn` must not return, and
-    for a user's function that raises, or gives a number that is not finite to a token whose log-probability is.
+    `logp` and `entropy` (N,) have gradients; the entropy is in nats. `weight` is the correction's, on the policy loss
+    alone, as peers have it. ConfigError names loss.name where a user's `fn` raises, or `fn` returns what it must not.
     """
     assert batch.old_logp is not None
     if cfg.loss.name in LOSSES:

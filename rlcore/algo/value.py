@@ -10,7 +10,7 @@ from torch import Tensor
 from rlcore.records import Batch
 
 DECAY = 0.99  # a step: returns of a hundred steps ago count a third
-LEAST_VARIANCE = 1e-2
+LEAST_VARIANCE = 1e-2  # so that a step of equal returns does not make the next one's enormous
 
 
 def value_loss(value: Tensor, batch: Batch, clip: float) -> tuple[Tensor, dict[str, Tensor]]:
@@ -44,10 +44,8 @@ def explained_variance(batch: Batch) -> float:
 class ReturnScale:
     """Running mean and deviation of the returns, so that a critic's targets are of order 1 whatever the reward's scale.
 
-    Exponential averages of the mean and the mean square, each step's weighing 0.99 of the next one's, divided by the
-    weights' sum (arXiv 2103.01955, "value normalization", after PopArt, arXiv 1602.07714; the head is not rewritten).
-    The variance is taken as at least 0.01, so that a step of equal returns does not make the next one's enormous.
-    Before anything is observed it changes nothing.
+    Exponential averages over steps of the mean and the mean square, divided by the sum of their weights (arXiv
+    2103.01955, "value normalization", after PopArt, arXiv 1602.07714; the head is not rewritten). None yet: no change.
     """
 
     def __init__(self) -> None:

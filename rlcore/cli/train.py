@@ -1,4 +1,4 @@
-"""`rlcore train`, `sft` and `train-rm`: one command, each with a stage of its own; and `python -m rlcore.train`.
+"""`rlcore train`, `sft`, `train-rm` and `dpo`: one command, each with a stage of its own; and `python -m rlcore.train`.
 
 Compose and check, then hand over to Hydra, which runs the job or each of a sweep's; then run the stage and say what
 came of it.
