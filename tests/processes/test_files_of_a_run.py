@@ -6,18 +6,23 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from rlcore.config import TrackerConfig
+from rewards import quarantine
+from rlcore.config import Config, TrackerConfig
 from rlcore.errors import WorkerError
-from rlcore.records import Group, Prompt, Rollout
+from rlcore.isolated.outcome import Outcome
+from rlcore.records import Group, Prompt, Response, Rollout
 from rlcore.runs.checkpoint import Checkpoints, export
 from rlcore.runs.directory import recorded
 from rlcore.runs.tracker import Tracker
+from rlcore.train.dpo import ReferenceLogp
+from rlcore.train.prepare import leave_out_unscorable
 
 CONFIG = {"steps": 2, "model": {"path": "demo"}, "data": {"train": ["a.jsonl"]}}
 
@@ -179,3 +184,65 @@ def test_checkpoints_and_the_export(found: dict[str, Any]) -> None:
     config, exported = found["export"]
     assert config == {"model_type": "toy", "dtype": "bfloat16"}
     assert exported == {"weight": ["torch.bfloat16", [0.5, -1.25]]}
+
+
+BESIDES = """
+import json, sys
+from pathlib import Path
+
+from safetensors import safe_open
+
+run = Path(sys.argv[1])
+with safe_open(run / "reference_logp.safetensors", framework="np") as file:
+    column = {name: file.get_tensor(name).tolist() for name in file.keys()}
+assert "rlcore" not in sys.modules
+print(json.dumps({
+    "quarantine": [json.loads(line) for line in (run / "quarantine.jsonl").read_text().splitlines()],
+    "gold": (run / "unparseable_gold.txt").read_text().splitlines(),
+    "column": sorted(column.values()),
+}))
+"""
+
+
+class OneBad:
+    """Rewards and prompts of which one gold answer cannot be read."""
+
+    sources = "a.jsonl"
+
+    def __init__(self) -> None:
+        self.left = [Prompt(f"a:{i}", [i], "x") for i in range(30)]
+
+    def __len__(self) -> int:
+        return len(self.left)
+
+    def all(self) -> list[Prompt]:
+        return self.left
+
+    def at(self, prompt: Prompt) -> str:
+        return f"a.jsonl, line {prompt.id[2:]}"
+
+    def without(self, ids: set[str]) -> None:
+        self.left = [prompt for prompt in self.left if prompt.id not in ids]
+
+    def unscorable(self, prompts: list[Prompt], deadline_seconds: float) -> list[tuple[Prompt, str]]:
+        return [(prompts[7], "gsm8k: 'x' is no number")]
+
+
+def test_what_only_some_runs_leave(tmp_path: Path) -> None:
+    """Samples whose reward failed, rows whose gold answer cannot be read, DPO's reference column."""
+    prompt = Prompt("a:1", [1], "7", {"question": "3 + 4", "weight": float("nan")})
+    quarantine.put(tmp_path / "quarantine.jsonl", prompt, Response("7\u2028"), "mine", Outcome(None, status="error"))
+    cfg, rows, said = Config(run_dir=str(tmp_path)), OneBad(), []
+    leave_out_unscorable(rows, rows, cfg, said.append)  # type: ignore[arg-type]
+    assert len(rows) == 29 and "1 of 30 rows of a.jsonl" in said[0]
+    pair = Group([Rollout(prompt, [1, t], [0.0] * 2, [False, True], "stop", 0, reward=0.0) for t in (2, 3)])
+    says = SimpleNamespace(logp=lambda batch: -batch.tokens.float() * batch.mask)
+    ReferenceLogp(says, tmp_path / "reference_logp.safetensors", [pair], 1).compute()  # type: ignore[arg-type]
+
+    done = subprocess.run([sys.executable, "-I", "-c", BESIDES, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout)
+    (failed,) = found["quarantine"]
+    assert failed["row"] == {"question": "3 + 4", "weight": "nan"} and failed["response"] == "7\u2028"
+    assert found["gold"] == ["  a.jsonl, line 7: gsm8k: 'x' is no number"]
+    assert found["column"] == [[0.0, -3.0], [0.0, -2.0]]

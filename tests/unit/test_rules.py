@@ -6,7 +6,20 @@ import ast
 import re
 
 from rlcore.config import all_keys
-from tests.count import FILES, FUNCTION_LINES, KNOBS, ROOT, functions, imports, knobs, module_name, room, tree
+from tests.count import (
+    DOCSTRING_LINES,
+    FILES,
+    FUNCTION_LINES,
+    KNOBS,
+    ROOT,
+    docstrings,
+    functions,
+    imports,
+    knobs,
+    module_name,
+    room,
+    tree,
+)
 
 # Who may import whom: a room imports from the rooms of the floors above it in this list, and from nothing beside it.
 FLOORS = [
@@ -53,6 +66,7 @@ def test_sizes() -> None:
     assert [(n, file) for file, n in lines.items() if n > 400] == []  # a noun is missing
     assert [(n, file) for file, n in lines.items() if file.startswith("examples/") and n >= 60] == []
     assert [found for found in functions() if found.lines > FUNCTION_LINES] == []
+    assert [found for found in docstrings() if found.lines > DOCSTRING_LINES] == []
 
 
 def test_every_knob_is_read_by_the_code() -> None:
