@@ -29,8 +29,8 @@ Column = Callable[[Batch], "Tensor"]
 class Rows:
     """Credit of what is learned as it is: rows with answers, or pairs."""
 
-    def __init__(self, columns: Mapping[str, Column] | None = None) -> None:
-        self.columns = columns or {}
+    def __init__(self, columns: Mapping[str, Column]) -> None:
+        self.columns = columns
 
     def __call__(self, groups: Sequence[Group], step: int) -> tuple[Batch, Numbers]:
         return filled(Batch.from_groups(groups), self.columns), {}
