@@ -10,7 +10,7 @@ from pathlib import Path
 from rlcore.compose.compose import RECIPES, as_config, compose
 from rlcore.compose.stages import STAGES
 from rlcore.data.generate import splits
-from rlcore.files import locked
+from rlcore.files import locked, written_aside
 from rlcore.models import embedded as demo
 from rlcore.train.build import whole_run
 
@@ -42,12 +42,14 @@ def made_of(name: str) -> list[Path]:
 
 
 def _make(name: str, ready: Path, say: Callable[[str], None]) -> Path:
-    work = ready.parent / f".{ready.name}.partial"
+    work = ready.parent / f".{ready.name}.work"
     shutil.rmtree(work, ignore_errors=True)
     base = demo.make_base(work / "base", name)
     composed, _ = compose(demo.EMBEDDED[name].warm_up, [f"model.path={base}", f"run_dir={work / 'run'}"])
     steps = composed.config.steps
     say(f"model {name}: warming up a fresh one by supervised training ({steps} steps, once; cached after)")
-    whole_run(as_config(composed.config), composed.config, STAGES["sft"], say).exported.rename(ready)
+    finished = whole_run(as_config(composed.config), composed.config, STAGES["sft"], say)
+    with written_aside(ready) as aside:
+        finished.exported.rename(aside)
     shutil.rmtree(work, ignore_errors=True)
     return ready
