@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -109,7 +109,7 @@ class Run:
     def evaluate(self, step: int) -> None:
         """When it is due: before the first step, as eval.every_steps says, after the last. Before the first step the
         numbers are logged at once."""
-        if not self.parts.evaluations or not self._due(step, self.cfg.eval.every_steps):
+        if not self.parts.evaluations or not self._due(step, lambda: self.cfg.eval.every_steps):
             return
         found: Numbers = {}
         for evaluation in self.parts.evaluations:
@@ -134,17 +134,18 @@ class Run:
         if step == self.cfg.steps and self.parts.agreement is not None:
             with self.phase("probe"):
                 self.parts.agreement.probe(step)
-        if self._due(step, self.cfg.save_every_steps) or self.checkpoints.is_better(value):
+        if self._due(step, lambda: self.cfg.save_every_steps) or self.checkpoints.is_better(value):
             with self.phase("save"):
                 state = {"data": self.source.state(), **self.parts.learner.state()}
                 saved = self.checkpoints.save(step, self.parts.learner.save, state, value)
             self.tracker.event("saved", step=step, checkpoint=saved.name)
 
-    def _due(self, step: int, every: int) -> bool:
-        """Whether it is time for what is done every so many steps. What was restored has had its own."""
-        if step == self.restored:
-            return step == 0
-        return step == self.cfg.steps or bool(every and step % every == 0)
+    def _due(self, step: int, every_steps: Callable[[], int]) -> bool:
+        """Whether it is time for what is done every so many steps. What was restored has had its own. The knob is read
+        where it can count only: in a run of one step it has no effect."""
+        if step in (self.restored, self.cfg.steps):
+            return step != self.restored or step == 0
+        return bool((every := every_steps()) and step % every == 0)
 
     def _require_best(self, found: Numbers) -> None:
         """Raise ConfigError when keep_best names no number of the evaluation."""

@@ -186,3 +186,12 @@ def test_no_branch_asks_which_stage_it_is() -> None:
     words = "|".join({stage.loss or "train" for stage in STAGES.values()} | STAGES.keys())
     asks = re.compile(rf"\b({names})\b|[!=]= \"({words})\"|in \(\"({words})\"")
     assert [(path.name, found.group()) for path in sorted(others) if (found := asks.search(path.read_text()))] == []
+
+
+def test_a_knob_that_cannot_count_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One step is always evaluated and saved, however often that is asked for: the end of the run says so."""
+    forget_reads()
+    run(config(tmp_path / "one", "sft", steps=1), monkeypatch)
+    assert not fields_read() & {"Config.save_every_steps", "EvalConfig.every_steps"}
+    run(config(tmp_path / "two", "sft", steps=2), monkeypatch)
+    assert fields_read() >= {"Config.save_every_steps", "EvalConfig.every_steps"}
