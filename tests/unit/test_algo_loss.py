@@ -28,7 +28,7 @@ from tests.unit.second_way import Roll, Tokens
 BUILTIN = {name: policy_loss(LossConfig(name=name)) for name in LOSSES if name != "dpo"}  # of pairs: see test_dpo
 COLUMNS = ("old_logp", "ref_logp", "advantage")
 POLICY = sorted(set(BUILTIN) - {"sft"})
-K = 100  # the largest error measured is 5.2
+K = 40  # the largest error measured is 2.0
 many = settings(deadline=None, max_examples=50)
 
 
@@ -181,7 +181,8 @@ def test_gspo_averaged_by_sequences_has_the_gradient_of_the_papers_objective(rol
             moved = copy.deepcopy(rolls)
             moved[b].new[i] += h
             ends.append(second_way.gspo_of_rollouts([moved[b]], clip, clip) / Totals.of(batch).sequences)
-        assert_close((ends[0] - ends[1]) / 2e-6, slope, 4e8, "slope", scale=ratio * abs(rolls[b].advantage[i]))
+        size = ratio * abs(rolls[b].advantage[i])
+        assert_close((ends[0] - ends[1]) / 2e-6, slope, 1e8, "slope", size)  # 5.8e6: log-probabilities of 30, rounded
 
 
 @many
@@ -317,11 +318,12 @@ def test_the_objective_is_the_sum_of_its_parts(
     kl = [
         [second_way.kl(estimator.value, r.new[i], r.ref[i]) if m else 0.0 for i, m in enumerate(r.mask)] for r in rolls
     ]
-    want = weight * flat(values) - 0.25 * flat([r.entropy for r in rolls])
-    want = want + 0.5 * flat(kl) * (place is KLPlace.loss)
-    assert_close(per_token.where(batch.mask, 0.0), want.where(batch.mask, 0.0), K, "losses")
-    found = stats["actor/kl"].where(batch.mask, 0.0)
-    assert_close(found, flat(kl), K, "KL", scale=max(1.0, largest(found)))  # k3: terms of order 1 cancel
+    terms = [weight * flat(values), -0.25 * flat([r.entropy for r in rolls]), 0.5 * flat(kl) * (place is KLPlace.loss)]
+    parts = torch.stack(terms).where(batch.mask, 0.0)
+    # The parts may cancel, and k3 is itself a difference of numbers of order 1.
+    scale = max(1.0, largest(parts.flatten()))
+    assert_close(per_token.where(batch.mask, 0.0), parts.sum(0), K, "losses", scale)
+    assert_close(stats["actor/kl"].where(batch.mask, 0.0), flat(kl), K, "KL", scale=max(1.0, largest(flat(kl))))
     assert all(s.shape == logp.shape and not s.requires_grad for s in stats.values())
     if len(logp):
         per_token[batch.mask].sum().backward()
