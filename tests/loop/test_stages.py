@@ -190,8 +190,9 @@ def test_no_branch_asks_which_stage_it_is() -> None:
 
 def test_a_knob_that_cannot_count_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One step is always evaluated and saved, however often that is asked for: the end of the run says so."""
+    one, two = config(tmp_path / "one", "sft", steps=1), config(tmp_path / "two", "sft", steps=2)
     forget_reads()
-    run(config(tmp_path / "one", "sft", steps=1), monkeypatch)
+    run(one, monkeypatch)
     assert not fields_read() & {"Config.save_every_steps", "EvalConfig.every_steps"}
-    run(config(tmp_path / "two", "sft", steps=2), monkeypatch)
+    run(two, monkeypatch)
     assert fields_read() >= {"Config.save_every_steps", "EvalConfig.every_steps"}
