@@ -20,7 +20,6 @@ VERSION = 1
 STATUSES = ("error", "timeout", "crashed", "bad_value", "unparseable_gold")
 SKIPPED = "skipped"
 
-_OF_PROMPT = ("id", "messages", "answer", "row")
 _QUOTED = 80
 
 

@@ -139,6 +139,8 @@ def _best(cfg: Config) -> list[str]:
         return []
     if not cfg.data.eval:
         return [f"keep_best is {best} with data.eval []: there is no evaluation; set data.eval, or keep_best=null"]
+    if best.endswith(("/failed_fraction", "/tokens_mean")):
+        return [f"keep_best is {best}, which does not say how good a model is; name a loss, an accuracy or a margin"]
     named = source_names(cfg.data.eval)
     if any(best.startswith(f"eval/{name}/") for name in named):
         return []
@@ -260,7 +262,7 @@ def _critic(cfg: Config) -> list[str]:
 
 def _placement(cfg: Config) -> list[str]:
     """Whether the weights can go to the engines."""
-    if not stage_of(cfg.loss.name).samples:
+    if stage_of(cfg.loss.name).samples == "never":
         return []
     errors = []
     if cfg.ray.address is None and 3 * cfg.sync.bucket_mib > cfg.ray.object_store_mib:

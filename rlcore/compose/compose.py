@@ -194,6 +194,7 @@ def compose_run(run_dir: Path, overrides: list[str]) -> Composed:
     for key, value in flatten(mapping(path, lambda: OmegaConf.load(path))).items():
         merger.put(key, value, str(path), users=False)
     merger.config.run_dir = str(run_dir)
+    began_as = stage_of(str(merger.config.loss.name))
     for text in overrides:
         line = _line(text, True, merger.errors)
         if line is None:
@@ -204,6 +205,8 @@ def compose_run(run_dir: Path, overrides: list[str]) -> Composed:
             merger.errors.append(
                 f"{text} (command line): a run goes on with its algorithm, {merger.config.algorithm}; leave it out"
             )
+        elif line.key == "loss.name" and stage_of(str(line.values[-1])) is not began_as:
+            merger.errors.append(f"{text} (command line): a run goes on as `rlcore {began_as.command}`; leave it out")
         elif len(line.values) != 1:
             merger.errors.append(f"{text} (command line): resume takes single values (or quote the value)")
         else:

@@ -68,6 +68,7 @@ _ABOVE_ZERO = (
     "reward.timeout_seconds",
     "loss.tau_positive",
     "loss.tau_negative",
+    "loss.beta",
     "kl.target",
     "actor.adam_epsilon",
     "deadline.start_seconds",

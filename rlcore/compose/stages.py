@@ -23,9 +23,11 @@ _OF_ROLLOUTS = (
     *("rollouts_per_prompt", "advantage.", "kl.", "reference.", "critic.", "data.curriculum", "sync.max_logp_diff"),
     *("rollout.dynamic_draws", "rollout.greedy_baseline", "rollout.train_truncated", "reward.overlong_", "correction."),
 )
-_OF_SAMPLING = ("rollout.", "reward.", "reward_model.", "data.source_column", "data.answer_column", "eval.temperature")
-# What every stage reads all the same; the last one only if it samples.
-_EVERYONES = ("loss.name", "rollout.max_response_tokens", "reward.fns")
+_OF_SAMPLING = (
+    *("rollout.", "reward.", "reward_model.", "sync.", "data.source_column", "eval.temperature"),
+    *("deadline.rollout_seconds", "deadline.publish_seconds"),
+)
+_EVERYONES = ("loss.name", "rollout.max_response_tokens")  # what every stage reads all the same
 
 
 class Stage(NamedTuple):
@@ -35,9 +37,9 @@ class Stage(NamedTuple):
     does: str  # a few words
     loss: str | None  # the loss.name it learns by; None: any that weighs what rewards say
     made_by: str  # the class that makes its rows and workers ready, by (cfg, say): see train/build.py
+    samples: str  # "always"; "reward.fns": to evaluate, where that and data.eval are set; "never"
     needs: Mapping[str, Any] = {}  # keys that have one value here
     unread: tuple[str, ...] = ()  # beginnings of keys that nothing reads here
-    samples: str = "always"  # "reward.fns": to evaluate, where that is set; "": never
 
     def unmet(self, cfg: Config) -> list[str]:
         """Every key that has another value than it must, in words."""
@@ -49,16 +51,18 @@ class Stage(NamedTuple):
 
     def why_unread(self, key: str, cfg: Config) -> str | None:
         """Why nothing reads this key, and what to do; None: something may."""
-        if key in self.needs or key in _EVERYONES[: 2 + bool(self.samples)]:
+        if key in self.needs or key in _EVERYONES:
             return None
         if key.startswith(self.unread):
             return f"nothing reads it in `rlcore {self.command}`; remove it"
-        if key.startswith(_OF_SAMPLING) and self.samples != "always":
-            if not self.samples:
-                return f"nothing reads it in `rlcore {self.command}`, which samples nothing; remove it"
-            if not cfg.reward.fns:
-                return f"nothing reads it in `rlcore {self.command}` with reward.fns []; remove it or set reward.fns"
-        return None
+        if not key.startswith(_OF_SAMPLING) or self.samples == "always":
+            return None
+        if self.samples == "never":
+            return f"nothing reads it in `rlcore {self.command}`, which samples nothing; remove it"
+        missing = "reward.fns" if not cfg.reward.fns else "data.eval"
+        if cfg.reward.fns and cfg.data.eval:
+            return None
+        return f"nothing reads it in `rlcore {self.command}` with {missing} []; remove it or set {missing}"
 
 
 STAGES: dict[str, Stage] = {
@@ -69,6 +73,7 @@ STAGES: dict[str, Stage] = {
             "reinforcement learning from rewards",
             None,
             "rlcore.train.reinforcement.Reinforcement",
+            "always",
             unread=("data.response_column",),
         ),
         Stage(
@@ -76,27 +81,27 @@ STAGES: dict[str, Stage] = {
             "supervised fine-tuning on prompts and responses",
             "sft",
             "rlcore.train.supervised.Supervised",
+            "reward.fns",
             _GIVEN,
             _OF_ROLLOUTS,
-            samples="reward.fns",
         ),
         Stage(
             "train-rm",
             "a reward model from preference pairs",
             "bradley_terry",
-            "rlcore.train.scoring.Scoring",
+            "rlcore.train.reward_model.RewardModelling",
+            "never",
             _GIVEN,
-            (*_OF_ROLLOUTS, "loss.", "data.response_column", "sync."),
-            samples="",
+            (*_OF_ROLLOUTS, "loss.", "data.response_column", "actor.logits_chunk_tokens"),
         ),
         Stage(
             "dpo",
             "a policy from preference pairs",
             "dpo",
-            "rlcore.train.dpo.Preferred",
+            "rlcore.train.dpo.DirectPreference",
+            "reward.fns",
             _GIVEN | {"loss.aggregation": "sequence_sum"},
             (*_OF_ROLLOUTS, "data.response_column"),
-            samples="reward.fns",
         ),
     )
 }

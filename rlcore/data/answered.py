@@ -39,9 +39,9 @@ class AnsweredRows:
         """The first `limit` rows in the order of the sources; 0: all. Does not move `take`."""
         return self._groups[: limit or None]
 
-    def ahead(self, n: int) -> list[Group]:
-        """The rows that the first `n` of a run are, each once."""
-        rows = dict.fromkeys(i for i, _ in self._order.first(n))
+    def ahead(self, n: int, state: Mapping[str, Any] | None) -> list[Group]:
+        """The rows that the `n` after `state` are, each once; None: the first of a run. Does not move `take`."""
+        rows = dict.fromkeys(i for i, _ in self._order.ahead(n, state))
         return [self._groups[i] for i in rows]
 
     def state(self) -> dict[str, Any]:

@@ -45,9 +45,11 @@ class Order:
             taken += [(i, self._epoch) for i in part]
         return taken
 
-    def first(self, n: int) -> list[tuple[int, int]]:
-        """What the first `n` of a run are, or would have been. Does not move `take`."""
+    def ahead(self, n: int, state: Mapping[str, Any] | None) -> list[tuple[int, int]]:
+        """The n (row, epoch) that come after `state`; None: the first of a run. Does not move `take`."""
         fresh = Order(self._source, self._rows, self._seed, self._shuffle, self._difficulty)
+        if state is not None:
+            fresh.restore(state)
         return fresh.take(n)
 
     def state(self) -> dict[str, Any]:

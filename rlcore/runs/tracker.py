@@ -101,9 +101,9 @@ class Tracker:
         """Something that happened, with the time. What JSON cannot hold is written as text."""
         _append(self._events, {"time": time.time(), "event": name} | fields)
 
-    def progress(self, done: int, total: int, phase: str = "rollout") -> None:
+    def progress(self, done: int, total: int) -> None:
         """How far the step's current phase is; seen on a terminal only."""
-        self._console.phase(f"{phase} {done}/{total}")
+        self._console.phase(f"rollout {done}/{total}")
 
     def close(self, status: str) -> None:
         """End the run's record with `status` ("done", "failed", ...). A second call does nothing."""

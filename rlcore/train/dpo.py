@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlcore.data.preferences import ResponsePairs
 from rlcore.errors import CheckpointError
-from rlcore.files import written_aside
+from rlcore.files import remove, written_aside
 from rlcore.records import Batch, Group
 from rlcore.train.credit import Column
 from rlcore.train.learner import Learner
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _FILE = "reference_logp.safetensors"
 
 
-class Preferred(Supervised):
+class DirectPreference(Supervised):
     """A policy, on columns of chosen and rejected responses."""
 
     whole_groups = True
@@ -39,43 +39,49 @@ class Preferred(Supervised):
 
     def columns(self) -> dict[str, Column]:
         cfg = self.cfg
-        groups = [*self.rows.ahead(cfg.steps * cfg.prompts_per_step)]
-        groups += [group for held_out in self.held_out.values() for group in held_out]
-        file = Path(str(cfg.run_dir)) / _FILE
-        self.reference = ReferenceLogp(self.model, file, groups, cfg.prompts_per_step)
+        of = {"model.path": cfg.model.path, "model.dtype": cfg.model.dtype.value}
+        self.reference = ReferenceLogp(self.model, Path(str(cfg.run_dir)) / _FILE, of, cfg.prompts_per_step)
         return {"ref_logp": self.reference}
 
     def make_learner(self, columns: Mapping[str, Column]) -> Learner:
-        return _FromItsBeginning(self.model, self.sampling, self.reference)
+        return _FromItsBeginning(self)
+
+    def upcoming(self, state: Mapping[str, Any] | None) -> list[Group]:
+        """What will be learned from after `state`, a checkpoint's, and what is held out."""
+        done, where = (0, None) if state is None else (state["step"], state["data"])
+        held_out = [group for groups in self.held_out.values() for group in groups]
+        return [*self.rows.ahead((self.cfg.steps - done) * self.cfg.prompts_per_step, where), *held_out]
 
 
 class _FromItsBeginning(Learner):
-    def __init__(self, model: Actor, sampling: Any, reference: ReferenceLogp) -> None:
-        super().__init__(model, sampling)
-        self.reference = reference
+    """Before a checkpoint is loaded, the model is the one that the run began with."""
 
-    def begin(self) -> None:
-        self.reference.compute()
+    def __init__(self, stage: DirectPreference) -> None:
+        super().__init__(stage.model)
+        self.stage = stage
+
+    def begin(self, state: Mapping[str, Any] | None) -> None:
+        if state is None:
+            remove(self.stage.reference.file)  # of an attempt that left no checkpoint
+        self.stage.reference.compute(self.stage.upcoming(state))
 
 
 class ReferenceLogp:
-    """The column `ref_logp`: log-probabilities under the weights that `actor` has when `compute` is called, of the
-    rollouts of `groups`. Those in `file` are taken from there; `each` groups are computed at a time."""
+    """The column `ref_logp`: log-probabilities under the weights that `actor` has when `compute` is called.
 
-    def __init__(self, actor: Actor, file: Path, groups: Sequence[Group], each: int) -> None:
-        self.actor, self.file, self.groups, self.each = actor, file, groups, each
+    What is in `file` is taken from there; `of` names the model it must be of. `each` groups are computed at a time.
+    """
+
+    def __init__(self, actor: Actor, file: Path, of: dict[str, str], each: int) -> None:
+        self.actor, self.file, self.of, self.each = actor, file, of, each
         self.known: dict[str, Tensor] = {}
 
-    def compute(self) -> None:
-        """Raises CheckpointError for a file that is no such column."""
-        from safetensors.torch import load_file, save_file
+    def compute(self, groups: Sequence[Group]) -> None:
+        """Have the column of these. Raises CheckpointError for a file that is no such column, or another model's."""
+        from safetensors.torch import save_file
 
-        if self.file.is_file():
-            try:
-                self.known = load_file(self.file)
-            except Exception as e:  # safetensors raises its own error for a torn file
-                raise CheckpointError(f"{self.file}: {e}; delete it to compute it anew") from e
-        named = {tuple(name for name, _ in _parts(_batch([group]))): group for group in self.groups}
+        self.known = self._read() if self.file.is_file() else {}
+        named = {tuple(name for name, _ in _parts(_batch([group]))): group for group in groups}
         new = [group for names, group in named.items() if not self.known.keys() >= set(names)]
         for start in range(0, len(new), self.each):
             batch = _batch(new[start : start + self.each])
@@ -83,7 +89,22 @@ class ReferenceLogp:
             self.known |= {name: column[tokens].clone() for name, tokens in _parts(batch)}
         if new:
             with written_aside(self.file) as file:
-                save_file(self.known, file)
+                save_file(self.known, file, metadata=self.of)
+
+    def _read(self) -> dict[str, Tensor]:
+        from safetensors import safe_open
+
+        try:
+            with safe_open(self.file, framework="pt") as opened:
+                of, known = opened.metadata() or {}, {name: opened.get_tensor(name) for name in opened.keys()}
+        except Exception as e:  # safetensors raises its own error for a torn file
+            raise CheckpointError(f"{self.file}: {e}; delete it to compute it anew") from e
+        wrong = [f"{key} {of.get(key)}, not {value}" for key, value in self.of.items() if of.get(key) != value]
+        if wrong:
+            raise CheckpointError(
+                f"{self.file} is of {', '.join(wrong)}: a run goes on from the model it began with, its reference"
+            )
+        return known
 
     def __call__(self, batch: Batch) -> Tensor:
         """(N,) float32."""

@@ -14,6 +14,7 @@ from rlcore.train.credit import Column, filled, quarantine
 if TYPE_CHECKING:
     from rlcore.runs.tracker import Tracker
     from rlcore.train.run import Numbers
+    from rlcore.train.sampling import Sampling
     from rlcore.workers.actor import Actor
     from rlcore.workers.reward_model import RewardModel
     from rollout.collector import Collector
@@ -41,6 +42,19 @@ class Sampled:
             numbers |= {f"eval/{name}/{k}": v for k, v in found.items()}
             self.tracker.evaluation(step, name, found, groups)
         return numbers
+
+
+class Published:
+    """No number, but the weights of the step to the engines, for the answers that are sampled next."""
+
+    phase = "publish"
+
+    def __init__(self, sampling: Sampling) -> None:
+        self.sampling = sampling
+
+    def __call__(self, step: int) -> Numbers:
+        self.sampling.publish(step)
+        return {}
 
 
 class HeldOut:

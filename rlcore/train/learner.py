@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,12 +29,12 @@ _OF_SAMPLES = ("sync/", "correction/", "actor/kl")
 class Learner:
     """A model that learns without a reward: supervised, or from preferences."""
 
-    def __init__(self, model: Actor | RewardModel, sampling: Sampling | None = None) -> None:
-        self.model, self.sampling = model, sampling
+    def __init__(self, model: Actor | RewardModel) -> None:
+        self.model = model
         self.steps_skipped = 0  # in a row, in which no update was made
 
-    def begin(self) -> None:
-        """Before a checkpoint is loaded: the model is the one the run began with."""
+    def begin(self, state: Mapping[str, Any] | None) -> None:
+        """Before a checkpoint of this state, if there is one, is loaded."""
 
     def update(self, batch: Batch, step: int) -> Learned:
         """All optimizer updates of step `step` (0-based). What is of an engine's probabilities, or of tokens that the
@@ -44,8 +45,8 @@ class Learner:
         return learned._replace(metrics=kept)
 
     def publish(self, version: int) -> dict[str, float]:
-        """Weights to the engines, if there are any."""
-        return {} if self.sampling is None else self.sampling.publish(version)
+        """Weights to whoever the next step needs to have them: nobody."""
+        return {}
 
     def save(self, directory: Path) -> None:
         self.model.save(directory)
@@ -76,11 +77,11 @@ class PolicyLearner(Learner):
     def __init__(
         self, actor: Actor, sampling: Sampling, cfg: Config, critic: Critic | None, reference: Reference | None
     ) -> None:
-        super().__init__(actor, sampling)
-        self.cfg, self.critic, self.reference = cfg, critic, reference
+        super().__init__(actor)
+        self.sampling, self.cfg, self.critic, self.reference = sampling, cfg, critic, reference
         self.refreshed = Path(str(cfg.run_dir)) / "reference"  # its weights, once they are no longer the first ones
 
-    def begin(self) -> None:
+    def begin(self, state: Mapping[str, Any] | None) -> None:
         remove(self.refreshed)
 
     def update(self, batch: Batch, step: int) -> Learned:
@@ -100,7 +101,7 @@ class PolicyLearner(Learner):
     def publish(self, version: int) -> dict[str, float]:
         """Weights to the engines; and to the reference when it is due."""
         began = time.monotonic()
-        numbers = super().publish(version)
+        numbers = self.sampling.publish(version)
         every = self.cfg.reference.refresh_steps
         if self.reference is not None and every and version and version % every == 0:
             self._refresh(self.reference)

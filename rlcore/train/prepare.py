@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rlcore.config import Config
 from rlcore.data.prompts import Prompts
 from rlcore.data.sources import source_names
 from rlcore.errors import DataError
 from rlcore.plugins import absolute
+from rlcore.records import Prompt
 
 if TYPE_CHECKING:
     from rewards.manager import RewardManager
@@ -89,7 +90,25 @@ def _say_dropped(prompts: Prompts, say: Say) -> None:
         say(f"data: left out {prompts.dropped} prompts of {prompts.sources} over data.max_prompt_tokens")
 
 
-def leave_out_unscorable(prompts: Prompts, rewards: RewardManager, cfg: Config, say: Say) -> None:
+class Scorable(Protocol):
+    """Prompts that rewards are to score: `Prompts`, or those of rows that are held out."""
+
+    sources: str
+
+    def __len__(self) -> int: ...
+    def all(self) -> list[Prompt]: ...
+    def at(self, prompt: Prompt) -> str: ...
+    def without(self, ids: Collection[str]) -> None: ...
+
+
+def require_scorable(everything: Sequence[Scorable], rewards: RewardManager, cfg: Config, say: Say) -> None:
+    """Every source in reward.sources must have rows, and the rows gold answers that can be read."""
+    rewards.require_sources([prompt for prompts in everything for prompt in prompts.all()])
+    for prompts in everything:
+        leave_out_unscorable(prompts, rewards, cfg, say)
+
+
+def leave_out_unscorable(prompts: Scorable, rewards: RewardManager, cfg: Config, say: Say) -> None:
     """Leave out the rows whose gold answers cannot be read, and list them by file and line: nothing they would get
     could be trusted. DataError when they are more than reward.max_failed_fraction."""
     bad = rewards.unscorable(prompts.all(), cfg.deadline.start_seconds)

@@ -10,7 +10,14 @@ from rlcore.train.agreement import Agreement
 from rlcore.train.credit import Rewarded, policy_columns
 from rlcore.train.evaluate import Sampled
 from rlcore.train.learner import PolicyLearner
-from rlcore.train.prepare import Say, with_directory, with_plugins
+from rlcore.train.prepare import (
+    Say,
+    read_held_out,
+    read_prompts,
+    require_scorable,
+    with_directory,
+    with_plugins,
+)
 from rlcore.train.run import Parts
 from rlcore.train.sampling import Sampling, make_rewards
 
@@ -33,12 +40,14 @@ class Reinforcement:
 
             say("data: reading and tokenizing")
             self.tokenizer = load_tokenizer(self.cfg.model)
-            self.sampling = Sampling(self.cfg, self.rewards, self.tokenizer, say, trains=True)
+            self.prompts = read_prompts(self.cfg, self.tokenizer, say)
+            held_out = read_held_out(self.cfg, self.tokenizer, say)
+            require_scorable([self.prompts, *held_out.values()], self.rewards, self.cfg, say)
         except BaseException:
             self.rewards.close()
             raise
-        assert self.sampling.prompts is not None
-        self.prompts = self.sampling.prompts
+        evals = {name: prompts.all(limit=self.cfg.eval.prompts) for name, prompts in held_out.items()}
+        self.sampling = Sampling(self.cfg, self.rewards, self.tokenizer, self.prompts, evals)
 
     def roles(self) -> dict[str, int]:
         cfg = self.cfg

@@ -78,13 +78,15 @@ class Run:
         What an earlier attempt wrote about later steps goes; of one that left no checkpoint nothing stays.
         """
         found = self.checkpoints.latest()
-        self.parts.learner.begin()
-        if found is None:
+        state = None if found is None else checkpoint.state_of(found)
+        with self.phase("restore"):
+            self.parts.learner.begin(state)
+            if found is not None and state is not None:
+                self.parts.learner.load(found, state)
+                self.source.restore(state["data"])
+        if found is None or state is None:
             self.tracker.begin_after(-1)
             return 0
-        state = checkpoint.state_of(found)
-        self.parts.learner.load(found, state)
-        self.source.restore(state["data"])
         self.restored = state["step"]
         self.tracker.begin_after(self.restored)
         self.tracker.event("resumed", step=self.restored, checkpoint=found.name)

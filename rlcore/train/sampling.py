@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +11,13 @@ from rewards import REWARD_MODEL
 from rlcore.algo.shaping import carries_signal
 from rlcore.config import Config, SyncBackend, compute_dtype
 from rlcore.errors import ConfigError
-from rlcore.train.prepare import Say, leave_out_unscorable, read_held_out, read_prompts
+from rlcore.records import Prompt
 
 if TYPE_CHECKING:
     from rewards.manager import RewardManager
     from rlcore.cluster.deadlines import Watch
     from rlcore.cluster.placement import Cluster
+    from rlcore.data.prompts import Prompts
     from rlcore.workers.actor import Actor
     from rlcore.workers.group import WorkerGroup
 
@@ -34,23 +35,37 @@ def make_rewards(cfg: Config) -> RewardManager:
     return rewards
 
 
-class Sampling:
-    """Engines that sample the held-out prompts, and with `trains` those to train on, scored by `rewards`.
+class NoPrompts:
+    """The source of a stage that samples to evaluate only."""
 
-    Made, it has read and checked the prompts; `start` makes the engines' processes; `connect` opens the weights' way to
-    them, and from then on `rollouts` is the collector.
+    longest = 0
+
+    def take(self, n: int) -> list[Prompt]:
+        return []
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None: ...
+
+
+class Sampling:
+    """Engines that sample `prompts`, which may be none, and the held-out ones, `evals`; what they say is scored.
+
+    `start` makes the engines' processes; `connect` opens the weights' way to them, and from then on `rollouts` is the
+    collector.
     """
 
-    def __init__(self, cfg: Config, rewards: RewardManager, tokenizer: Any, say: Say, trains: bool) -> None:
-        self.cfg, self.rewards, self.tokenizer = cfg, rewards, tokenizer
-        self.prompts = read_prompts(cfg, tokenizer, say) if trains else None
-        self.held_out = read_held_out(cfg, tokenizer, say)
-        everything = [*([self.prompts] if self.prompts is not None else []), *self.held_out.values()]
-        rewards.require_sources([p for prompts in everything for p in prompts.all()])
-        for prompts in everything:
-            leave_out_unscorable(prompts, rewards, cfg, say)
-        self.longest = max((prompts.longest for prompts in everything), default=0)
-        self.evals = {name: prompts.all(limit=cfg.eval.prompts) for name, prompts in self.held_out.items()}
+    def __init__(
+        self,
+        cfg: Config,
+        rewards: RewardManager,
+        tokenizer: Any,
+        prompts: Prompts | NoPrompts,
+        evals: Mapping[str, list[Prompt]],
+    ) -> None:
+        self.cfg, self.rewards, self.tokenizer, self.prompts, self.evals = cfg, rewards, tokenizer, prompts, evals
+        self.longest = max([prompts.longest, *(len(p.tokens) for each in evals.values() for p in each)])
 
     def roles(self) -> dict[str, int]:
         """Devices of each of its roles."""
@@ -108,8 +123,7 @@ class Sampling:
         self.actor = actor
         decode: Callable[[list[int]], str] = lambda tokens: self.tokenizer.decode(tokens, skip_special_tokens=True)  # noqa: E731
         text, teaches = response_text(decode, eos), functools.partial(carries_signal, cfg=cfg.rollout)
-        prompts = self.prompts or next(iter(self.held_out.values()))
-        self.rollouts = Collector(workers, prompts, self.rewards, self.watch, cfg, text, teaches)
+        self.rollouts = Collector(workers, self.prompts, self.rewards, self.watch, cfg, text, teaches)
 
     def publish(self, version: int) -> dict[str, float]:
         """The actor's weights to every engine, whose samples carry `version` from now on."""

@@ -2,25 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rlcore.config import Config
 from rlcore.data.examples import Examples
 from rlcore.data.sources import source_names
-from rlcore.records import Batch, Group
+from rlcore.records import Batch, Group, Prompt
 from rlcore.train.credit import Column, Rows
-from rlcore.train.evaluate import HeldOut, Sampled
+from rlcore.train.evaluate import HeldOut, Published, Sampled
 from rlcore.train.learner import Learner
-from rlcore.train.prepare import Say, with_directory
+from rlcore.train.prepare import Say, require_scorable, with_directory
 from rlcore.train.run import Parts
-from rlcore.train.sampling import Sampling, make_rewards
+from rlcore.train.sampling import NoPrompts, Sampling, make_rewards
 
 if TYPE_CHECKING:
+    from rewards.manager import RewardManager
     from rlcore.cluster.deadlines import Watch
     from rlcore.cluster.placement import Cluster
     from rlcore.runs.tracker import Tracker
     from rlcore.workers.group import WorkerGroup
+
+
+class HeldOutPrompts:
+    """The prompts of held-out rows, to be answered and scored."""
+
+    def __init__(self, name: str, groups: Sequence[Group]) -> None:
+        self.sources, self._prompts = name, [group.prompt for group in groups]
+
+    def __len__(self) -> int:
+        return len(self._prompts)
+
+    def all(self) -> list[Prompt]:
+        return self._prompts
+
+    def at(self, prompt: Prompt) -> str:
+        return prompt.id
+
+    def without(self, ids: Collection[str]) -> None:
+        self._prompts = [prompt for prompt in self._prompts if prompt.id not in ids]
 
 
 class Supervised:
@@ -39,9 +59,7 @@ class Supervised:
             self.rows = self.read(self.cfg.data.train)
             say(f"data: {len(self.rows)} rows; {self.rows.dropped} left out")
             self.held_out = self._held_out()
-            self.sampling = None
-            if self.rewards is not None:
-                self.sampling = Sampling(self.cfg, self.rewards, self.tokenizer, say, trains=False)
+            self.sampling = None if self.rewards is None else self._sampling(self.rewards, say)
         except BaseException:
             self.close()
             raise
@@ -60,6 +78,13 @@ class Supervised:
         cfg = self.cfg
         named = zip(source_names(cfg.data.eval), cfg.data.eval, strict=True)
         return {name: self.read([source]).all(limit=cfg.eval.prompts) for name, source in named}
+
+    def _sampling(self, rewards: RewardManager, say: Say) -> Sampling:
+        """Engines that answer the held-out rows."""
+        asked = {name: HeldOutPrompts(name, groups) for name, groups in self.held_out.items()}
+        require_scorable(list(asked.values()), rewards, self.cfg, say)
+        evals = {name: prompts.all() for name, prompts in asked.items()}
+        return Sampling(self.cfg, rewards, self.tokenizer, NoPrompts(), evals)
 
     def roles(self) -> dict[str, int]:
         sampling = {} if self.sampling is None else self.sampling.roles()
@@ -93,15 +118,15 @@ class Supervised:
         return {}
 
     def make_learner(self, columns: Mapping[str, Column]) -> Learner:
-        return Learner(self.model, self.sampling)
+        return Learner(self.model)
 
     def parts(self, tracker: Tracker) -> Parts:
         columns = self.columns()
         batches = {name: Batch.from_groups(groups) for name, groups in self.held_out.items()}
         evaluations: list[Any] = [HeldOut(self.model, batches, columns, self.shown, tracker)] if batches else []
         if self.sampling is not None and self.rewards is not None:
-            rollouts = self.sampling.rollouts
-            evaluations.append(Sampled(self.cfg, rollouts, self.sampling.evals, self.rewards.names, tracker))
+            sampled = Sampled(self.cfg, self.sampling.rollouts, self.sampling.evals, self.rewards.names, tracker)
+            evaluations += [Published(self.sampling), sampled]
         return Parts(self.rows, Rows(columns), self.make_learner(columns), evaluations)
 
     def close(self) -> None:

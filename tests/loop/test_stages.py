@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file
+import torch
+from safetensors.torch import load_file, save_file
 
 from rlcore.compose import stages
 from rlcore.compose.stages import STAGES, Stage, stage_of
@@ -16,6 +18,8 @@ from rlcore.config import fields_read, forget_reads
 from rlcore.errors import ConfigError, DataError
 from rlcore.runs.checkpoint import Checkpoints
 from rlcore.runs.tracker import Tracker
+from tests.close import assert_close
+from tests.loop.fakes import LETTERS, PROMPTS
 from tests.loop.toy_stages import ToySupervised, config, run
 
 ROOT = Path(__file__).parents[2]
@@ -147,6 +151,34 @@ def test_keys_that_nothing_read_are_an_event_and_no_failure(tmp_path: Path, monk
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("then", [{"prompts_per_step": 2}, {"prompts_per_step": 8}, {"steps": 9}])
+def test_a_dpo_run_that_goes_on_with_more_rows_has_their_reference_from_its_first_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: dict[str, object]
+) -> None:  # fmt: skip
+    """The rows of the steps to come, whatever was taken before, under the weights of step 0."""
+    run(config(tmp_path / "run", "dpo", steps=2, prompts_per_step=3), monkeypatch)
+    first = load_file(tmp_path / "run/reference_logp.safetensors")
+    run(config(tmp_path / "run", "dpo", **{"steps": 6, "prompts_per_step": 3, **then}), monkeypatch)
+    column = load_file(tmp_path / "run/reference_logp.safetensors")
+    assert len(column) == 2 * PROMPTS > 0 and column.keys() >= first.keys()
+    for logp in column.values():  # of a table of zeros
+        assert_close(logp[-1], torch.tensor(-math.log(LETTERS)), 10, "logp")
+    assert lines(tmp_path / "run/metrics.jsonl")[-1]["step"] == then.get("steps", 6)
+
+
+def test_a_dpo_run_that_left_no_checkpoint_leaves_no_reference_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    with monkeypatch.context() as each, pytest.raises(KeyboardInterrupt):
+        dying(each, 1)
+        run(config(tmp_path, "dpo"), monkeypatch)
+    file = tmp_path / "reference_logp.safetensors"
+    foreign = {name: logp * (1.0 + i) for i, (name, logp) in enumerate(load_file(file).items())}
+    save_file(foreign, file, metadata={"model.path": "toy", "model.dtype": "auto"})
+    run(config(tmp_path, "dpo", steps=1), monkeypatch)
+    assert lines(tmp_path / "metrics.jsonl")[0]["eval/toys/margin"] == 0
+
+
 # -- adding a stage: a line in stages.py, and one file
 
 
@@ -164,7 +196,7 @@ def test_a_new_stage_is_a_line_and_a_file(tmp_path: Path, monkeypatch: pytest.Mo
     from rlcore.compose.check import check
     from rlcore.compose.function_names import wrong_name
 
-    line = Stage("mine", "my own", "my_loss", f"{__name__}.Mine", needs={"kl.coef": 0}, unread=("advantage.",))
+    line = Stage("mine", "my own", "my_loss", f"{__name__}.Mine", "never", needs={"kl.coef": 0}, unread=("advantage.",))
     monkeypatch.setitem(stages.STAGES, "mine", line)
     assert stage_of("my_loss") is line and wrong_name("loss.name", "my_loss") == []
     cfg = config(tmp_path / "a", "my_loss", kl__coef=0.1)

@@ -17,7 +17,7 @@ from rlcore.data.answered import AnsweredRows, answer
 from rlcore.records import Group, Prompt
 from rlcore.train import build
 from rlcore.train.build import Finished
-from rlcore.train.dpo import Preferred
+from rlcore.train.dpo import DirectPreference
 from rlcore.train.supervised import Supervised
 from rlcore.workers.actor import Actor
 from tests.loop.fakes import LETTERS, PROMPTS, ToyGroup, ToyPolicy, ToyWatch, toy_config
@@ -65,7 +65,7 @@ class ToySupervised(Toys, Supervised):
         return Group([answer(prompt, [*prompt.tokens, letter], 1, str(letter), 0.0)])
 
 
-class ToyPreferred(Toys, Preferred):
+class ToyPreferred(Toys, DirectPreference):
     whole_groups = True
 
     def group(self, prompt: Prompt) -> Group:

@@ -237,7 +237,7 @@ def test_what_only_some_runs_leave(tmp_path: Path) -> None:
     assert len(rows) == 29 and "1 of 30 rows of a.jsonl" in said[0]
     pair = Group([Rollout(prompt, [1, t], [0.0] * 2, [False, True], "stop", 0, reward=0.0) for t in (2, 3)])
     says = SimpleNamespace(logp=lambda batch: -batch.tokens.float() * batch.mask)
-    ReferenceLogp(says, tmp_path / "reference_logp.safetensors", [pair], 1).compute()  # type: ignore[arg-type]
+    ReferenceLogp(says, tmp_path / "reference_logp.safetensors", {}, 1).compute([pair])  # type: ignore[arg-type]
 
     done = subprocess.run([sys.executable, "-I", "-c", BESIDES, str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]

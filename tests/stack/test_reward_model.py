@@ -25,7 +25,7 @@ from rlcore.models.load import load_tokenizer_path, load_value_path, require_sam
 from rlcore.records import Batch, Prompt, Response
 from rlcore.runs.tracker import Tracker
 from rlcore.train import build
-from rlcore.train.scoring import Scoring
+from rlcore.train.reward_model import RewardModelling
 from rlcore.workers.group import WorkerGroup, rank_group
 from rlcore.workers.reward_model import RewardModel, RewardModelLane
 from rlcore.workers.reward_model_rank import PreferenceRank, RewardModelRank, conversation_tokens, ending
@@ -195,7 +195,7 @@ def trained(groups: dict[str, WorkerGroup], tiny: Path, tmp_path_factory: pytest
 
 def run(group: WorkerGroup, cfg: Config, patch: pytest.MonkeyPatch) -> tuple[Path, set[str]]:
     patch.setattr(build, "Cluster", lambda *args: Shared())
-    patch.setattr(Scoring, "make_model", lambda self, cluster, watch: started(group, cfg))
+    patch.setattr(RewardModelling, "make_model", lambda self, cluster, watch: started(group, cfg))
     read = set[str]()
     note = lambda by_workers: read.update(by_workers) or {}  # noqa: E731
     return build.whole_run(cfg, OmegaConf.create({"seed": 0}), STAGES["train-rm"], print, note).exported, read

@@ -22,6 +22,7 @@ from rlcore.records import Batch, Group, Prompt, Rollout
 from rlcore.train.dpo import ReferenceLogp
 
 CPU = torch.device("cpu")
+OF = {"model.path": "a model", "model.dtype": "auto"}
 
 
 def pairs(lengths: list[int], seed: int = 0, **columns: Tensor) -> Batch:
@@ -126,29 +127,37 @@ def groups_of(batch: Batch) -> list[Group]:
 
 def test_the_reference_column_is_of_the_first_weights_and_computed_once(tmp_path: Path) -> None:
     batch, actor, file = pairs([3, 5, 8, 2, 4, 4, 6, 7]), ToyActor(), tmp_path / "reference_logp.safetensors"
-    made: Any = ReferenceLogp(actor, file, groups_of(batch), each=3)  # type: ignore[arg-type]
-    made.compute()
+    made: Any = ReferenceLogp(actor, file, OF, each=3)  # type: ignore[arg-type]
+    made.compute(groups_of(batch))
     first = made(batch)
     assert actor.asked == 8 and first.equal(actor.logp(batch)) and bool(first[batch.mask].all())
     actor.weights = 2.0
     assert made(batch.select([4, 5])).equal(first[batch.tokens_of([4, 5])])
 
     asked = actor.asked  # a resumed run: weights of another step would be wrong, so what is known is read
-    again: Any = ReferenceLogp(actor, file, groups_of(batch.select([0, 1, 6, 7])), each=3)  # type: ignore[arg-type]
-    again.compute()
+    again: Any = ReferenceLogp(actor, file, OF, each=3)  # type: ignore[arg-type]
+    again.compute(groups_of(batch.select([0, 1, 6, 7])))
     assert actor.asked == asked and again(batch).equal(first)
 
 
 def test_a_torn_reference_column_is_refused_by_name(tmp_path: Path) -> None:
     file = tmp_path / "reference_logp.safetensors"
     file.write_bytes(b"half")
-    column: Any = ReferenceLogp(ToyActor(), file, groups_of(pairs([3, 3])), each=1)  # type: ignore[arg-type]
+    column: Any = ReferenceLogp(ToyActor(), file, OF, each=1)  # type: ignore[arg-type]
     with pytest.raises(CheckpointError, match="reference_logp.safetensors.*delete it"):
-        column.compute()
+        column.compute(groups_of(pairs([3, 3])))
+
+
+def test_the_reference_column_of_another_model_is_refused(tmp_path: Path) -> None:
+    file, groups = tmp_path / "reference_logp.safetensors", groups_of(pairs([3, 3]))
+    ReferenceLogp(ToyActor(), file, OF, each=1).compute(groups)  # type: ignore[arg-type]
+    other = {**OF, "model.path": "another"}
+    with pytest.raises(CheckpointError, match="is of model.path a model, not another: a run goes on"):
+        ReferenceLogp(ToyActor(), file, other, each=1).compute(groups)  # type: ignore[arg-type]
 
 
 def test_pairs_that_are_the_same_texts_share_what_is_computed(tmp_path: Path) -> None:
     actor, groups = ToyActor(), groups_of(pairs([3, 5]))
-    made: Any = ReferenceLogp(actor, tmp_path / "f", [*groups, *groups], each=1)  # type: ignore[arg-type]
-    made.compute()
+    made: Any = ReferenceLogp(actor, tmp_path / "f", OF, each=1)  # type: ignore[arg-type]
+    made.compute([*groups, *groups])
     assert actor.asked == 2

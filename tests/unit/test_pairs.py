@@ -250,8 +250,10 @@ def test_order_resumes(tmp_path: Path, make: Callable[..., Pairs | ResponsePairs
     again.take(14)
     # What is still to come is known ahead, wherever `take` stands.
     seven = [group.prompt.id for group in whole[0]]
-    assert [group.prompt.id for group in again.ahead(7)] == seven and len(again.ahead(1000)) == 10
+    assert [group.prompt.id for group in again.ahead(7, None)] == seven and len(again.ahead(1000, None)) == 10
     state = json.loads(json.dumps(again.state()))
+    later = {group.prompt.id.partition("@")[0] for group in whole[2]}
+    assert {group.prompt.id for group in again.ahead(7, state)} == later
     other = make(tmp_path, rows)
     other.restore(state)
     assert [other.take(7), other.take(7)] == whole[2:]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rlcore.workers.reward_model import RewardModel
 
 
-class Scoring(Supervised):
+class RewardModelling(Supervised):
     """A sequence classification model of one label, on columns of chosen and rejected responses."""
 
     role = "reward_model"
