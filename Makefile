@@ -25,13 +25,13 @@ $(STAMP): pyproject.toml .locks/$(PROFILE).txt .locks/overrides-$(PROFILE).txt
 demo: install
 	$(BIN)/rlcore train demo
 
-# pyright runs beside the tests. Those of tests/processes mostly wait: two at a time; a run of the stack fills a machine.
+# Two tests at a time, but for those of the stack: a run has many processes, which wait much; pyright runs beside them.
 test: install check-locks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	@$(BIN)/pyright >$(VENV)/pyright.txt 2>&1 & types=$$!; failed=0; set -x; \
-	$(BIN)/pytest tests/unit || failed=1; \
-	$(BIN)/pytest -n 2 --dist worksteal tests/processes || failed=1; \
+	@failed=0; set -x; \
+	$(BIN)/pytest -n 2 --dist worksteal tests/unit tests/processes || failed=1; \
+	$(BIN)/pyright >$(VENV)/pyright.txt 2>&1 & types=$$!; \
 	$(BIN)/pytest --ignore=tests/unit --ignore=tests/processes || failed=1; \
 	wait $$types || failed=1; cat $(VENV)/pyright.txt; exit $$failed
 
