@@ -156,6 +156,11 @@ REFUSED = [
     ("loss.name=sft critic.ranks=1", "critic.ranks is 1 rlcore sft critic.ranks=0", "critic.ranks=0"),
     ("loss.name=sft kl.coef=1", "kl.coef is 1 rlcore sft kl.coef=0", "kl.coef=0"),
     ("loss.name=dpo", "loss.aggregation is token_mean rlcore dpo needs", "loss.aggregation=sequence_sum"),
+    (
+        "keep_best=eval/x/failed_fraction data.eval=[owner/x]",
+        "keep_best is eval/x/failed_fraction how good a model is",
+        "keep_best=eval/x/accuracy",
+    ),
     ("keep_best=eval/x/accuracy", "keep_best data.eval []", "data.eval=[owner/x]"),
     (
         "keep_best=accuracy data.eval=[owner/x]",
@@ -251,6 +256,7 @@ def test_two_files_of_one_name_are_two_functions(base: DictConfig, tmp_path: Pat
         ("loss.length_constant=0", "at least 1", None),
         ("kl.target=0", "above 0", None),
         ("loss.tau_positive=0", "above 0", "0.1"),
+        ("loss.beta=0", "above 0", "0.1"),
         ("loss.tau_negative=-1", "above 0", "2"),
         ("loss.clip_low=1.1", "at most 1", "1"),
         ("loss.clip_high=-0.1", "at least 0", "4"),

@@ -530,6 +530,20 @@ def test_resuming_goes_on_with_the_runs_algorithm(recipe: str, tmp_path: Path) -
         compose_run(tmp_path, ["algorithm=dapo"])
 
 
+def test_resuming_goes_on_as_the_same_stage(recipe: str, tmp_path: Path) -> None:
+    stages = {"sft": "demo_sft", "train-rm": "demo_rm", "dpo": "demo_dpo", "train": recipe}
+    for command, name in stages.items():
+        composed, _ = compose(name, ["model.path=a/b"], command=command)
+        OmegaConf.save(composed.config, tmp_path / "config.yaml")
+        assert compose_run(tmp_path, ["steps=9"]).config.steps == 9
+        for loss in {"sft", "bradley_terry", "dpo", "ppo_clip"} - {composed.config.loss.name}:
+            with pytest.raises(
+                ConfigError, match=f"loss.name={loss} .command line.: a run goes on as `rlcore {command}`"
+            ):
+                compose_run(tmp_path, [f"loss.name={loss}"])
+    assert compose_run(tmp_path, ["loss.name=cispo"]).config.loss.name == "cispo"
+
+
 def test_training_and_fine_tuning_are_told_apart(recipe: str) -> None:
     def refused(name: str, command: str, *overrides: str) -> str:
         with pytest.raises(ConfigError) as e:
