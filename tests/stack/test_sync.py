@@ -89,7 +89,7 @@ def log_probabilities(model, engine):
 
 
 def assert_same(model, engine, name="log-probabilities"):
-    assert_close(*log_probabilities(model, engine), 400, name)  # 21: the weights have been made large
+    assert_close(*log_probabilities(model, engine), 250, name)  # 21: the weights have been made large
 
 
 def difference(model, engine):
@@ -143,7 +143,7 @@ def test_weights_sent_in_bfloat16_are_rounded_to_it(stack):
         yield [named[i][1] for i in indices]
 
     Sender("shm", [engine], 0, 60.0).publish(infos, gather, 4)
-    assert difference(model, engine) > 1e-4
+    assert difference(model, engine) > 1e-3
     for parameter in model.parameters():
         parameter.copy_(parameter.bfloat16())
     assert_same(model, engine)
