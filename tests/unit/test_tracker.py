@@ -154,7 +154,6 @@ def test_a_terminal_gets_a_bar(
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "200")
     run = tracker(tmp_path)
-    run.progress(0, 1, "start")
     run.log(1, {"reward/mean": 0.5})
     run.progress(3, 7)
     run.close("done")
