@@ -81,10 +81,10 @@ class ReferenceLogp:
         from safetensors.torch import save_file
 
         self.known = self._read() if self.file.is_file() else {}
-        named = {tuple(name for name, _ in _parts(_batch([group]))): group for group in groups}
+        named = {tuple(name for name, _ in _parts(Batch.from_groups([group]))): group for group in groups}
         new = [group for names, group in named.items() if not self.known.keys() >= set(names)]
         for start in range(0, len(new), self.each):
-            batch = _batch(new[start : start + self.each])
+            batch = Batch.from_groups(new[start : start + self.each])
             column = self.actor.logp(batch)
             self.known |= {name: column[tokens].clone() for name, tokens in _parts(batch)}
         if new:
@@ -111,10 +111,6 @@ class ReferenceLogp:
         import torch
 
         return torch.cat([self.known[name] for name, _ in _parts(batch)])
-
-
-def _batch(groups: Sequence[Group]) -> Batch:
-    return Batch.from_groups(groups)
 
 
 def _parts(batch: Batch) -> Iterator[tuple[str, slice]]:
