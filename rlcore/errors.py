@@ -58,6 +58,12 @@ class CheckpointError(RlcoreError):
     exit_code = 6
 
 
+class DiskError(RlcoreError):
+    """A disk that is full, or a file of the run that went bad while it ran; names the file."""
+
+    exit_code = 7
+
+
 def kind(message: str) -> str:
     """What messages that differ only in numbers and quoted values have in common: "row 17, 'a'" is "row 0, ''"."""
     return _NUMBER.sub("0", _QUOTED.sub("''", message))
