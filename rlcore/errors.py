@@ -4,8 +4,27 @@ An error a user can cause says which key, row or file it is about and what to do
 """
 
 import difflib
+import errno
 import re
 from collections.abc import Iterable
+
+# Every way out of a command. The README and `rlcore --help` show this table.
+EXIT_CODES = {
+    0: "done",
+    1: "a fault of rlcore's own; the traceback is shown, or in the run's error.txt",
+    2: "wrong configuration, data, model or machine; said before anything is learned",
+    3: "rewards failed",
+    4: "a worker failed",
+    5: "the engines' weights are not the trainer's",
+    6: "a checkpoint is missing, damaged, or of another run",
+    7: "a disk is full, or a file of the run went bad while it ran",
+    129: "SIGHUP: the terminal is gone",
+    130: "Ctrl-C",
+    141: "nobody reads the output any longer, as after `| head`",
+    143: "SIGTERM",
+}
+_OF_A_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE, errno.EFBIG}
+_TOLD_BY_A_LIBRARY = re.compile(r"No space left on device|Disk quota exceeded|\(os error (28|122|5|30|116)\)")
 
 _QUOTED = re.compile(r"""(?<!\w)(?:'(?:[^'\\]|\\.)*('|$)|"(?:[^"\\]|\\.)*("|$))""", re.DOTALL)  # $: it was cut
 _NUMBER = re.compile(r"0x[0-9a-f]+|-?\d+(\.\d+)?(e[-+]?\d+)?")
@@ -62,6 +81,13 @@ class DiskError(RlcoreError):
     """A disk that is full, or a file of the run that went bad while it ran; names the file."""
 
     exit_code = 7
+
+
+def is_of_disk(error: BaseException) -> bool:
+    """Whether a disk is at fault: by its number, or as a library that hides the number says it."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in _OF_A_DISK
+    return _TOLD_BY_A_LIBRARY.search(str(error)) is not None
 
 
 def kind(message: str) -> str:

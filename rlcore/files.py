@@ -6,6 +6,7 @@ import ctypes
 import fcntl
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,6 +42,17 @@ def write_text(target: Path, text: str) -> None:
     """Write a file whole or not at all."""
     with written_aside(target) as aside:
         aside.write_text(text, encoding="utf-8")
+
+
+def require_writable(directory: Path, key: str) -> None:
+    """Make `directory`, and write a file in it; raise ConfigError naming `key` and the reason where that fails."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory) as file:
+            file.write(b" " * 4096)
+            file.flush()
+    except OSError as e:
+        raise ConfigError(f"{key}: cannot write to {directory}: {e.strerror}; give another directory") from e
 
 
 def remove(path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import sys
 
 from rlcore.compose.stages import STAGES
+from rlcore.errors import ConfigError, nearest
 
 USAGE = """usage: rlcore COMMAND ...
 
@@ -17,28 +19,32 @@ USAGE = """usage: rlcore COMMAND ...
                                                 write a checkpoint as a Hugging Face model
 
 {commands} take Hydra's flags too: --cfg job (print the resolved run), --multirun (sweep a=1,2).
-exit codes: 0 done, 2 wrong config or data, 3 rewards failed, 4 a worker failed, 5 weights out of sync, 6 checkpoint,
-130 Ctrl-C"""
+
+exit codes:
+{codes}"""
 
 _COMMANDS = (*STAGES, "rewards", "serve-reward", "resume", "export")
 
 
 def main() -> None:
     """Run the command that was typed, and exit with its code."""
-    from rlcore.cli.shell import guarded, print_usage
+    from rlcore.cli.shell import guarded
 
     command, *args = sys.argv[1:] or ["help"]
-    if command in ("-h", "--help", "help"):
-        print_usage()
-        sys.exit(0)
-    if command not in _COMMANDS:
-        print(f"rlcore: no command {command!r}; there are: {', '.join(_COMMANDS)}", file=sys.stderr)
-        sys.exit(2)
     sys.exit(guarded(lambda: run(command, args)))
 
 
 def run(command: str, args: list[str]) -> int:
     """The exit code of a command. Only its own file is imported: `rewards test` needs no torch."""
+    if command in ("-h", "--help", "help"):
+        from rlcore.cli.shell import print_usage
+
+        return print_usage()
+    if command == "--version":
+        print(f"rlcore {importlib.metadata.version('rlcore')}")
+        return 0
+    if command not in _COMMANDS:
+        raise ConfigError(f"no command {command!r}{nearest(command, _COMMANDS)}; there are: {', '.join(_COMMANDS)}")
     if command == "rewards":
         from rlcore.cli.rewards_test import reward_test
 

@@ -6,7 +6,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlcore.errors import CheckpointError
+from rlcore.errors import CheckpointError, ConfigError
+from rlcore.files import require_writable
 from rlcore.runs import checkpoint
 
 
@@ -20,6 +21,10 @@ def export(args: Sequence[str]) -> int:
     given = parser.parse_args(args)
     if not given.run_dir.is_dir():
         raise CheckpointError(f"no run directory {given.run_dir}")
-    out = checkpoint.export(given.run_dir, given.out or given.run_dir / "export", given.dtype, given.step)
+    out = given.out or given.run_dir / "export"
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out: {out} is a file; give a directory")
+    require_writable(out.parent, "--out")
+    checkpoint.export(given.run_dir, out, given.dtype, given.step)
     print(f"exported to {out}")
     return 0

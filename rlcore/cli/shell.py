@@ -2,36 +2,76 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import select
 import shlex
 import shutil
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
-from rlcore.errors import RlcoreError
+from rlcore.errors import EXIT_CODES, DiskError, RlcoreError, is_of_disk
 
 
 def guarded(work: Callable[[], int]) -> int:
-    """Run `work`; every end becomes an exit code and, when it is an error, words on stderr."""
+    """Run `work`; every end becomes a code of `EXIT_CODES` and, when it is an error, words on stderr."""
 
     def stop(number: int, _frame: object) -> None:
-        raise KeyboardInterrupt(signal.Signals(number).name)
+        raise KeyboardInterrupt(signal.Signals(number))
 
-    for name in ("SIGTERM", "SIGHUP"):
-        signal.signal(getattr(signal, name), stop)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, stop)
     try:
-        return work()
+        code = work()
+        sys.stdout.flush()
+        return code
     except RlcoreError as e:
-        text = str(e)
-        print(f"rlcore: {type(e).__name__}:{chr(10) if text.startswith('  ') else ' '}{text}", file=sys.stderr)
-        return e.exit_code
+        return _ended_by(e)
     except KeyboardInterrupt as e:
-        print(f"rlcore: stopped by {e.args[0] if e.args else 'Ctrl-C'}", file=sys.stderr)
-        return 130
+        by = e.args[0] if e.args and isinstance(e.args[0], signal.Signals) else signal.SIGINT
+        _complain(f"stopped by {'Ctrl-C' if by == signal.SIGINT else by.name}")
+        return 128 + by
+    except BrokenPipeError as e:
+        if not _has_no_reader(sys.stdout):
+            return _fault(e)
+        # What is left in the buffer is written when Python ends, and would fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except OSError as e:
+        return _ended_by(DiskError(f"{e.filename or ''}: {e.strerror}")) if is_of_disk(e) else _fault(e)
+    except Exception as e:
+        return _fault(e)
 
 
-def print_usage() -> None:
+def _ended_by(error: RlcoreError) -> int:
+    text = str(error)
+    _complain(f"{type(error).__name__}:{chr(10) if text.startswith('  ') else ' '}{text}")
+    return error.exit_code
+
+
+def _fault(error: Exception) -> int:
+    """What nobody foresaw: whoever mends it needs the traceback, so it stands above the line."""
+    traceback.print_exception(error)
+    _complain(f"this is a fault of rlcore's own, please report it: {type(error).__name__}: {error}")
+    return RlcoreError.exit_code
+
+
+def _complain(text: str) -> None:
+    with contextlib.suppress(OSError):  # a terminal that is gone takes no words
+        print(f"rlcore: {text}", file=sys.stderr)
+
+
+def _has_no_reader(stream: IO[str]) -> bool:
+    look = select.poll()
+    look.register(stream, 0)
+    return any(event & select.POLLERR for _, event in look.poll(0))
+
+
+def print_usage() -> int:
     from rlcore.cli import USAGE
     from rlcore.compose.recipe import recipe_names
     from rlcore.compose.stages import STAGES
@@ -39,7 +79,9 @@ def print_usage() -> None:
     stages = "\n".join(
         f"{f'  rlcore {s.command} NAME|FILE.yaml [key=value ...]':<47} {s.does}" for s in STAGES.values()
     )
-    print(USAGE.format(stages=stages, recipes=", ".join(recipe_names()), commands=", ".join(STAGES)))
+    codes = "\n".join(f"  {code:>3}  {means}" for code, means in EXIT_CODES.items())
+    print(USAGE.format(stages=stages, recipes=", ".join(recipe_names()), commands=", ".join(STAGES), codes=codes))
+    return 0
 
 
 def say(text: str) -> None:

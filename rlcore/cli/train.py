@@ -19,13 +19,21 @@ from rlcore.compose.recipe import recipe_names
 from rlcore.compose.stages import stage_of
 from rlcore.compose.unused_keys import OF_ONE_DEVICE
 from rlcore.config import Config, all_keys, fields_read, forget_reads
-from rlcore.errors import ConfigError
+from rlcore.errors import ConfigError, nearest
 from rlcore.runs.checkpoint import Best, Checkpoints
 from rlcore.runs.directory import recorded
 
 _SHARES = ("accuracy", "ranked_right")
 _TOLD = (*_SHARES, "loss", "margin")  # numbers of an evaluation that are told at the end
-_FLAGS_WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--experimental-rerun")
+# Hydra's flags that mean something here, and the values each takes: none, one of these, or any text.
+_FLAGS: dict[str, tuple[str, ...] | str | None] = {
+    "--cfg": ("job", "hydra", "all"),
+    "--info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
+    "--package": "a section, as in --cfg job --package rollout",
+    "--resolve": None,
+    "--multirun": None,
+}
+_SHORT = {"-c": "--cfg", "-i": "--info", "-p": "--package", "-m": "--multirun"}
 _NAME_FLAGS = ("--config-name", "-cn")
 _DIRECTORY_FLAGS = ("--config-dir", "-cd")
 
@@ -58,35 +66,58 @@ def from_hydra_names(args: list[str]) -> list[str]:
 def train(command: str, args: list[str]) -> int:
     """Runs `rlcore COMMAND ARGS`: compose, check, train, export, and say where everything is."""
     if any(a in ("-h", "--help") for a in args):
-        print_usage()
-        return 0
+        return print_usage()
     name, overrides, flags = _split(command, args)
-    multirun = any(f in ("--multirun", "-m") for f in flags)
+    multirun = "--multirun" in flags
     composed, for_hydra = compose(name, overrides, multirun, command)
     again = with_next_seed(command, name, overrides, composed.config.seed)
     return run_with_hydra(composed, for_hydra, flags, lambda cfg, composed: run_stage(cfg, composed, again))
 
 
 def _split(command: str, args: list[str]) -> tuple[str, list[str], list[str]]:
-    """(NAME, key=value overrides, Hydra's flags)."""
+    """(NAME, key=value overrides, Hydra's flags, each as --flag or --flag=value)."""
     names, overrides, flags = [], [], []
     left = list(args)
     while left:
         arg = left.pop(0)
-        if arg.startswith("-") and "=" not in arg.split("{")[0][:2]:
-            flags.append(arg)
-            if arg in _FLAGS_WITH_VALUE and left:
-                flags.append(left.pop(0))
+        if arg.startswith("-"):
+            flags.append(_flag(arg, left))
         elif "=" in arg or arg.startswith("~"):
             overrides.append(arg)
         else:
             names.append(arg)
+    asked = [f.partition("=")[0] for f in flags]
+    if len(either := [f for f in asked if f in ("--cfg", "--info", "--multirun")]) > 1:
+        raise ConfigError(f"only one of {', '.join(either)} at a time")
+    if "--resolve" in flags and "--cfg" not in asked:
+        raise ConfigError("--resolve goes with --cfg job, which prints the resolved run anyhow")
     if len(names) != 1:
         raise ConfigError(
             f"rlcore {command} takes one recipe, got {names or 'none'}; recipes: {', '.join(recipe_names())}, or a "
             "FILE.yaml; everything else is key=value"
         )
     return names[0], overrides, flags
+
+
+def _flag(arg: str, left: list[str]) -> str:
+    """One of Hydra's flags with its value, which may be the first of `left`, and is taken from there then."""
+    short, equals, value = arg.partition("=")
+    flag = _SHORT.get(short, short)
+    if flag not in _FLAGS:
+        raise ConfigError(f"no flag {short}{nearest(short, _FLAGS)}; there are {', '.join(_FLAGS)}, and --help")
+    takes = _FLAGS[flag]
+    if takes is None:
+        if equals:
+            raise ConfigError(f"{flag} takes no value, it has {value}")
+        return flag
+    if not equals and left and (left[0] in takes if isinstance(takes, tuple) else not left[0].startswith("-")):
+        value = left.pop(0)
+    if value in takes if isinstance(takes, tuple) else value:
+        return f"{flag}={value}"
+    if flag == "--info" and not value:
+        return flag
+    choices = takes if isinstance(takes, str) else f"one of {', '.join(takes)}"
+    raise ConfigError(f"{flag} needs {choices}" + (f", not {value}" if value else ""))
 
 
 def with_next_seed(command: str, name: str, overrides: list[str], seed: int) -> str:

@@ -20,7 +20,7 @@ from ray._private import state
 from ray._private import worker as ray_worker
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayError, RayTaskError
 
-from rlcore.errors import RlcoreError, WorkerError
+from rlcore.errors import DiskError, RlcoreError, WorkerError, is_of_disk
 
 _LOOK_EVERY_SECONDS = 1.0
 _NEWS_OF_A_DEATH_SECONDS = 2.0
@@ -70,7 +70,8 @@ class Calls:
             self.blame(worker, cause)
             if isinstance(cause, RlcoreError):
                 raise type(cause)(f"{worker}, {self.during}: {cause}") from e
-            error = WorkerError(f"{worker} raised in {self.during}: {type(cause).__name__}: {cause}")
+            kind = DiskError if is_of_disk(cause) else WorkerError
+            error = kind(f"{worker} raised in {self.during}: {type(cause).__name__}: {cause}")
             error.details = str(e)
             raise error from e
         except (ActorDiedError, ActorUnavailableError) as e:

@@ -7,10 +7,12 @@ Ray, so a wrong key costs a second.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import OverrideType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from rlcore.compose.check import check
 from rlcore.compose.merge import Merger, is_list
@@ -290,7 +293,6 @@ def run_with_hydra(
     """
     codes: list[int] = []
     failed: list[BaseException] = []
-    base = str(composed.config.run_dir)
     ConfigStore.instance().store(name="rlcore_run", node=composed.config)
 
     def job(config: DictConfig) -> None:
@@ -300,29 +302,44 @@ def run_with_hydra(
             if str(state.mode).endswith("MULTIRUN"):
                 mine = _job_of_sweep(composed, overrides, list(state.overrides.task), state.job.num)
             codes.append(task(as_config(mine.config), mine))
-        except BaseException as e:  # Hydra would print a traceback of its own and exit 1
+        except BaseException as e:
             failed.append(e)
-            if not isinstance(e, RlcoreError):
+            if not isinstance(e, RlcoreError):  # what ends one job of a sweep, Ctrl-C ends all
                 raise
 
     quiet = [
         "hydra/job_logging=none",
         "hydra/hydra_logging=none",
         "hydra.output_subdir=null",
-        f"hydra.run.dir='{base}'",
-        f"hydra.sweep.dir='{base}'",
+        "hydra.run.dir=.",  # Hydra makes these directories before a job can say what is wrong with its own
+        "hydra.sweep.dir=.",
+        "hydra.sweep.subdir=.",
         "hydra.job.chdir=false",
     ]
-    before = sys.argv
-    sys.argv = [before[0], *flags, *quiet, *overrides]
-    try:
-        GlobalHydra.instance().clear()
-        # No config_path: beside recipes/algorithm/, Hydra would take `algorithm=NAME` for the choice of a file of its.
-        hydra.main(config_path=None, config_name="rlcore_run", version_base="1.3")(job)()
-    except BaseException as e:
-        raise failed[0] if failed else e from None
-    finally:
-        sys.argv = before
+    with _told_to_hydra([*quiet, *overrides, *flags]):
+        try:
+            GlobalHydra.instance().clear()
+            # No config_path: beside recipes/algorithm/, Hydra would take `algorithm=NAME` for a file's.
+            hydra.main(config_path=None, config_name="rlcore_run", version_base="1.3")(job)()
+        except (HydraException, OmegaConfBaseException) as e:
+            raise failed[0] if failed else ConfigError(f"command line: {str(e).splitlines()[0]}") from e
+        except SystemExit as e:  # Hydra has said what is wrong with a flag of its own
+            raise failed[0] if failed else SystemExit(ConfigError.exit_code if e.code else 0) from e
     if failed:
         raise failed[0]
     return max(codes, default=0)
+
+
+@contextmanager
+def _told_to_hydra(args: list[str]) -> Iterator[None]:
+    """Hydra reads the command line itself. It raises what a job raises, instead of printing it and exiting with 1."""
+    before, raises = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv, os.environ["HYDRA_FULL_ERROR"] = [before[0], *args], "1"
+    try:
+        yield
+    finally:
+        sys.argv = before
+        if raises is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = raises

@@ -3,28 +3,51 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rlcore.errors import RlcoreError
-from rlcore.files import locked, write_text
+from rlcore.errors import DiskError, RlcoreError, is_of_disk
+from rlcore.files import locked, require_writable, write_text
 
 
 @contextmanager
 def recorded(run_dir: Path) -> Iterator[None]:
     """Own `run_dir`; an error inside becomes an event in events.jsonl, its traceback goes to error.txt, and it is
-    raised on, as an RlcoreError where it was none."""
+    raised on, as an RlcoreError where it was none. ConfigError for a directory that cannot be written."""
+    require_writable(run_dir, "run_dir")
     with locked(run_dir / ".lock"):
         try:
             yield
         except BaseException as e:
-            write_text(run_dir / "error.txt", getattr(e, "details", "") or traceback.format_exc())
-            event = {"time": time.time(), "event": "failed", "error": type(e).__name__, "message": str(e)}
-            with (run_dir / "events.jsonl").open("a") as file:
-                file.write(json.dumps(event) + "\n")
-            if isinstance(e, (RlcoreError, KeyboardInterrupt, SystemExit)):
+            error = _as_told(e, run_dir)
+            try:
+                _write_down(error, run_dir)
+            except OSError as failed:
+                print(f"rlcore: the error below is not in {run_dir}: {failed.strerror}", file=sys.stderr)
+            if error is e:
                 raise
-            raise RlcoreError(f"{type(e).__name__}: {e}; the traceback is in {run_dir / 'error.txt'}") from e
+            raise error from e
+
+
+def _as_told(error: BaseException, run_dir: Path) -> BaseException:
+    """The error itself where it has an exit code and words; else one that has. A pipe without a reader is no error."""
+    if isinstance(error, (RlcoreError, KeyboardInterrupt, SystemExit, BrokenPipeError)):
+        return error
+    of_the_run = isinstance(error, OSError) and str(error.filename or "").startswith(str(run_dir))
+    if of_the_run or is_of_disk(error):
+        told = DiskError(f"{getattr(error, 'filename', None) or run_dir}: {getattr(error, 'strerror', None) or error}")
+    else:
+        told = RlcoreError(f"{type(error).__name__}: {error}; the traceback is in {run_dir / 'error.txt'}")
+    told.details = traceback.format_exc()
+    return told
+
+
+def _write_down(error: BaseException, run_dir: Path) -> None:
+    write_text(run_dir / "error.txt", getattr(error, "details", "") or traceback.format_exc())
+    event = {"time": time.time(), "event": "failed", "error": type(error).__name__, "message": str(error)}
+    with (run_dir / "events.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(event) + "\n")

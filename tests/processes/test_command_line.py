@@ -56,3 +56,59 @@ def test_a_wrong_key_exits_2_before_anything_heavy_is_imported() -> None:
     code = "import sys, rlcore.compose.compose; print([m for m in ('torch', 'ray', 'vllm') if m in sys.modules])"
     heavy = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert heavy.stdout.strip() == "[]", heavy.stdout + heavy.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--resolve"], "--resolve goes with --cfg job"),
+        (["--cfg"], "--cfg needs one of job, hydra, all"),
+        (["--cfg", "jobs"], "--cfg needs one of job, hydra, all"),
+        (["--multirum"], "no flag --multirum; did you mean --multirun?"),
+        (["-m", "seed=1,2", "-c", "job"], "only one of --multirun, --cfg at a time"),
+        (["--cfg", "job", "hydra.foo=1"], "Could not override 'hydra.foo'"),
+        (["run_dir=FILE"], "run_dir: cannot write to FILE: File exists; give another directory"),
+        (["run_dir=FILE/run"], "run_dir: cannot write to FILE/run: Not a directory; give another directory"),
+    ],
+)
+def test_what_is_wrong_on_a_command_line_is_one_line_and_exit_2(args: list[str], said: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    args, said = [[x.replace("FILE", f"{tmp_path}/file") for x in each] for each in (args, [said])]
+    done = rlcore("rlcore.train", "--config-name", "demo", *args)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert said[0] in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_hydras_flags_work_with_and_without_a_value() -> None:
+    for args in (["--info", "config"], ["--info=config"], ["--cfg=job", "--package", "rollout"]):
+        done = rlcore("rlcore.train", "--config-name", "demo", *args)
+        assert done.returncode == 0 and "kv_cache_gib: " in done.stdout, done.stderr
+
+
+def test_a_closed_pipe_ends_silently() -> None:
+    command = f"{sys.executable} -m rlcore.train --config-name demo --cfg job"
+    for shown in (f"{command} | head -1", f"{command.replace(' --cfg job', ' --help')} | true"):
+        done = subprocess.run(["bash", "-c", f"{shown}; exit ${{PIPESTATUS[0]}}"], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) in ((141, ""), (0, "")), shown  # 0: it fitted into the pipe
+
+
+def test_a_full_disk_is_exit_7(tmp_path: Path) -> None:
+    """Of a file system of 1 MiB, in a mount namespace of its own."""
+    code = f"""
+import sys
+from rlcore.cli.shell import guarded
+from rlcore.runs.directory import recorded
+from pathlib import Path
+def work():
+    with recorded(Path("{tmp_path}/run")):
+        (Path("{tmp_path}/run") / "metrics.jsonl").write_bytes(b"x" * 2_000_000)
+    return 0
+sys.exit(guarded(work))
+"""
+    mount = f"mount -t tmpfs -o size=1m none {tmp_path} && exec {sys.executable} -c '{code}'"
+    done = subprocess.run(["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount], capture_output=True)
+    err = done.stderr.decode()
+    if done.returncode == 32 or "unshare failed" in err:
+        pytest.skip(f"no mount namespace here: {err}")
+    assert done.returncode == 7 and "Traceback" not in err, err
+    assert err.splitlines()[-1] == f"rlcore: DiskError: {tmp_path}/run: No space left on device"

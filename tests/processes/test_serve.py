@@ -285,7 +285,7 @@ def test_token(tmp_path: Path) -> None:
         reply = post(running.url, sample("4"), sample("token"), headers=right).json()
         assert [r["reward"] for r in reply["results"]] == [1.0, 0.0]  # the function does not see the token
     finally:
-        assert running.stop(signal.SIGTERM)[0] == 130
+        assert running.stop(signal.SIGTERM)[0] == 143
     assert not running.left()
 
 

@@ -613,7 +613,11 @@ def test_a_key_nothing_read_is_said_at_the_end(recipe: str, capsys: pytest.Captu
 @pytest.mark.parametrize(
     ("args", "code", "says"),
     [
-        (["tran"], 2, "no command 'tran'; there are: train, sft, train-rm, dpo, rewards, serve-reward, resume, export"),
+        (
+            ["tran"],
+            2,
+            "no command 'tran'; did you mean train?; there are: train, sft, train-rm, dpo, rewards, serve-reward, ",
+        ),
         (["train"], 2, "ConfigError: rlcore train takes one recipe, got none; recipes: demo,"),
         (["sft", "demo_sft", "other"], 2, "rlcore sft takes one recipe, got ['demo_sft', 'other']"),
         (["resume", "steps=3"], 2, "rlcore resume takes a run directory first"),
