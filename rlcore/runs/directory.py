@@ -25,7 +25,7 @@ def recorded(run_dir: Path) -> Iterator[None]:
         except BaseException as e:
             error = _as_told(e, run_dir)
             try:
-                _write_down(error, run_dir)
+                _write_down(error, type(e).__name__ if type(error) is RlcoreError else type(error).__name__, run_dir)
             except OSError as failed:
                 print(f"rlcore: the error below is not in {run_dir}: {failed.strerror}", file=sys.stderr)
             if error is e:
@@ -46,8 +46,8 @@ def _as_told(error: BaseException, run_dir: Path) -> BaseException:
     return told
 
 
-def _write_down(error: BaseException, run_dir: Path) -> None:
+def _write_down(error: BaseException, name: str, run_dir: Path) -> None:
     write_text(run_dir / "error.txt", getattr(error, "details", "") or traceback.format_exc())
-    event = {"time": time.time(), "event": "failed", "error": type(error).__name__, "message": str(error)}
+    event = {"time": time.time(), "event": "failed", "error": name, "message": str(error)}
     with (run_dir / "events.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(event) + "\n")
