@@ -139,7 +139,8 @@ def _declared(name: str, config: PreTrainedConfig) -> bool:
 
 def _language_model(config: PreTrainedConfig) -> set[str]:
     try:
-        return set(without_memory(AutoModelForCausalLM.from_config, config).state_dict())
+        model = without_memory(AutoModelForCausalLM.from_config, config)
+        return set(model.state_dict()) | set(to_disk(model))
     except (ValueError, KeyError):  # there is none of this architecture
         return set()
 

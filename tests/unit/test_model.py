@@ -402,5 +402,3 @@ def test_a_head_or_a_layer_is_never_lost_in_silence(
     (tmp_path / "config.json").write_text((directory / "config.json").read_text())
     with pytest.raises(ConfigError, match=f"critic.path: .*{why}"):
         load_value_path(str(tmp_path), "critic.path", torch.float32)
-
-
