@@ -33,17 +33,19 @@ def first_few(names: Iterator[str] | list[str] | set[str]) -> str:
     return ", ".join(ordered[:_NAMED]) + more
 
 
-def directory_of(path: str, key: str) -> Path:
+def directory_of(path: str, key: str, weights: bool = True) -> Path:
     """The directory of a model: `path` itself, or where the hub's files of that id lie, fetched when they are not here.
 
-    Raises ConfigError naming the config's `key`.
+    `weights` False: a tokenizer's is enough. Raises ConfigError naming the config's `key`.
     """
     if Path(path).is_dir():
         return Path(path)
     from huggingface_hub import snapshot_download
 
+    others = ["consolidated*", *(f"*/{pattern}" for pattern in _READ if pattern != "*.jinja")]
+    others += [] if weights else ["*.safetensors"]
     try:
-        return Path(snapshot_download(path, allow_patterns=list(_READ), ignore_patterns=["*/*", "consolidated*"]))
+        return Path(snapshot_download(path, allow_patterns=list(_READ), ignore_patterns=others))
     except Exception as e:  # whatever the network, the hub, its client or the disk say
         raise ConfigError(f"{key}: no directory {path}, and the hub gives none: {first_line(e)}") from e
 
@@ -61,7 +63,7 @@ def read_json(file: Path, key: str) -> dict[str, Any]:
 
 def require_usable(directory: Path, key: str) -> None:
     """Raise ConfigError naming what a model's directory is, where it is none that rlcore takes."""
-    _require_fetched(directory, key)
+    require_fetched(directory, key)
     if (directory / "adapter_config.json").is_file():
         base = read_json(directory / "adapter_config.json", key).get("base_model_name_or_path")
         raise ConfigError(
@@ -101,7 +103,7 @@ def _not_taken(config: dict[str, Any]) -> str | None:
     return None
 
 
-def _require_fetched(directory: Path, key: str) -> None:
+def require_fetched(directory: Path, key: str) -> None:
     """Raise ConfigError naming a file that is a Git LFS pointer or empty: the real one was never fetched."""
     for file in sorted(p for pattern in _READ for p in directory.glob(pattern) if p.is_file()):
         size = file.stat().st_size

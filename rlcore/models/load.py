@@ -25,7 +25,14 @@ from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 from rlcore.config import ModelConfig, compute_dtype
 from rlcore.errors import ConfigError
 from rlcore.files import locked, written_aside
-from rlcore.models.checkpoint_files import directory_of, first_line, has_vocabulary, headers, require_usable
+from rlcore.models.checkpoint_files import (
+    directory_of,
+    first_line,
+    has_vocabulary,
+    headers,
+    require_fetched,
+    require_usable,
+)
 from rlcore.models.pack import SCORE, pack, pack_value
 from rlcore.models.whole import (
     Found,
@@ -86,8 +93,7 @@ def _fill_from_gguf(model: PreTrainedModel, path: str, dtype: torch.dtype) -> Pr
     tensors = load_gguf_checkpoint(path, return_tensors=True, model_to_load=model, torch_dtype=dtype)["tensors"]
     missing, unexpected = model.load_state_dict(tensors, strict=False)
     tied = model.all_tied_weights_keys
-    if lost := [n for n in missing if n not in tied]:
-        raise ValueError(f"the file has no tensor for {lost[0]}" + (f", but {unexpected[0]}" if unexpected else ""))
+    require_whole(model, Found({n for n in missing if n not in tied}, set(unexpected)), f"model.path: {path}")
     model.tie_weights()
     return model
 
@@ -122,6 +128,8 @@ def load_value_path(
 def _require_value(model: PreTrainedModel, found: Found, at: str, new_head: bool) -> None:
     """Raise ConfigError when a checkpoint is neither that of a language model nor of one with a linear scoring head."""
     head = f"{SCORE}.weight"
+    if several := [each for each in found.reshaped if each.startswith(f"{head} ")]:
+        raise ConfigError(f"{at} scores by several labels, and a critic or reward model has one: {several[0]}")
     require_whole(model, found, at, optional=[head])
     if head in found.missing and not new_head:
         raise ConfigError(
@@ -176,10 +184,16 @@ def load_tokenizer(cfg: ModelConfig) -> PreTrainedTokenizerBase:
 
 def load_tokenizer_path(path: str, key: str) -> PreTrainedTokenizerBase:
     """The tokenizer at `path`. Raises ConfigError naming the config's `key`."""
-    if Path(path).is_dir() and not has_vocabulary(Path(path)):
-        raise ConfigError(f"{key}: no tokenizer in {path}: it has no vocabulary, as tokenizer.json is")
+    where = _source(path)
+    if not _is_gguf(path):
+        # The hub's own client says at once that it cannot be reached; transformers tries for a minute.
+        directory = directory_of(path, key, weights=False)
+        require_fetched(directory, key)
+        if not has_vocabulary(directory):
+            raise ConfigError(f"{key}: no tokenizer in {path}: it has no vocabulary, as tokenizer.json is")
+        where = _source(str(directory))
     try:
-        return AutoTokenizer.from_pretrained(**_source(path))
+        return AutoTokenizer.from_pretrained(**where)
     except Exception as e:  # what the tokenizers library raises for a broken file is nothing more special
         raise ConfigError(f"{key}: no tokenizer in {path}: {first_line(e)}") from e
 

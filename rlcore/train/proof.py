@@ -7,10 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rewards import REWARD_MODEL
-from rlcore.config import Config
+from rlcore.config import Config, uncounted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+def require_directory(cfg: Config) -> None:
+    """Raise ConfigError naming what is wrong with model.path as a whole: said before what follows from it."""
+    from rlcore.models.checkpoint_files import directory_of, require_usable
+
+    require_usable(directory_of(cfg.model.path, "model.path"), "model.path")
 
 
 def require_policy(cfg: Config, tokenizer: Any, sampled: bool) -> PreTrainedModel:
@@ -82,12 +89,11 @@ def require_room(cfg: Config, learned: list[PreTrainedModel]) -> None:
     that it has already."""
     from rlcore.models.save import parameters_of, require_space
 
-    run_dir, every = Path(str(cfg.run_dir)), cfg.save_every_steps
-    saves = 1 + (max(0, cfg.steps - 1) // every if every else 0)
-    if cfg.keep_best:
-        saves += cfg.steps
-    # One more than are kept exists while it is written, and the best may be an old one.
-    at_a_time = min(saves, cfg.keep_checkpoints + 1 + bool(cfg.keep_best))
+    with uncounted():  # what has no effect in this run is reported all the same
+        run_dir, every = Path(str(cfg.run_dir)), cfg.save_every_steps
+        saves = 1 + (max(0, cfg.steps - 1) // every if every else 0) + (cfg.steps if cfg.keep_best else 0)
+        # One more than are kept exists while it is written, and the best may be an old one.
+        at_a_time = min(saves, cfg.keep_checkpoints + 1 + bool(cfg.keep_best))
+        keep = f"save_every_steps {every}, keep_checkpoints {cfg.keep_checkpoints}"
     there = len(list(run_dir.glob("checkpoints/step_*")))
-    keep = f"save_every_steps {every}, keep_checkpoints {cfg.keep_checkpoints}"
     require_space(run_dir, sum(map(parameters_of, learned)), max(1, at_a_time - there), keep)

@@ -18,7 +18,7 @@ from rlcore.train.prepare import (
     with_directory,
     with_plugins,
 )
-from rlcore.train.proof import require_critic, require_policy, require_reward_model, require_room
+from rlcore.train.proof import require_critic, require_directory, require_policy, require_reward_model, require_room
 from rlcore.train.run import Parts
 from rlcore.train.sampling import Sampling, make_rewards
 
@@ -40,6 +40,7 @@ class Reinforcement:
             from rlcore.models.load import load_tokenizer  # takes seconds: nothing is refused only after them
 
             say("data: reading and tokenizing")
+            require_directory(self.cfg)
             self.tokenizer = load_tokenizer(self.cfg.model)
             learned = [require_policy(self.cfg, self.tokenizer, sampled=True)]
             if cfg.critic.ranks > 0:

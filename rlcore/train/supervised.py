@@ -13,7 +13,7 @@ from rlcore.train.credit import Column, Rows
 from rlcore.train.evaluate import HeldOut, Published, Sampled
 from rlcore.train.learner import Learner
 from rlcore.train.prepare import Say, require_scorable, with_directory
-from rlcore.train.proof import require_policy, require_reward_model, require_room
+from rlcore.train.proof import require_directory, require_policy, require_reward_model, require_room
 from rlcore.train.run import Parts
 from rlcore.train.sampling import NoPrompts, Sampling, make_rewards
 
@@ -69,6 +69,7 @@ class Supervised:
     def load_tokenizer(self) -> Any:
         from rlcore.models.load import load_tokenizer
 
+        require_directory(self.cfg)
         return load_tokenizer(self.cfg.model)
 
     def require_model(self) -> None:

@@ -35,7 +35,7 @@ def changed(
 ) -> Path:
     """A copy of a model with other tensors (None: without it) and other values in its config.json."""
     shutil.copytree(whole, out, dirs_exist_ok=True)
-    tensors: dict[str, Any] = load_file(out / "model.safetensors") | change
+    tensors: dict[str, Any] = {**load_file(out / "model.safetensors"), **change}
     save_file({k: v for k, v in tensors.items() if v is not None}, out / "model.safetensors", {"format": "pt"})
     said = json.loads((out / "config.json").read_text()) | (config or {})
     (out / "config.json").write_text(json.dumps(said))
@@ -159,7 +159,7 @@ def test_a_critic_and_a_reward_model_are_whole_or_refused(whole: Path, tmp_path:
         proved_value(str(whole), "reward_model.path", new_head=False)
     for change, why in [
         (MLP, "it has no model.layers.1.mlp.down_proj.weight"),
-        ({"score.weight": torch.zeros(2, 64)}, r"score.weight has shape \(2, 64\)"),
+        ({"score.weight": torch.zeros(2, 64)}, r"by several labels, .* one: score.weight has shape \(2, 64\)"),
         ({"v_head.summary.weight": torch.zeros(1, 64)}, "it has v_head.summary.weight"),
     ]:
         path = changed(scoring, tmp_path / "broken", change)
