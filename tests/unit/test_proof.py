@@ -20,10 +20,13 @@ from rlcore.models import save
 from rlcore.models.load import load_path, load_tokenizer, load_tokenizer_path, proved
 from rlcore.models.save import prove_saved, require_space, save_beside
 from rlcore.models.tokens import require_own_tokens, require_rows, require_same_tokens
+from rlcore.records import Batch
 from rlcore.train import proof
+from rlcore.train.prepare import with_directory
 from rlcore.train.reinforcement import Reinforcement
 from rlcore.train.reward_model import RewardModelling
 from rlcore.train.supervised import Supervised
+from rlcore.workers.critic_rank import CriticRank
 from rlcore.workers.shards import ShardWriter
 from tests.tiny import give_head, make_tiny_model
 from tests.unit.test_model import FAMILIES
@@ -210,6 +213,18 @@ def test_an_id_without_a_token_is_read_as_no_text(tiny: Path) -> None:
     assert tokenizer.decode([*tokenizer.encode("ab"), 120]) == "ab"
 
 
+def test_a_critic_with_fewer_rows_reads_its_last_for_an_id_without_a_token(tiny: Path) -> None:
+    """Two models of one tokenizer, their embeddings padded to different numbers."""
+    critic: Any = object.__new__(CriticRank)
+    critic.engine = SimpleNamespace(model=proved(str(tiny), "model.path"))
+    tokens = torch.tensor([5, 127, 128, 200], dtype=torch.int32)
+    batch = Batch(
+        tokens=tokens, offsets=torch.tensor([0, 4]), mask=torch.ones(4, dtype=torch.bool), rollout_logp=torch.zeros(4),
+        reward=torch.zeros(1), group=torch.zeros(1, dtype=torch.int64), baseline=torch.zeros(1),
+    )  # fmt: skip
+    assert critic._with_rows(batch).tokens.tolist() == [5, 127, 127, 127] and batch.tokens.equal(tokens)
+
+
 def test_another_models_tokenizer_is_refused(tiny: Path, tmp_path: Path) -> None:
     cfg = ModelConfig(path=str(tiny))
     mine = load_tokenizer(cfg)
@@ -259,6 +274,14 @@ def test_a_damaged_tokenizer_is_named(tiny: Path, tmp_path: Path) -> None:
     (path / "tokenizer.json").write_text("{")
     with pytest.raises(ConfigError, match=f"model.path: no tokenizer in {path}: "):
         load_tokenizer(ModelConfig(path=str(path)))
+
+
+def test_a_path_under_home_is_found(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tiny.parent))
+    cfg = config(Path("~/tiny"), tmp_path)
+    cfg.critic.path = "~/tiny"
+    found = with_directory(cfg, lambda text: None)
+    assert found.model.path == found.critic.path == str(tiny) and cfg.model.path == "~/tiny"
 
 
 # -- in every stage, before a row is read
