@@ -67,26 +67,33 @@ def require_own_tokens(cfg: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> 
     if has_vocabulary(directory):
         own = load_tokenizer_path(str(directory), "model.path")
         require_same_tokens(own, f"model.path {cfg.path}", tokenizer, at)
-        theirs = {name: {getattr(own, f"{name}_id")} for name in _NAMED}
+        theirs = _of_tokenizer(own)
     else:
         theirs = _configured(directory)
     for name in _NAMED:
         found = getattr(tokenizer, f"{name}_id")
         if theirs[name] and found not in theirs[name]:
-            meant = " or ".join(str(number) for number in sorted(theirs[name], key=str))
+            meant = " or ".join(str(number) for number in sorted(theirs[name] - {None})) or "none"
             raise ConfigError(
-                f"{at} has {getattr(tokenizer, name)!r} ({found}) for {name}, model.path {cfg.path} has {meant}; the "
-                "model would be taught one and stop at another: give the tokenizer the model's special tokens, or put "
-                "it into the model's directory and set eos_token_id in its generation_config.json"
+                f"{at} has {getattr(tokenizer, name)!r} ({found}) for {name}, model.path {cfg.path} has {meant}; give "
+                "the tokenizer the special tokens of the model, or put it into the model's directory in place of its "
+                "own, and eos_token_id into its generation_config.json"
             )
 
 
+def _of_tokenizer(own: PreTrainedTokenizerBase) -> dict[str, set[Any]]:
+    """The ids that special tokens may have; none where any may."""
+    eos, bos, pad = (getattr(own, f"{name}_id") for name in _NAMED)
+    return {"eos_token": {eos} - {None}, "bos_token": {bos}, "pad_token": set() if pad is None else {pad, None}}
+
+
 def _configured(directory: Path) -> dict[str, set[Any]]:
-    """The ids of special tokens that a model's files name; none where they name none."""
+    """The same, of what a model's files name. Published ones name a first token that their tokenizers do not have."""
     sources: list[Any] = [AutoConfig.from_pretrained(directory, trust_remote_code=False).get_text_config()]
     if (directory / "generation_config.json").is_file():
         sources.append(GenerationConfig.from_pretrained(directory))
-    return {name: {i for source in sources for i in _ids(getattr(source, f"{name}_id", None))} for name in _NAMED}
+    named = {name: {i for source in sources for i in _ids(getattr(source, f"{name}_id", None))} for name in _NAMED}
+    return {name: ids | {None} if ids and name != "eos_token" else ids for name, ids in named.items()}
 
 
 def _ids(value: Any) -> list[int]:

@@ -260,6 +260,35 @@ def test_other_special_tokens_than_the_models_are_refused(
         require_own_tokens(cfg, tokenizer)
 
 
+@pytest.mark.parametrize(
+    ("own", "taken", "refused"),
+    [
+        ({}, {"pad_token": None}, {"eos_token": None, "bos_token": "<user>"}),
+        ({"pad_token": None}, {"pad_token": "<eos>"}, {"eos_token": "<pad>"}),
+        ({"eos_token": None}, {"eos_token": "<user>"}, {"bos_token": "<user>"}),
+        ({"bos_token": "<user>"}, {}, {"bos_token": None, "eos_token": "<user>"}),
+    ],
+)
+def test_what_a_model_does_not_say_may_be_said(
+    tiny: Path, tmp_path: Path, own: dict[str, Any], taken: dict[str, Any], refused: dict[str, Any]
+) -> None:
+    """A padding token is set by many people, and no one is harmed; one that begins every text is part of it."""
+    model = Path(shutil.copytree(tiny, tmp_path / "model"))
+    cfg = ModelConfig(path=str(model), tokenizer="other")
+    with_special(tiny, own).save_pretrained(model)
+    require_own_tokens(cfg, with_special(tiny, own | taken))
+    for name, token in refused.items():
+        with pytest.raises(ConfigError, match=f"model.tokenizer other has {token!r} .* for {name}, model.path"):
+            require_own_tokens(cfg, with_special(tiny, own | {name: token}))
+
+
+def with_special(tiny: Path, change: Mapping[str, Any]) -> Any:
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    for name, token in change.items():
+        setattr(tokenizer, name, token)
+    return tokenizer
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
 def test_a_directory_without_a_vocabulary_has_no_tokenizer(tiny: Path, tmp_path: Path, family: str) -> None:
     """transformers makes an empty one for some models."""
