@@ -39,7 +39,6 @@ class Reinforcement:
             self.cfg = with_directory(cfg, say)
             from rlcore.models.load import load_tokenizer  # takes seconds: nothing is refused only after them
 
-            say("data: reading and tokenizing")
             require_directory(self.cfg)
             self.tokenizer = load_tokenizer(self.cfg.model)
             learned = [require_policy(self.cfg, self.tokenizer, sampled=True)]
@@ -47,6 +46,7 @@ class Reinforcement:
                 learned.append(require_critic(self.cfg, self.tokenizer))
             require_reward_model(self.cfg)
             require_room(self.cfg, learned)
+            say("data: reading and tokenizing")
             self.prompts = read_prompts(self.cfg, self.tokenizer, say)
             held_out = read_held_out(self.cfg, self.tokenizer, say)
             require_scorable([self.prompts, *held_out.values()], self.rewards, self.cfg, say)
