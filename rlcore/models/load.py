@@ -5,7 +5,10 @@ Nothing of a checkpoint is executed: no remote code, no pickle.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -22,9 +25,27 @@ from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 from rlcore.config import ModelConfig, compute_dtype
 from rlcore.errors import ConfigError
 from rlcore.files import locked, written_aside
+from rlcore.models.checkpoint_files import (
+    directory_of,
+    first_line,
+    has_vocabulary,
+    headers,
+    require_fetched,
+    require_usable,
+)
 from rlcore.models.pack import SCORE, pack, pack_value
+from rlcore.models.whole import (
+    Found,
+    compare,
+    require_finite,
+    require_still_tied,
+    require_tied,
+    require_whole,
+    without_memory,
+)
 
 _NOT_A_MODEL = (OSError, ValueError, KeyError, ImportError, RuntimeError)  # what transformers raises for a bad path
+_LOADING: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True}
 _ANOTHER_MAKES_IT_SECONDS = 3600.0
 
 
@@ -37,22 +58,34 @@ def load_path(path: str, dtype: torch.dtype, weights: bool = True) -> PreTrained
     """The language model at `path` (hub id, local directory or GGUF file) on the CPU, ready for `token_logp`.
 
     `weights=False` makes the same modules with memory that was never written, for ranks that get the weights from
-    rank 0. Raises ConfigError (key model.path) when it cannot be loaded or its architecture cannot be packed.
+    rank 0. Raises ConfigError (key model.path) when it cannot be loaded, is not whole, or cannot be packed.
     """
     return pack(_read(path, dtype, weights))
 
 
 def _read(path: str, dtype: torch.dtype, weights: bool = True) -> PreTrainedModel:
-    where = _source(path)
+    where, at = _source(path), f"model.path: {path}"
     try:
         if weights and not _is_gguf(path):
-            return AutoModelForCausalLM.from_pretrained(**where, dtype=dtype, use_safetensors=True)
-        with no_init_weights():
-            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(**where), dtype=dtype)
-            model.tie_weights()
-        return _fill_from_gguf(model, path, dtype) if weights else model
+            loaded: Any = AutoModelForCausalLM.from_pretrained(**(where | _LOADING), dtype=dtype)
+            model, info = loaded
+            require_whole(model, _found(info), at)
+        else:
+            with no_init_weights():
+                model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(**where), dtype=dtype)
+                model.tie_weights()
+            model = _fill_from_gguf(model, path, dtype) if weights else model
     except _NOT_A_MODEL as e:
-        raise ConfigError(f"model.path: cannot load {path}: {_first_line(e)}") from e
+        raise ConfigError(f"model.path: cannot load {path}: {first_line(e)}") from e
+    if weights:
+        require_still_tied(model, at)
+        require_finite(model, at)
+    return model
+
+
+def _found(info: Mapping[str, Any]) -> Found:
+    """What transformers says of a load."""
+    return Found(info["missing_keys"], info["unexpected_keys"], [str(each) for each in info["mismatched_keys"]])
 
 
 def _fill_from_gguf(model: PreTrainedModel, path: str, dtype: torch.dtype) -> PreTrainedModel:
@@ -60,8 +93,7 @@ def _fill_from_gguf(model: PreTrainedModel, path: str, dtype: torch.dtype) -> Pr
     tensors = load_gguf_checkpoint(path, return_tensors=True, model_to_load=model, torch_dtype=dtype)["tensors"]
     missing, unexpected = model.load_state_dict(tensors, strict=False)
     tied = model.all_tied_weights_keys
-    if lost := [n for n in missing if n not in tied]:
-        raise ValueError(f"the file has no tensor for {lost[0]}" + (f", but {unexpected[0]}" if unexpected else ""))
+    require_whole(model, Found({n for n in missing if n not in tied}, set(unexpected)), f"model.path: {path}")
     model.tie_weights()
     return model
 
@@ -74,47 +106,74 @@ def load_value_path(
     A reward model's head of one output is kept. A model without one gets a head of zeros, so that the first advantages
     are the plain returns; with `new_head` False it is refused. `weights` as in load_path. ConfigError names the `key`.
     """
+    where = _source(path)
     try:
-        shape = AutoConfig.from_pretrained(path, num_labels=1)
+        shape = AutoConfig.from_pretrained(**where, num_labels=1)
         if not weights:
             with no_init_weights():
                 return pack_value(AutoModelForSequenceClassification.from_config(shape, dtype=dtype), key)
-        model, found = AutoModelForSequenceClassification.from_pretrained(
-            path, config=shape, dtype=dtype, use_safetensors=True, output_loading_info=True
-        )
+        where |= {"config": shape, "dtype": dtype, **_LOADING}
+        model, info = AutoModelForSequenceClassification.from_pretrained(**where)
     except _NOT_A_MODEL as e:
         what = "critic" if new_head else "reward model"
-        raise ConfigError(f"{key}: cannot make a {what} of {path}: {_first_line(e)}") from e
-    missing = set(found["missing_keys"])
-    other_head = sorted(n for n in found["unexpected_keys"] if n.startswith((f"{SCORE}.", "v_head.", "value_head.")))
-    if other_head or missing - {f"{SCORE}.weight"}:
-        what = f"it has {other_head[0]}" if other_head else f"it has no {min(missing)}"
-        raise ConfigError(f"{key}: {path} is neither a language model nor a reward model with one linear head: {what}")
-    if missing and not new_head:
-        raise ConfigError(
-            f"{key}: {path} is a language model without a scoring head, so all its scores would be 0; give a sequence "
-            "classification model of one label, as `rlcore train-rm` makes them"
-        )
-    packed = pack_value(model, key)
-    if missing:
+        raise ConfigError(f"{key}: cannot make a {what} of {path}: {first_line(e)}") from e
+    _require_value(model, _found(info), f"{key}: {path}", new_head)
+    packed, head = pack_value(model, key), f"{SCORE}.weight"
+    if head in info["missing_keys"]:
         torch.nn.init.zeros_(packed.get_submodule(SCORE).get_parameter("weight"))
+    require_finite(packed, f"{key}: {path}")
     return packed
 
 
-def require_same_tokens(path: str, cfg: ModelConfig) -> None:
-    """Raise ConfigError (key critic.path) when the tokenizer at `path` gives a token of the policy's another number.
-
-    A path without a tokenizer is taken to have the policy's.
-    """
-    try:
-        theirs = AutoTokenizer.from_pretrained(path).get_vocab()
-    except _NOT_A_MODEL:
-        return
-    wrong = [token for token, number in load_tokenizer(cfg).get_vocab().items() if theirs.get(token) != number]
-    if wrong:
+def _require_value(model: PreTrainedModel, found: Found, at: str, new_head: bool) -> None:
+    """Raise ConfigError when a checkpoint is neither that of a language model nor of one with a linear scoring head."""
+    head = f"{SCORE}.weight"
+    if several := [each for each in found.reshaped if each.startswith(f"{head} ")]:
+        raise ConfigError(f"{at} scores by several labels, and a critic or reward model has one: {several[0]}")
+    require_whole(model, found, at, optional=[head])
+    if head in found.missing and not new_head:
         raise ConfigError(
-            f"critic.path: {path} has another tokenizer than the policy: {len(wrong)} tokens differ, {wrong[0]!r} first"
+            f"{at} is a language model without a scoring head, so all its scores would be 0; give a sequence "
+            "classification model of one label, as `rlcore train-rm` makes them"
         )
+
+
+# -- known at start, from the files' headers
+
+
+def proved(path: str, key: str) -> PreTrainedModel:
+    """The language model at `path` (hub id or local directory) without memory. Raises ConfigError naming `key` when the
+    checkpoint is not whole, not of its config, or not one that rlcore trains; the weights are not read."""
+    directory = directory_of(path, key)
+    require_usable(directory, key)
+    disk = headers(directory, key)
+    make = functools.partial(_without_memory, AutoModelForCausalLM.from_config, directory, key)
+    model, at = make(), f"{key}: {directory}"
+    require_whole(model, compare(make(), disk), at)
+    require_tied(model, disk, at)
+    pack(make())
+    return model
+
+
+def proved_value(path: str, key: str, new_head: bool = True) -> PreTrainedModel:
+    """`proved`, of what `load_value_path` loads."""
+    directory = directory_of(path, key)
+    require_usable(directory, key)
+    disk = headers(directory, key)
+    make = functools.partial(
+        _without_memory, AutoModelForSequenceClassification.from_config, directory, key, num_labels=1
+    )
+    model = make()
+    _require_value(model, compare(make(), disk), f"{key}: {directory}", new_head)
+    pack_value(make(), key)
+    return model
+
+
+def _without_memory(from_config: Any, directory: Path, key: str, **changes: Any) -> PreTrainedModel:
+    try:
+        return without_memory(from_config, AutoConfig.from_pretrained(directory, trust_remote_code=False, **changes))
+    except _NOT_A_MODEL as e:
+        raise ConfigError(f"{key}: cannot make the model of {directory}: {first_line(e)}") from e
 
 
 def load_tokenizer(cfg: ModelConfig) -> PreTrainedTokenizerBase:
@@ -125,10 +184,18 @@ def load_tokenizer(cfg: ModelConfig) -> PreTrainedTokenizerBase:
 
 def load_tokenizer_path(path: str, key: str) -> PreTrainedTokenizerBase:
     """The tokenizer at `path`. Raises ConfigError naming the config's `key`."""
+    where = _source(path)
+    if not _is_gguf(path):
+        # The hub's own client says at once that it cannot be reached; transformers tries for a minute.
+        directory = directory_of(path, key, weights=False)
+        require_fetched(directory, key)
+        if not has_vocabulary(directory):
+            raise ConfigError(f"{key}: no tokenizer in {path}: it has no vocabulary, as tokenizer.json is")
+        where = _source(str(directory))
     try:
-        return AutoTokenizer.from_pretrained(**_source(path))
-    except _NOT_A_MODEL as e:
-        raise ConfigError(f"{key}: no tokenizer in {path}: {_first_line(e)}") from e
+        return AutoTokenizer.from_pretrained(**where)
+    except Exception as e:  # what the tokenizers library raises for a broken file is nothing more special
+        raise ConfigError(f"{key}: no tokenizer in {path}: {first_line(e)}") from e
 
 
 def to_directory(cfg: ModelConfig, out: Path) -> Path | str:
@@ -152,15 +219,11 @@ def _is_gguf(path: str) -> bool:
     return path.endswith(".gguf")
 
 
-def _source(path: str) -> dict[str, str]:
-    """What `from_pretrained` calls a path."""
+def _source(path: str) -> dict[str, Any]:
+    """What `from_pretrained` calls a path. Where nothing is said of a model's own code, transformers asks the user."""
     if not _is_gguf(path):
-        return {"pretrained_model_name_or_path": path}
+        return {"pretrained_model_name_or_path": path, "trust_remote_code": False}
     file = Path(path)
     if not file.is_file():
         raise ConfigError(f"model.path: no file {path} (looked for {file.resolve()})")
     return {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -101,6 +101,11 @@ class Tracker:
         """Something that happened, with the time. What JSON cannot hold is written as text."""
         _append(self._events, {"time": time.time(), "event": name} | fields)
 
+    def warn(self, name: str, message: str, **fields: Any) -> None:
+        """An event that is shown too."""
+        self.event(name, message=message, **fields)
+        self._console.say(f"{name}: {message}")
+
     def progress(self, done: int, total: int) -> None:
         """How far the step's current phase is; seen on a terminal only."""
         self._console.phase(f"rollout {done}/{total}")

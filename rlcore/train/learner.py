@@ -48,8 +48,9 @@ class Learner:
         """Weights to whoever the next step needs to have them: nobody."""
         return {}
 
-    def save(self, directory: Path) -> None:
-        self.model.save(directory)
+    def save(self, directory: Path) -> list[str]:
+        """Gives what could not be written beside the weights, in words."""
+        return self.model.save(directory)
 
     def load(self, directory: Path, state: dict[str, Any]) -> None:
         """What `save` and `state` gave."""
@@ -112,12 +113,13 @@ class PolicyLearner(Learner):
             self.model.save_weights(aside)
         reference.load(self.refreshed)
 
-    def save(self, directory: Path) -> None:
-        super().save(directory)
+    def save(self, directory: Path) -> list[str]:
+        failed = super().save(directory)
         if self.critic is not None:
-            self.critic.save(directory / "critic")
+            failed += self.critic.save(directory / "critic")
         if self.refreshed.is_dir():
             shutil.copytree(self.refreshed, directory / "reference", copy_function=_link)
+        return failed
 
     def load(self, directory: Path, state: dict[str, Any]) -> None:
         super().load(directory, state)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from rlcore.config import Config
+from rlcore.config import Config, uncounted
 from rlcore.data.prompts import Prompts
 from rlcore.data.sources import source_names
 from rlcore.errors import DataError
@@ -30,9 +30,11 @@ def with_model(cfg: Config, path: str) -> Config:
 
 
 def with_directory(cfg: Config, say: Say) -> Config:
-    """The config with a directory for an embedded model or a GGUF file, made if it is not cached; else as it is."""
+    """The config with a directory for an embedded model or a GGUF file, made if it is not cached; else as it is, but
+    for a ~ before a path, which no library knows."""
     from rlcore.models.embedded import EMBEDDED
 
+    cfg = _with_home(cfg)
     if cfg.model.path in EMBEDDED:
         from rlcore.train.warm_up import embedded_model
 
@@ -45,6 +47,18 @@ def with_directory(cfg: Config, say: Say) -> Config:
     identity = f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}"
     out = cache_dir(cfg) / f"gguf-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
     return with_model(cfg, str(to_directory(cfg.model, out)))
+
+
+def _with_home(cfg: Config) -> Config:
+    changed = copy.copy(cfg)
+    changed.model, changed.critic = copy.copy(cfg.model), copy.copy(cfg.critic)
+    changed.reward_model = copy.copy(cfg.reward_model)
+    sections = ((changed.model, "path"), (changed.model, "tokenizer"), (changed.critic, "path"))
+    with uncounted():
+        for section, name in (*sections, (changed.reward_model, "path")):
+            if (getattr(section, name) or "").startswith("~"):
+                setattr(section, name, str(Path(getattr(section, name)).expanduser()))
+    return changed
 
 
 def cache_dir(cfg: Config) -> Path:

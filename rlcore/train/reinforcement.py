@@ -18,6 +18,7 @@ from rlcore.train.prepare import (
     with_directory,
     with_plugins,
 )
+from rlcore.train.proof import require_critic, require_directory, require_policy, require_reward_model, require_room
 from rlcore.train.run import Parts
 from rlcore.train.sampling import Sampling, make_rewards
 
@@ -38,8 +39,14 @@ class Reinforcement:
             self.cfg = with_directory(cfg, say)
             from rlcore.models.load import load_tokenizer  # takes seconds: nothing is refused only after them
 
-            say("data: reading and tokenizing")
+            require_directory(self.cfg)
             self.tokenizer = load_tokenizer(self.cfg.model)
+            learned = [require_policy(self.cfg, self.tokenizer, sampled=True)]
+            if cfg.critic.ranks > 0:
+                learned.append(require_critic(self.cfg, self.tokenizer))
+            require_reward_model(self.cfg)
+            require_room(self.cfg, learned)
+            say("data: reading and tokenizing")
             self.prompts = read_prompts(self.cfg, self.tokenizer, say)
             held_out = read_held_out(self.cfg, self.tokenizer, say)
             require_scorable([self.prompts, *held_out.values()], self.rewards, self.cfg, say)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rlcore.data.preferences import Pairs
+from rlcore.train.proof import require_directory, require_room, require_scoring
 from rlcore.train.supervised import Supervised
 
 if TYPE_CHECKING:
@@ -23,7 +24,11 @@ class RewardModelling(Supervised):
     def load_tokenizer(self) -> Any:
         from rlcore.workers.reward_model_rank import preference_tokenizer
 
+        require_directory(self.cfg)
         return preference_tokenizer(self.cfg.model, self.cfg.data.chat_template)
+
+    def require_model(self) -> None:
+        require_room(self.cfg, [require_scoring(self.cfg, self.tokenizer)])
 
     def read(self, sources: Sequence[str]) -> Pairs:
         return Pairs(sources, self.cfg.data, self.tokenizer, self.cfg.seed, self.cfg.rollout.max_response_tokens)

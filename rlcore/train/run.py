@@ -139,8 +139,12 @@ class Run:
         if self._due(step, lambda: self.cfg.save_every_steps) or self.checkpoints.is_better(value):
             with self.phase("save"):
                 state = {"data": self.source.state(), **self.parts.learner.state()}
-                saved = self.checkpoints.save(step, self.parts.learner.save, state, value)
+                failed = list[str]()
+                write = lambda directory: failed.extend(self.parts.learner.save(directory) or ())  # noqa: E731
+                saved = self.checkpoints.save(step, write, state, value)
             self.tracker.event("saved", step=step, checkpoint=saved.name)
+            for each in failed:  # the weights are there, so the run can go on
+                self.tracker.warn("not_saved", each, step=step)
 
     def _due(self, step: int, every_steps: Callable[[], int]) -> bool:
         """Whether it is time for what is done every so many steps. What was restored has had its own. The knob is read

@@ -13,6 +13,7 @@ from rlcore.train.credit import Column, Rows
 from rlcore.train.evaluate import HeldOut, Published, Sampled
 from rlcore.train.learner import Learner
 from rlcore.train.prepare import Say, require_scorable, with_directory
+from rlcore.train.proof import require_directory, require_policy, require_reward_model, require_room
 from rlcore.train.run import Parts
 from rlcore.train.sampling import NoPrompts, Sampling, make_rewards
 
@@ -56,6 +57,7 @@ class Supervised:
         try:
             self.cfg = with_directory(cfg, say)
             self.tokenizer = self.load_tokenizer()
+            self.require_model()
             self.rows = self.read(self.cfg.data.train)
             say(f"data: {len(self.rows)} rows; {self.rows.dropped} left out")
             self.held_out = self._held_out()
@@ -67,7 +69,16 @@ class Supervised:
     def load_tokenizer(self) -> Any:
         from rlcore.models.load import load_tokenizer
 
+        require_directory(self.cfg)
         return load_tokenizer(self.cfg.model)
+
+    def require_model(self) -> None:
+        """Raise ConfigError when what learns cannot be trained, sampled where it is to be, and saved."""
+        sampled = self.rewards is not None
+        model = require_policy(self.cfg, self.tokenizer, sampled)
+        if sampled:
+            require_reward_model(self.cfg)
+        require_room(self.cfg, [model])
 
     def read(self, sources: Sequence[str]) -> Any:
         """The rows of these sources: a Source that has `all(limit)`, `dropped` and a length."""

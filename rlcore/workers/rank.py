@@ -17,6 +17,7 @@ from rlcore.config import Config
 from rlcore.errors import CheckpointError, ConfigError
 from rlcore.models.load import load_tokenizer, model_dtype
 from rlcore.models.logp import TokenLogp, TokenValue, microbatch
+from rlcore.models.save import save_beside
 from rlcore.records import Batch
 from rlcore.workers import zero
 from rlcore.workers.group import Place
@@ -143,11 +144,11 @@ class TrainedRank(Rank):
 
     # -- to disk and back
 
-    def save(self, directory: str) -> None:
+    def save(self, directory: str) -> list[str]:
         """`model/` as `save_weights` writes it, and Adam's state beside it, as safetensors. Rank 0 writes, holding at
-        most one file of 2 GiB at a time."""
+        most one file of 2 GiB at a time. Gives what `save_weights` does."""
         path = Path(directory)
-        self.save_weights(str(path / "model"))
+        failed = self.save_weights(str(path / "model"))
         step = self.engine.adam_step()
         adam = ShardWriter(path, "optimizer") if self.place.rank == 0 else None
         for i, (name, _) in enumerate(self.engine.shapes()):
@@ -156,27 +157,23 @@ class TrainedRank(Rank):
         if adam is not None:
             adam.close()
             (path / "optimizer.json").write_text(json.dumps({"step": step}))
+        return failed
 
-    def save_weights(self, directory: str) -> None:
-        """The float32 master weights in Hugging Face format, with config and tokenizer: `from_pretrained` loads it."""
+    def save_weights(self, directory: str) -> list[str]:
+        """The float32 master weights in Hugging Face format, then config and tokenizer: `from_pretrained` loads it.
+        What could not be written beside the weights, in words."""
         model, path = self.engine.model, Path(directory)
         weights = ShardWriter(path, "model", self._checkpoint_names) if self.place.rank == 0 else None
         for i, (name, _) in enumerate(self.engine.shapes()):
             self._add(weights, name, self.engine.read(i))
         if weights is None:
-            return
+            return []
         saved = model.state_dict()
         for name, buffer in model.named_buffers():
             if name in saved:  # the others are made from the config
                 weights.add(name, buffer)
         weights.close()
-        written = json.loads(model.config.to_json_string(use_diff=False))
-        written |= {"architectures": [type(model).__name__], "dtype": "float32", "use_cache": True}
-        written.pop("quantization_config", None)  # of a GGUF file; these weights are not quantized
-        (path / "config.json").write_text(json.dumps(written, indent=1))
-        if model.can_generate() and model.generation_config is not None:
-            model.generation_config.save_pretrained(path)
-        self._tokenizer().save_pretrained(path)
+        return save_beside(path, model, self._tokenizer())
 
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         """What is saved beside the weights."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,9 +20,11 @@ class Role:
     def __init__(self, group: WorkerGroup, cfg: Config) -> None:
         self.group, self.cfg = group, cfg
 
-    def save(self, directory: Path) -> None:
-        """Weights, and the optimizer's state, of a model that learns: `model/` loads with from_pretrained."""
-        self._on_disk("save", directory)
+    def save(self, directory: Path) -> list[str]:
+        """Weights, and the optimizer's state, of a model that learns: `model/` loads with from_pretrained. Gives what
+        could not be written beside the weights, in words."""
+        answers = self._on_disk("save", directory)
+        return [f"{self.group.role}: {each}" for failed in answers for each in failed or ()]
 
     def load(self, directory: Path) -> None:
         """What `save` wrote; of a model that does not learn, what `Actor.save_weights` wrote."""
@@ -51,5 +54,5 @@ class Role:
         work = split(batch, ranks, cfg.microbatch_tokens, cfg.minibatches_per_step, epochs, whole_groups)
         return [[part for part in rank if part.totals.tokens] for rank in work]
 
-    def _on_disk(self, method: str, directory: Path) -> None:
-        self.group.call(method, str(directory.resolve()), seconds=self.group.deadline.update_seconds)
+    def _on_disk(self, method: str, directory: Path) -> list[Any]:
+        return self.group.call(method, str(directory.resolve()), seconds=self.group.deadline.update_seconds)

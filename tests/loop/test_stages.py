@@ -20,7 +20,7 @@ from rlcore.runs.checkpoint import Checkpoints
 from rlcore.runs.tracker import Tracker
 from tests.close import assert_close
 from tests.loop.fakes import LETTERS, PROMPTS
-from tests.loop.toy_stages import ToySupervised, config, run
+from tests.loop.toy_stages import ToySupervised, ToyWriter, config, run
 
 ROOT = Path(__file__).parents[2]
 LOSSES = ["sft", "dpo"]
@@ -70,6 +70,17 @@ def test_it_learns_and_leaves_what_every_run_leaves(
     assert seen.count("evaluated") == len(held_out) and seen.count("saved") == 15
     table = load_file(finished.exported / "model.safetensors")["table"]
     assert table.equal(load_file(tmp_path / "checkpoints/step_000030/model/model.safetensors")["table"])
+
+
+def test_a_file_beside_the_weights_that_fails_is_told_and_loses_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save = ToyWriter.save
+    monkeypatch.setattr(ToyWriter, "save", lambda self, at: [save(self, at), "generation_config.json: why"][1:])
+    assert run(config(tmp_path, "sft", steps=1), monkeypatch).exported.is_dir()
+    told = [line for line in lines(tmp_path / "events.jsonl") if line["event"] == "not_saved"]
+    assert told == [{"event": "not_saved", "message": "actor: generation_config.json: why", "step": 1}]
+    assert "not_saved: actor: generation_config.json: why" in capsys.readouterr().out
 
 
 def test_dpo_tells_margins_and_how_many_pairs_are_ranked_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

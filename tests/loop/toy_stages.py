@@ -47,6 +47,8 @@ class Toys:
     def load_tokenizer(self) -> Any:
         return SimpleNamespace(decode=str)
 
+    def require_model(self) -> None: ...
+
     def read(self, sources: Sequence[str]) -> AnsweredRows:
         groups = [self.group(Prompt(f"toy:{i}", [i], str(right(i)))) for i in range(PROMPTS)]
         return AnsweredRows(sources, groups, "", self.cfg.data, self.cfg.seed)

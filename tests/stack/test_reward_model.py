@@ -21,10 +21,11 @@ from rlcore.compose.stages import STAGES
 from rlcore.config import Config, DeadlineConfig, Device, PlacementConfig, RayConfig
 from rlcore.data.generate.arithmetic_pairs import arithmetic_pairs
 from rlcore.isolated.outcome import Outcome
-from rlcore.models.load import load_tokenizer_path, load_value_path, require_same_tokens
+from rlcore.models.load import load_tokenizer_path, load_value_path
 from rlcore.records import Batch, Prompt, Response
 from rlcore.runs.tracker import Tracker
 from rlcore.train import build
+from rlcore.train.proof import require_critic
 from rlcore.train.reward_model import RewardModelling
 from rlcore.workers.group import WorkerGroup, rank_group
 from rlcore.workers.reward_model import RewardModel, RewardModelLane
@@ -275,8 +276,10 @@ def test_what_was_exported_scores_as_transformers_does(
     assert_close([again[0].reward], want[:1], 20, "score of one", scale=float(want.abs().max()))  # 0.2
 
 
-def test_what_was_exported_is_a_critic_of_the_policy_too(tiny: Path, trained: Path) -> None:
-    require_same_tokens(str(trained), config_of(tiny).model)
+def test_what_was_exported_is_a_critic_of_the_policy_too(tiny: Path, trained: Path, tmp_path: Path) -> None:
+    cfg = config_of(tiny)
+    cfg.critic.path, cfg.run_dir = str(trained), str(tmp_path)
+    require_critic(cfg, load_tokenizer_path(str(tiny), "model.path"))
     model = load_value_path(str(trained), "critic.path", torch.float32)
     assert model.get_submodule("score").get_parameter("weight").any()
     assert AutoModelForSequenceClassification.from_pretrained(trained).config.pad_token_id == 0

@@ -123,8 +123,11 @@ def untimed(rows: list[dict]) -> list[dict]:
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> str:
     home = tmp_path_factory.mktemp("recipe")
     (home / "reward.py").write_text(REWARD)
-    path = home / "tiny.yaml"
-    path.write_text(RECIPE.format(model=make_tiny_model(home / "model"), reward=home / "reward.py"))
+    path, model = home / "tiny.yaml", make_tiny_model(home / "model")
+    said = json.loads((model / "generation_config.json").read_text())
+    # As published models have it; transformers would not save it.
+    (model / "generation_config.json").write_text(json.dumps(said | {"temperature": 0.6}))
+    path.write_text(RECIPE.format(model=model, reward=home / "reward.py"))
     return str(path)
 
 
@@ -199,6 +202,7 @@ def test_the_export_loads_and_is_the_last_checkpoint(whole: tuple[Path, str]) ->
     assert torch.equal(exported(ids).logits, saved(ids).logits)
     assert not torch.equal(exported(ids).logits, older(ids).logits)
     assert AutoTokenizer.from_pretrained(run_dir / "export").chat_template
+    assert exported.generation_config.temperature == 0.6
 
 
 def test_two_engines_and_one_rank_give_the_same_run_and_killed_it_resumes_to_the_same_numbers(
