@@ -123,8 +123,10 @@ class _ChunkedLogp(torch.autograd.Function):
         if all(g is None for g in grads):
             return (None,) * 7
         grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
-        grad_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
+        # In float32, whatever the model's dtype: else each chunk's rounding is added to the others'.
+        exact = {"dtype": torch.float32}
+        grad_weight = torch.zeros_like(weight, **exact) if ctx.needs_input_grad[1] else None
+        grad_bias = torch.zeros_like(bias, **exact) if bias is not None and ctx.needs_input_grad[2] else None
         for begin in range(0, len(targets), ctx.chunk_tokens):
             c = slice(begin, begin + ctx.chunk_tokens)
             z, slope = ctx.transform.apply(linear(hidden[c], weight, bias))
@@ -135,10 +137,18 @@ class _ChunkedLogp(torch.autograd.Function):
             d = d.to(hidden.dtype)
             grad_hidden[c] = d @ weight
             if grad_weight is not None:
-                grad_weight.addmm_(d.t(), hidden[c])
+                _add_product(grad_weight, d.t(), hidden[c])
             if grad_bias is not None:
-                grad_bias += d.sum(0)
+                grad_bias += d.sum(0, dtype=torch.float32)
         return grad_hidden, grad_weight, grad_bias, None, None, None, None
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """`total += a @ b` in float32, nothing of it rounded to the dtype of `a` and `b`."""
+    if a.is_cuda and a.dtype is not torch.float32:
+        torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
+    else:
+        total.addmm_(a.float(), b.float())
 
 
 def _backward_z(
