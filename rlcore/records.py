@@ -123,6 +123,9 @@ class Group:
         return len({r.reward for r in self.rollouts if r.reward is not None}) > 1
 
 
+MOST_REWARD = 3.4e38  # what float32, in which a batch has rewards, can hold
+
+
 @dataclass(frozen=True)
 class Allowed:
     """The tokens that each token of a batch was chosen from: of token i `ids[offsets[i] : offsets[i + 1]]`."""
@@ -133,10 +136,11 @@ class Allowed:
     @classmethod
     def of(cls, kept: Sequence[Kept]) -> Allowed:
         """Those of rollouts that are laid end to end."""
+        import numpy as np
         import torch
 
-        ids, counts = (torch.cat([torch.as_tensor(each[i]) for each in kept]) for i in (0, 1))
-        return cls(ids.int(), _ends(counts))
+        ids, counts = (torch.from_numpy(np.concatenate([each[i] for each in kept])) for i in (0, 1))
+        return cls(ids, _ends(counts))
 
     def select(self, tokens: Tensor) -> Allowed:
         """Those of the tokens at these places (m,), in this order."""
