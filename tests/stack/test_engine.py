@@ -282,6 +282,10 @@ def test_a_name_vllm_does_not_know_is_a_config_error(stack):
     cfg = RolloutConfig(vllm_args={"max_num_seq": 4})
 
     def check(_):  # in the engine's process, which has vLLM loaded
+        from vllm import EngineArgs
+
+        on_gpu = Engine(spec("nowhere")._replace(device="gpu", says_kept=True), RolloutConfig())._args()
+        assert on_gpu["return_sampling_mask"] and on_gpu.keys() <= {f.name for f in dataclasses.fields(EngineArgs)}
         Engine(spec("nowhere"), cfg).check_args()
 
     with pytest.raises(ConfigError, match=r"rollout.vllm_args.max_num_seq.*max_num_seqs"):
