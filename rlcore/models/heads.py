@@ -145,9 +145,10 @@ class _ChunkedLogp(torch.autograd.Function):
             return (None,) * 7
         grad_hidden = torch.empty_like(hidden)
         # In float32, whatever the model's dtype: else each chunk's rounding is added to the others'.
-        exact = {"dtype": torch.float32}
-        grad_weight = torch.zeros_like(weight, **exact) if ctx.needs_input_grad[1] else None
-        grad_bias = torch.zeros_like(bias, **exact) if bias is not None and ctx.needs_input_grad[2] else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        grad_bias = None
+        if bias is not None and ctx.needs_input_grad[2]:
+            grad_bias = torch.zeros_like(bias, dtype=torch.float32)
         for begin in range(0, len(targets), ctx.chunk_tokens):
             c = slice(begin, begin + ctx.chunk_tokens)
             z, slope = ctx.transform.apply(linear(hidden[c], weight, bias), c)
