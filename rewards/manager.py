@@ -24,7 +24,7 @@ from rlcore.config import RewardConfig
 from rlcore.errors import DataError, kind, nearest
 from rlcore.isolated.outcome import Outcome
 from rlcore.isolated.pool import Pool
-from rlcore.records import Prompt, Response
+from rlcore.records import MOST_REWARD, Prompt, Response
 
 GOLD_AHEAD = 4096  # gold answers that wait in a pool: full batches for 64 processes, and not a whole data set twice
 
@@ -252,9 +252,11 @@ class RewardManager:
                     None, {}, "bad_value", f"no function gave a score to a row of {sample.prompt.source}", "", 0.0
                 )
             }
+        reward = None if failed else self._sum(values)
+        if reward is not None and not abs(reward) <= MOST_REWARD:
+            failed, reward = self._too_large(values, reward), None
         for name, outcome in failed.items():
             self._report(sample, name, outcome)
-        reward = None if failed else self._sum(values)
         result = Result(
             reward,
             self._parts(outcomes, sample.gated),
@@ -265,11 +267,24 @@ class RewardManager:
         self._done.append((sample.key, result))
 
     def _sum(self, values: Mapping[str, float]) -> float:
-        total = math.fsum(self._weights[n] * v for n, v in values.items())
+        """NaN where it is beyond all floats."""
+        try:
+            total = math.fsum(self._weights[n] * v for n, v in values.items())
+        except (OverflowError, ValueError):
+            return math.nan
         if self._cfg.clip:
             low, high = self._cfg.clip
             total = max(low, min(high, total))
         return total
+
+    def _too_large(self, values: Mapping[str, float], total: float) -> dict[str, Outcome]:
+        """The failure of the function whose share of the sum is the largest."""
+        name = max(values, key=lambda n: abs(self._weights[n] * values[n]))
+        message = (
+            f"{name} gave {values[name]:g}, its weight is {self._weights[name]:g}: the reward would be {total:g}, and "
+            f"the largest there can be is {MOST_REWARD:g}"
+        )
+        return {name: Outcome(None, {}, "bad_value", message, "", 0.0)}
 
     def _parts(self, outcomes: Mapping[str, Outcome], gated: bool | None) -> dict[str, float]:
         parts = {n: o.reward for n, o in outcomes.items() if o.reward is not None}

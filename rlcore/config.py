@@ -144,9 +144,10 @@ class RolloutConfig(Section):
     engines: int = 1  # vLLM engines, each one Ray actor
     tensor_parallel: int = 1  # GPUs an engine spans
     temperature: float = 1.0  # of training samples
-    top_p: float = 1.0  # nucleus sampling; below 1 needs temperature 1
-    top_k: int = 0  # 0: all; above 0 needs temperature 1
-    min_response_tokens: int = 0  # no end of sequence before; above 0 needs temperature 1
+    # What rules tokens out of training samples is for GPUs, with top_k: see docs/algorithms.md.
+    top_p: float = 1.0  # of training samples: nucleus sampling
+    top_k: int = 0  # of training samples; 0: all
+    min_response_tokens: int = 0  # of training samples: no end of sequence before
     max_response_tokens: int = 256  # longer responses are cut: finish "length"
     stop: list[str] = field(default_factory=list)  # strings that end a response
     dynamic_draws: float = 0.0  # draw up to this times prompts_per_step for groups whose rewards differ; 0: no filter
@@ -156,6 +157,13 @@ class RolloutConfig(Section):
     kv_cache_gib: float = 0.5  # CPU: cache of one engine
     device_memory_fraction: float = 0.6  # GPU: share of the device one engine may fill
     vllm_args: dict[str, Any] = field(default_factory=dict)  # merged last into vLLM's EngineArgs, and printed
+
+
+def ruled_out(cfg: RolloutConfig) -> dict[str, float]:
+    """What rules tokens out of training samples: `{"rollout.top_p": 0.9}`. {}: any token may come next."""
+    found = {"rollout.top_p": cfg.top_p} if cfg.top_p < 1 else {}
+    above_0 = {"rollout.top_k": cfg.top_k, "rollout.min_response_tokens": cfg.min_response_tokens}
+    return found | {key: value for key, value in above_0.items() if value > 0}
 
 
 @dataclass
@@ -274,6 +282,8 @@ class EvalConfig(Section):
     every_steps: int = 0  # 0: only before the first and after the last step
     prompts: int = 0  # of each source; 0: all
     temperature: float = 0.0  # 0: greedy
+    top_p: float = 1.0  # nucleus sampling
+    top_k: int = 0  # 0: all
 
 
 @dataclass

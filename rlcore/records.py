@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
 
@@ -48,6 +49,28 @@ class Score(NamedTuple):
     parts: dict[str, float] = {}
 
 
+class Kept(NamedTuple):
+    """The tokens that each token of a sequence was chosen from, where others were ruled out: `counts[i]` of `ids` after
+    those of the tokens before. None for a token that was not sampled."""
+
+    ids: NDArray[Any]  # (M,) int32; of a prompt token and two sampled ones, from {7, 9} and from {4}: [7, 9, 4]
+    counts: NDArray[Any]  # (n,) int64; of those [0, 2, 1]
+
+    @classmethod
+    def of(cls, each: Sequence[Sequence[int]]) -> Kept:
+        """Of sampled tokens, what each was chosen from."""
+        import numpy as np
+
+        counts = np.array([len(ids) for ids in each], dtype=np.int64)
+        return cls(np.fromiter((i for ids in each for i in ids), dtype=np.int32, count=int(counts.sum())), counts)
+
+    def after(self, prompt_tokens: int) -> Kept:
+        """The same for the sequence with its prompt."""
+        import numpy as np
+
+        return Kept(self.ids, np.concatenate([np.zeros(prompt_tokens, dtype=np.int64), self.counts]))
+
+
 @dataclass(frozen=True)
 class Rollout:
     """One finished and scored sample. Made once; `rlcore.algo.shaping` decides what it is trained on."""
@@ -64,6 +87,7 @@ class Rollout:
     # Of each function that failed "error" | "timeout" | "crashed" | "bad_value" | "unparseable_gold", and its message.
     status: dict[str, str] = field(default_factory=dict)
     why: dict[str, str] = field(default_factory=dict)
+    kept: Kept | None = None  # one count a token; None: any token could have been sampled
     trains: bool = True  # False: its reward counts in the group's baseline, its tokens are not in the loss
 
     @property
@@ -99,6 +123,52 @@ class Group:
         return len({r.reward for r in self.rollouts if r.reward is not None}) > 1
 
 
+MOST_REWARD = 3.4e38  # what float32, in which a batch has rewards, can hold
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """The tokens that each token of a batch was chosen from: of token i `ids[offsets[i] : offsets[i + 1]]`."""
+
+    ids: Tensor  # (M,) int32
+    offsets: Tensor  # (N+1,) int64
+
+    @classmethod
+    def of(cls, kept: Sequence[Kept]) -> Allowed:
+        """Those of rollouts that are laid end to end."""
+        import numpy as np
+        import torch
+
+        ids, counts = (torch.from_numpy(np.concatenate([each[i] for each in kept])) for i in (0, 1))
+        return cls(ids, _ends(counts))
+
+    def select(self, tokens: Tensor) -> Allowed:
+        """Those of the tokens at these places (m,), in this order."""
+        at, offsets = within(self.offsets, tokens)
+        return Allowed(self.ids[at], offsets)
+
+    def to(self, device: Any) -> Allowed:
+        return Allowed(self.ids.to(device), self.offsets.to(device))
+
+
+def within(offsets: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Where what belongs to each of `index` (n,) lies, one after the other, by the `offsets` of all; and the offsets of
+    that selection (n+1,)."""
+    import torch
+
+    lengths = (offsets[1:] - offsets[:-1])[index]
+    chosen = _ends(lengths)
+    shift = torch.repeat_interleave(offsets[index] - chosen[:-1], lengths)
+    return torch.arange(len(shift), device=offsets.device) + shift, chosen
+
+
+def _ends(lengths: Tensor) -> Tensor:
+    """(n+1,) int64: the offsets of things of these lengths (n,) laid end to end."""
+    import torch
+
+    return torch.cat([torch.zeros(1, dtype=torch.int64, device=lengths.device), lengths.cumsum(0)])
+
+
 COLUMNS = ("old_logp", "ref_logp", "penalty", "value", "advantage", "returns")
 
 
@@ -117,6 +187,7 @@ class Batch:
     reward: Tensor  # (B,) float32: NaN where scoring failed
     group: Tensor  # (B,) int64: equal where the prompt is the same; it is data, so that any reordering is harmless
     baseline: Tensor  # (B,) float32: the reward of the prompt's greedy answer, NaN where there is none
+    allowed: Allowed | None = None  # what each token was chosen from; None: any token of the vocabulary
     # From here on (N,) float32, 0 off the mask. `with_` fills each at most once; none is ever overwritten.
     old_logp: Tensor | None = None  # under the policy before the update
     ref_logp: Tensor | None = None  # under the reference
@@ -160,6 +231,8 @@ class Batch:
         rollouts = [r for g in groups for r in g.rollouts]
         lengths = torch.tensor([0] + [len(r.tokens) for r in rollouts], dtype=torch.int64)
         nan = float("nan")
+        kept = [r.kept for r in rollouts if r.kept is not None]
+        assert len(kept) in (0, len(rollouts)), "of some rollouts it is known what they were chosen from, of others not"
         return cls(
             tokens=torch.tensor([t for r in rollouts for t in r.tokens], dtype=torch.int32),
             offsets=lengths.cumsum(0),
@@ -172,6 +245,7 @@ class Batch:
             baseline=torch.tensor(
                 [nan if g.baseline is None else g.baseline for g in groups for _ in g.rollouts], dtype=torch.float32
             ),
+            allowed=Allowed.of(kept) if kept else None,
         )
 
     def with_(self, **columns: Tensor) -> Batch:
@@ -185,19 +259,14 @@ class Batch:
         """(n,) int64: where the tokens of these rollouts lie in this batch, rollout after rollout."""
         import torch
 
-        index = torch.as_tensor(rollouts, dtype=torch.int64)
-        lengths = self.lengths[index]
-        starts = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])[:-1]
-        within = torch.arange(int(lengths.sum())) - torch.repeat_interleave(starts, lengths)
-        return torch.repeat_interleave(self.offsets[index], lengths) + within
+        return within(self.offsets, torch.as_tensor(rollouts, dtype=torch.int64))[0]
 
     def select(self, rollouts: Sequence[int]) -> Batch:
         """The batch of these rollouts only, in this order."""
         import torch
 
         index = torch.as_tensor(rollouts, dtype=torch.int64)
-        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), self.lengths[index].cumsum(0)])
-        token = self.tokens_of(rollouts)
+        token, offsets = within(self.offsets, index)
         filled = {n: getattr(self, n)[token] for n in COLUMNS if getattr(self, n) is not None}
         return Batch(
             tokens=self.tokens[token],
@@ -207,5 +276,6 @@ class Batch:
             reward=self.reward[index],
             group=self.group[index],
             baseline=self.baseline[index],
+            allowed=None if self.allowed is None else self.allowed.select(token),
             **filled,
         )

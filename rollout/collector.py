@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from rlcore.cluster.deadlines import Watch, Worker
-from rlcore.config import Config
+from rlcore.config import Config, RolloutConfig
 from rlcore.errors import WorkerError
 from rlcore.records import Group, Prompt, Response, Rollout
 from rollout.engine import Sample, SampleRequest
@@ -44,11 +44,18 @@ class Rewards(Protocol):
 
 class Ask(NamedTuple):
     """What is asked of the engines for each prompt: `samples` at `temperature` (0: greedy); with `greedy` one more, of
-    index `samples`, at temperature 0."""
+    index `samples`, at temperature 0 and of all tokens."""
 
     samples: int
     temperature: float
     greedy: bool = False
+    top_p: float = 1.0
+    top_k: int = 0
+    min_tokens: int = 0
+
+    @classmethod
+    def for_training(cls, samples: int, cfg: RolloutConfig) -> Ask:
+        return cls(samples, cfg.temperature, False, cfg.top_p, cfg.top_k, cfg.min_response_tokens)
 
     @property
     def each(self) -> int:
@@ -117,7 +124,7 @@ class Collector:
         """
         cfg, until = self.cfg.rollout, self._until()
         most = max(n, math.floor(cfg.dynamic_draws * n + 1e-6))  # 1.16 * 25 is a little below 29
-        ask = Ask(self.cfg.rollouts_per_prompt, cfg.temperature, cfg.greedy_baseline)
+        ask = Ask.for_training(self.cfg.rollouts_per_prompt, cfg)._replace(greedy=cfg.greedy_baseline)
         useful, groups = 0, list[Group]()
         while draw := next_draw(n, useful, len(groups), most):
             fresh = _Collection(self, self.prompts.take(draw), ask, until).run()
@@ -205,9 +212,11 @@ class _Collection:
             self.calls[worker.handle.submit.remote(requests)] = worker
 
     def _request(self, key: Key) -> SampleRequest:
-        prompt = self.prompts[key[0]]
+        prompt, ask = self.prompts[key[0]], self.ask
         seed = sample_seed(self.parent.cfg.seed, prompt.id, key[1])
-        return SampleRequest(key, prompt.tokens, seed, self.ask.temperature if key[1] < self.ask.samples else 0.0)
+        if key[1] == ask.samples:
+            return SampleRequest(key, prompt.tokens, seed, 0.0)
+        return SampleRequest(key, prompt.tokens, seed, ask.temperature, ask.top_p, ask.top_k, ask.min_tokens)
 
     def _expected(self, key: Key) -> float:
         return self.expected + len(self.prompts[key[0]].tokens) / self.ask.each
@@ -257,6 +266,7 @@ class _Collection:
                 parts=dict(result.parts),
                 status=dict(result.status),
                 why=dict(result.why),
+                kept=None if sample.kept is None else sample.kept.after(len(prompt.tokens)),
             )
 
     def _late(self) -> str:

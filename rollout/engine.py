@@ -17,7 +17,8 @@ import psutil
 
 from rlcore import config
 from rlcore.config import RolloutConfig
-from rlcore.errors import ConfigError, SyncError, nearest
+from rlcore.errors import ConfigError, SyncError, WorkerError, nearest
+from rlcore.records import Kept
 from rlcore.weights import WeightInfo
 
 _LINGER_SECONDS = 0.02  # a call of `advance` goes on this long, so that answering it does not cost more than stepping
@@ -30,7 +31,10 @@ class SampleRequest(NamedTuple):
     key: tuple[int, int]  # (prompt's position in this collection, sample index)
     tokens: list[int]  # the prompt
     seed: int  # of (run seed, prompt id, sample index) alone, so who computes it does not matter
-    temperature: float
+    temperature: float  # 0: greedy
+    top_p: float = 1.0
+    top_k: int = 0  # 0: all
+    min_tokens: int = 0  # no end of sequence before
 
 
 class Sample(NamedTuple):
@@ -40,6 +44,7 @@ class Sample(NamedTuple):
     tokens: list[int]
     logp: list[float]
     finish: str  # "stop" | "length" | "abort"
+    kept: Kept | None = None  # what each of its tokens was chosen from, of an engine that `says_kept`
 
 
 class EngineSpec(NamedTuple):
@@ -53,6 +58,7 @@ class EngineSpec(NamedTuple):
     tokenizer: str | None = None  # where it is, if not at model_path; only stop strings need one
     backend: str = "shm"  # how weights come: "shm", "ipc" or "nccl"
     sleeps: bool = False  # gives the GPU's memory back between `sleep` and `wake`; nothing to do on CPU
+    says_kept: bool = False  # of each sampled token, the ones it was chosen from; not on CPU
     debug: bool = False  # vLLM's own messages are shown
     index: int = 0  # its rank, for messages
 
@@ -115,7 +121,6 @@ class Engine:
     def _args(self) -> dict[str, Any]:
         """vLLM's EngineArgs: ours, then what only this device needs, then `rollout.vllm_args` over all."""
         cfg = self.cfg
-        filtered = cfg.top_p < 1.0 or cfg.top_k > 0 or cfg.min_response_tokens > 0
         args: dict[str, Any] = {
             "model": self.spec.model_path,
             "dtype": self.spec.dtype,
@@ -123,9 +128,7 @@ class Engine:
             "max_model_len": self.spec.max_model_tokens,
             "max_num_seqs": cfg.max_sequences,
             "enable_prefix_caching": True,
-            # "processed" is after temperature and after top-p, top-k and the minimum length have renormalised, which
-            # the trainer does not do: then the model's own, and compose/check.py requires temperature 1.
-            "logprobs_mode": "raw_logprobs" if filtered else "processed_logprobs",
+            "logprobs_mode": "processed_logprobs",  # after temperature, top-p, top-k and the minimum length
             "skip_tokenizer_init": not cfg.stop,
             "generation_config": "auto",
             "disable_log_stats": True,
@@ -150,6 +153,7 @@ class Engine:
                 "enable_sleep_mode": self.sleeps,
                 "tensor_parallel_size": cfg.tensor_parallel,
                 "worker_extension_cls": "rollout.receiver.WorkerExtension",
+                "return_sampling_mask": self.spec.says_kept,
             }
             if cfg.tensor_parallel > 1:
                 args["distributed_executor_backend"] = "ray"
@@ -173,10 +177,7 @@ class Engine:
         self._require_weights()
         cfg = self.cfg
         common: dict[str, Any] = {
-            "top_p": cfg.top_p,
-            "top_k": cfg.top_k,
             "max_tokens": cfg.max_response_tokens,
-            "min_tokens": cfg.min_response_tokens,
             "stop": list(cfg.stop) or None,
             "detokenize": bool(cfg.stop),
             "logprobs": 0,  # of the sampled token only
@@ -187,8 +188,16 @@ class Engine:
             name = str(self._requests)
             self._requests += 1
             self._keys[name] = request.key
-            params = SamplingParams(seed=request.seed, temperature=request.temperature, **common)
+            params = SamplingParams(seed=request.seed, **self._choice(request), **common)
             self._llm.add_request(name, tokens_input(request.tokens), params)
+
+    def _choice(self, request: SampleRequest) -> dict[str, Any]:
+        """What the next token is chosen from. An engine that says it does not take temperature 0: the likeliest token
+        is then the only one to choose from."""
+        temperature, top_k = request.temperature, request.top_k
+        if self.spec.says_kept and temperature == 0:
+            temperature, top_k = 1.0, 1
+        return {"temperature": temperature, "top_p": request.top_p, "top_k": top_k, "min_tokens": request.min_tokens}
 
     def advance(self, seconds: float) -> list[Sample]:
         """Step for up to `seconds`; returns soon after samples have finished, or with [] at the end of time or work."""
@@ -208,7 +217,8 @@ class Engine:
         response = output.outputs[0]
         tokens, logp = list(response.token_ids), list(response.logprobs.logprobs)
         assert len(tokens) == len(logp), f"{len(tokens)} tokens, {len(logp)} log-probabilities"
-        return Sample(self._keys.pop(output.request_id), tokens, logp, response.finish_reason)
+        kept = kept_of(response) if self.spec.says_kept else None
+        return Sample(self._keys.pop(output.request_id), tokens, logp, response.finish_reason, kept)
 
     def abort(self) -> None:
         """Drop every sample not finished yet."""
@@ -276,6 +286,19 @@ class Engine:
     def fields_read(self) -> set[str]:
         """The config fields this process has read."""
         return config.fields_read()
+
+
+def kept_of(response: Any) -> Kept:
+    """What each token of vLLM's CompletionOutput was chosen from. Raises WorkerError where vLLM does not say it."""
+    each = response.sampling_mask.token_ids if response.sampling_mask is not None else []
+    if len(each) != len(response.token_ids) or any(
+        token not in ids for token, ids in zip(response.token_ids, each, strict=True)
+    ):
+        raise WorkerError(
+            f"vLLM says of {len(each)} tokens what they were chosen from and sampled {len(response.token_ids)}, or one "
+            "that it had ruled out; the trainer needs all: set rollout.top_p=1, top_k=0 and min_response_tokens=0"
+        )
+    return Kept.of(each)
 
 
 def _prepare(spec: EngineSpec) -> None:

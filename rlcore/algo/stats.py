@@ -45,8 +45,9 @@ class Stats:
     """What one rank saw during the updates of a step. `merge` makes metrics of the ranks' statistics."""
 
     def __init__(self) -> None:
-        self.updates = 0  # optimizer steps taken or skipped
-        self.skipped = 0  # of these, skipped for a gradient that is not finite
+        self.updates = 0  # optimizer steps that had something to learn from
+        self.skipped = 0  # of these, not taken for a gradient that is not finite
+        self.empty = 0  # not taken for there was nothing: no token with a loss, or a gradient of exactly 0
         self.loss = 0.0  # this rank's share, added over updates
         self.grad_norm = 0.0  # before clipping, added over the updates that were taken; the same on every rank
         self.tokens = 0  # masked ones, added over updates
@@ -127,6 +128,7 @@ def merge(ranks: Sequence[Stats], role: str = "actor") -> dict[str, float]:
         f"{role}/loss": sum(s.loss for s in ranks) / first.updates if first.updates else float("nan"),
         f"{role}/grad_norm": first.grad_norm / taken if taken else float("nan"),
         f"{role}/skipped_updates": float(first.skipped),
+        f"{role}/empty_updates": float(first.empty),
     }
     rollouts = sum(s.rollouts for s in ranks)
     for name in sorted({n for s in ranks for n in s.rollout_sums}):

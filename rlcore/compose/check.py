@@ -12,18 +12,38 @@ from rewards import REWARD_MODEL, names
 from rlcore.compose.function_names import built_in, wrong_name
 from rlcore.compose.ranges import out_of_range
 from rlcore.compose.stages import stage_of
-from rlcore.config import Aggregation, Config, Correction, KLEstimator, KLPlace, Placement, SyncBackend
+from rlcore.config import (
+    Aggregation,
+    Config,
+    Correction,
+    Device,
+    KLEstimator,
+    KLPlace,
+    Placement,
+    SyncBackend,
+    ruled_out,
+)
 from rlcore.data.sources import source_names
 from rlcore.errors import nearest
 from rlcore.models.embedded import EMBEDDED
 
 _FILE_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".gguf")
+_GPU_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dri", "/dev/dxg")  # one is there where a GPU can be used
 
 # Built-in functions with a time limit of their own: the option and its default, in seconds.
 _OWN_LIMITS = {
     "code": ("timeout_seconds", 6.0),
     "judge": ("request_timeout_seconds", 60.0),
     "remote": ("request_timeout_seconds", 60.0),
+}
+_ANOTHER = "samples would come from another distribution than the trainer's"
+# Of vLLM's EngineArgs, what training depends on.
+_NOT_VLLMS = {
+    "logits_processors": _ANOTHER,
+    "watermark_config": _ANOTHER,
+    "diffusion_config": _ANOTHER,
+    "logprobs_mode": "the trainer compares with the probabilities that were sampled from",
+    "return_sampling_mask": "rollout.top_p, top_k and min_response_tokens decide it",
 }
 # Advantages that compare the rollouts of one prompt: they need several.
 _OF_A_GROUP = ("grpo", "rloo", "opo", "gpg", "reinforce_plus_plus_baseline")
@@ -33,18 +53,12 @@ def check(cfg: Config) -> list[str]:
     """Every error of a config, in words; empty when it can run."""
     stage = stage_of(cfg.loss.name)
     rules = [out_of_range, stage.unmet, _sampling, _rewards, _sizes, _best, _placement, _names, _files]
-    rules += [_advantage, _loss, _updates, _kl, _critic] if stage.loss is None else []
+    rules += [_choices, _advantage, _loss, _updates, _kl, _critic] if stage.loss is None else []
     return [error for rule in rules for error in rule(cfg)]
 
 
 def _sampling(cfg: Config) -> list[str]:
     r, errors = cfg.rollout, []
-    if (r.top_p < 1 or r.top_k > 0 or r.min_response_tokens > 0) and r.temperature != 1:
-        errors.append(
-            f"rollout.temperature is {r.temperature} with top_p {r.top_p}, top_k {r.top_k}, min_response_tokens "
-            f"{r.min_response_tokens}: when tokens are ruled out, the engine's log-probabilities can be compared with "
-            "the trainer's only at temperature 1"
-        )
     if r.min_response_tokens > r.max_response_tokens:
         errors.append(
             f"rollout.min_response_tokens {r.min_response_tokens} is above max_response_tokens {r.max_response_tokens}"
@@ -60,6 +74,49 @@ def _sampling(cfg: Config) -> list[str]:
             "its outcome would lack the KL that the others' have; set it to true, or kl.place=loss"
         )
     return errors
+
+
+def unknown_choice(cfg: Config, device: str) -> list[str]:
+    """Why the trainer could not know which tokens a training sample's were chosen from, on this device."""
+    keys = ruled_out(cfg.rollout)
+    if stage_of(cfg.loss.name).loss is not None or not keys:
+        return []
+    shown = ", ".join(f"{key} {value:g}" for key, value in keys.items())
+    if device == "cpu":
+        off = ", ".join(f"{key}={1 if key == 'rollout.top_p' else 0}" for key in keys)
+        return [
+            f"{shown} on CPU: the engine does not say there which tokens were left to choose from, so the trainer's "
+            f"probabilities would be of another distribution than the samples; set {off} (eval.top_p and eval.top_k "
+            "are for evaluation), or use GPUs"
+        ]
+    errors = []
+    if cfg.rollout.top_k == 0:
+        errors.append(
+            f"{shown} with rollout.top_k 0: the engine says of each token which ones it was chosen from, and top_k is "
+            "what bounds them; set rollout.top_k, e.g. to 512"
+        )
+    if cfg.data.eval and cfg.eval.temperature > 0 and cfg.eval.top_k == 0:
+        errors.append(
+            f"eval.top_k is 0 with {shown} and eval.temperature {cfg.eval.temperature:g}: an engine that says which "
+            "tokens were left to choose from does so in an evaluation too; set eval.top_k, or eval.temperature=0"
+        )
+    return errors
+
+
+def _choices(cfg: Config) -> list[str]:
+    """What a token is chosen from: known to the trainer, and not changed behind its back."""
+    return unknown_choice(cfg, "cpu" if _on_cpu(cfg) else "gpu") + [
+        f"rollout.vllm_args.{name}: {why}; leave it out"
+        for name, why in _NOT_VLLMS.items()
+        if name in cfg.rollout.vllm_args
+    ]
+
+
+def _on_cpu(cfg: Config) -> bool:
+    """Whether that is known before there is a Ray to ask. A local one finds the GPUs of this machine."""
+    if cfg.placement.device != Device.auto:
+        return cfg.placement.device == Device.cpu
+    return cfg.ray.address is None and not any(Path(file).exists() for file in _GPU_FILES)
 
 
 def _rewards(cfg: Config) -> list[str]:
@@ -232,10 +289,16 @@ def _kl(cfg: Config) -> list[str]:
             errors.append(f"reference.refresh_steps is {cfg.reference.refresh_steps} {none} reference.refresh_steps=0")
         return errors
     in_loss = kl.place == KLPlace.loss
+    if not in_loss and cfg.advantage.name == "grpo" and cfg.advantage.std_normalize:
+        errors.append(
+            "kl.place is reward with advantage.name grpo and advantage.std_normalize true: where the rewards of a "
+            "group are equal, what is left is the KL, and its division by the group's deviation makes it of order 1 "
+            "whatever kl.coef is; set kl.place=loss, or advantage.std_normalize=false"
+        )
     if in_loss and kl.estimator == KLEstimator.k1 and not kl.unbiased_gradient:
         errors.append(
             "kl.estimator is k1 with kl.place loss: the expectation of its gradient is 0, so it holds nothing; use k2 "
-            "or k3, kl.unbiased_gradient=true, or kl.place=reward"
+            "or k3, kl.unbiased_gradient=true, or kl.place=reward (with grpo: and advantage.std_normalize=false)"
         )
     if kl.unbiased_gradient and not in_loss:
         errors.append(

@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 from rlcore.config import Config, all_keys, value_of
 
+LEAST_TEMPERATURE = 0.01
+
 _AT_LEAST: dict[str, float] = {
     "steps": 1,
     "prompts_per_step": 1,
@@ -15,6 +17,7 @@ _AT_LEAST: dict[str, float] = {
     "keep_checkpoints": 1,
     "data.max_prompt_tokens": 1,
     "rollout.engines": 1,
+    "rollout.temperature": LEAST_TEMPERATURE,
     "rollout.tensor_parallel": 1,
     "rollout.top_k": 0,
     "rollout.min_response_tokens": 0,
@@ -57,12 +60,12 @@ _AT_LEAST: dict[str, float] = {
     "sync.bucket_mib": 1,
     "eval.every_steps": 0,
     "eval.prompts": 0,
-    "eval.temperature": 0,
+    "eval.top_k": 0,
     "ray.object_store_mib": 80,
 }
 _ABOVE_ZERO = (
-    "rollout.temperature",
     "rollout.top_p",
+    "eval.top_p",
     "rollout.kv_cache_gib",
     "rollout.device_memory_fraction",
     "reward.timeout_seconds",
@@ -78,6 +81,7 @@ _ABOVE_ZERO = (
 )
 _AT_MOST: dict[str, float] = {
     "rollout.top_p": 1,
+    "eval.top_p": 1,
     "rollout.device_memory_fraction": 1,
     "reward.overlong_fraction": 1,
     "reward.max_failed_fraction": 1,
@@ -85,11 +89,18 @@ _AT_MOST: dict[str, float] = {
     "advantage.gae_lambda": 1,
     "loss.clip_low": 1,
     "correction.low": 1,
-    "actor.beta1": 1,
-    "actor.beta2": 1,
     "actor.zero_stage": 3,
 }
+_BELOW: dict[str, float] = {"actor.beta1": 1, "actor.beta2": 1}
+_WHY = {
+    "rollout.temperature": " (vLLM samples at that where less is asked; at 0 the samples of a prompt would all be one)",
+}
 _ZERO_OR: dict[str, tuple[str, str, Callable[[float], bool]]] = {
+    "eval.temperature": (
+        "greedy",
+        f"at least {LEAST_TEMPERATURE} (vLLM samples at that where less is asked)",
+        lambda x: x == 0 or x >= LEAST_TEMPERATURE,
+    ),
     "rollout.dynamic_draws": ("no filter", "at least 1", lambda x: x == 0 or x >= 1),
     "loss.dual_clip": ("no limit", "above 1", lambda x: x == 0 or x > 1),
 }
@@ -105,9 +116,14 @@ def out_of_range(cfg: Config) -> list[str]:
         return [f"{k} is {v}; it must be a finite number" for k, v in broken.items()]
 
     n = numbers  # a key that is None is not in it
-    errors = [f"{k} is {n[k]}; it must be at least {m:g}" for k, m in _AT_LEAST.items() if k in n and n[k] < m]
+    errors = [
+        f"{k} is {n[k]}; it must be at least {m:g}{_WHY.get(k, '')}"
+        for k, m in _AT_LEAST.items()
+        if k in n and n[k] < m
+    ]
     errors += [f"{k} is {n[k]}; it must be above 0" for k in _ABOVE_ZERO if k in n and n[k] <= 0]
     errors += [f"{k} is {n[k]}; it can be at most {m:g}" for k, m in _AT_MOST.items() if k in n and n[k] > m]
+    errors += [f"{k} is {n[k]}; it must be below {m:g}" for k, m in _BELOW.items() if n[k] >= m]
     errors += [
         f"{k} is {n[k]}; it must be 0 ({off}) or {more}" for k, (off, more, ok) in _ZERO_OR.items() if not ok(n[k])
     ]

@@ -21,10 +21,12 @@ _GIVEN: dict[str, Any] = {
 # What only training on samples reads, and what only sampling does.
 _OF_ROLLOUTS = (
     *("rollouts_per_prompt", "advantage.", "kl.", "reference.", "critic.", "data.curriculum", "sync.max_logp_diff"),
+    *("rollout.top_p", "rollout.top_k", "rollout.min_response_tokens"),
     *("rollout.dynamic_draws", "rollout.greedy_baseline", "rollout.train_truncated", "reward.overlong_", "correction."),
 )
 _OF_SAMPLING = (
-    *("rollout.", "reward.", "reward_model.", "sync.", "data.source_column", "eval.temperature"),
+    *("rollout.", "reward.", "reward_model.", "sync.", "data.source_column"),
+    *("eval.temperature", "eval.top_p", "eval.top_k"),
     *("deadline.rollout_seconds", "deadline.publish_seconds"),
 )
 _EVERYONES = ("loss.name", "rollout.max_response_tokens")  # what every stage reads all the same

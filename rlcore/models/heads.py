@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from rlcore.errors import ConfigError
+from rlcore.records import Allowed
 
 # What a model does to the logits after its output layer, by model type. A multiplier of one type can be a divisor of
 # another, so a type that is not listed and has such a field is refused.
@@ -19,23 +20,36 @@ _MULTIPLIERS = {
     "granitemoe": lambda c: 1.0 / c.logits_scaling,
     "granitemoeshared": lambda c: 1.0 / c.logits_scaling,
 }
+_NEVER = -1e20  # exp of it is 0, and 0 times it is 0, which of -inf is NaN
 _MULTIPLIER_FIELDS = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier", "unpadded_vocab_size")
 
 
 class Transform(NamedTuple):
-    """`z = softcap(logits * multiplier) / temperature`, softcap(x) = cap * tanh(x / cap) where there is a cap."""
+    """`z = softcap(logits * multiplier) / temperature`, softcap(x) = cap * tanh(x / cap) where there is a cap; so
+    low for tokens that are not `allowed` that their probability is 0."""
 
     multiplier: float
     cap: float | None
     temperature: float
+    allowed: Allowed | None = None
 
-    def apply(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(z, dz/dlogits), in float32 and in place; None stands for the constant `multiplier / temperature`."""
+    def apply(self, logits: Tensor, rows: slice) -> tuple[Tensor, Tensor | None]:
+        """(z, dz/dlogits) of these rows, in float32 and in place; None stands for the constant
+        `multiplier / temperature`."""
         if self.cap is None:
-            return logits.float().mul_(self.multiplier / self.temperature), None
+            return self._chosen(logits.float().mul_(self.multiplier / self.temperature), rows), None
         tanh = logits.float().mul_(self.multiplier / self.cap).tanh_()
         slope = (1.0 - tanh.square()).mul_(self.multiplier / self.temperature)
-        return tanh.mul_(self.cap / self.temperature), slope
+        return self._chosen(tanh.mul_(self.cap / self.temperature), rows), slope
+
+    def _chosen(self, z: Tensor, rows: slice) -> Tensor:
+        if self.allowed is None:
+            return z
+        offsets = self.allowed.offsets[rows.start : rows.start + len(z) + 1]
+        ids = self.allowed.ids[offsets[0] : offsets[-1]].long()
+        row = torch.repeat_interleave(offsets.diff())
+        kept = z[row, ids]
+        return z.fill_(_NEVER).index_put_((row, ids), kept)
 
 
 class LogpHead(nn.Module):
@@ -57,10 +71,17 @@ class LogpHead(nn.Module):
             raise ConfigError(f"model.path: model type {config.model_type} changes logits by {field}, unknown here")
 
     def forward(
-        self, hidden: Tensor, targets: Tensor, temperature: float, chunk_tokens: int, entropy: bool
+        self,
+        hidden: Tensor,
+        targets: Tensor,
+        temperature: float,
+        chunk_tokens: int,
+        entropy: bool,
+        allowed: Allowed | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """hidden (m, d), targets (m,) -> log-probability of each target (m,) and entropy (m,), float32."""
-        transform = Transform(self.multiplier, self.cap, temperature)
+        """hidden (m, d), targets (m,) -> log-probability of each target (m,) and entropy (m,), float32; of the
+        distribution over the `allowed` tokens of each row, where it is given."""
+        transform = Transform(self.multiplier, self.cap, temperature, allowed)
         return _ChunkedLogp.apply(hidden, self.weight, self.bias, targets, transform, chunk_tokens, entropy)  # type: ignore
 
 
@@ -105,7 +126,7 @@ class _ChunkedLogp(torch.autograd.Function):
         entropies = torch.zeros(rows, device=hidden.device)
         for begin in range(0, rows, chunk_tokens):
             c = slice(begin, begin + chunk_tokens)
-            z, _ = transform.apply(linear(hidden[c], weight, bias))
+            z, _ = transform.apply(linear(hidden[c], weight, bias), c)
             total[c] = z.logsumexp(-1)
             logp[c] = z.gather(-1, targets[c, None])[:, 0] - total[c]
             if entropy:
@@ -123,11 +144,14 @@ class _ChunkedLogp(torch.autograd.Function):
         if all(g is None for g in grads):
             return (None,) * 7
         grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
-        grad_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
+        # In float32, whatever the model's dtype: else each chunk's rounding is added to the others'.
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        grad_bias = None
+        if bias is not None and ctx.needs_input_grad[2]:
+            grad_bias = torch.zeros_like(bias, dtype=torch.float32)
         for begin in range(0, len(targets), ctx.chunk_tokens):
             c = slice(begin, begin + ctx.chunk_tokens)
-            z, slope = ctx.transform.apply(linear(hidden[c], weight, bias))
+            z, slope = ctx.transform.apply(linear(hidden[c], weight, bias), c)
             d = _backward_z(
                 z.sub_(total[c, None]), targets[c], entropies[c], *(g if g is None else g[c] for g in grads)
             )
@@ -135,10 +159,18 @@ class _ChunkedLogp(torch.autograd.Function):
             d = d.to(hidden.dtype)
             grad_hidden[c] = d @ weight
             if grad_weight is not None:
-                grad_weight.addmm_(d.t(), hidden[c])
+                _add_product(grad_weight, d.t(), hidden[c])
             if grad_bias is not None:
-                grad_bias += d.sum(0)
+                grad_bias += d.sum(0, dtype=torch.float32)
         return grad_hidden, grad_weight, grad_bias, None, None, None, None
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """`total += a @ b` in float32, nothing of it rounded to the dtype of `a` and `b`."""
+    if a.is_cuda and a.dtype is not torch.float32:
+        torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
+    else:
+        total.addmm_(a.float(), b.float())
 
 
 def _backward_z(

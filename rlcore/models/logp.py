@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from rlcore.models import attention
 from rlcore.models.pack import SCORE
-from rlcore.records import COLUMNS, Batch
+from rlcore.records import COLUMNS, Allowed, Batch
 
 
 def _before(model: PreTrainedModel, tokens: Tensor, offsets: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -42,16 +42,18 @@ def token_logp(
     temperature: float,
     chunk_tokens: int,
     entropy: bool = False,
+    allowed: Allowed | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`(logp (n,), entropy (n,))`, float32, of rollouts laid end to end; 0 where `mask` is False and at first tokens.
 
     logp[i] = log p(token i | the tokens before it in its rollout), the logits divided by `temperature` (0 counts as 1);
-    the entropy, in nats, is of that distribution (zeros when not asked for). `model` has been through `pack()`. At most
-    `chunk_tokens` rows of logits exist at once.
+    the entropy, in nats, is of that distribution (zeros when not asked for). Both are over the `allowed` tokens only.
+    `model` has been through `pack()`. At most `chunk_tokens` rows of logits exist at once.
     """
     index, hidden = _before(model, tokens, offsets, mask)
     head: Any = model.get_output_embeddings()
-    some_logp, some_entropy = head(hidden, tokens[index].long(), temperature or 1.0, chunk_tokens, entropy)
+    kept = None if allowed is None else allowed.select(index)
+    some_logp, some_entropy = head(hidden, tokens[index].long(), temperature or 1.0, chunk_tokens, entropy, kept)
     zeros = torch.zeros(len(tokens), device=tokens.device)
     return zeros.index_put((index,), some_logp), zeros.index_put((index,), some_entropy)
 
@@ -72,9 +74,16 @@ class TokenLogp(nn.Module):
         self.model = model
 
     def forward(
-        self, tokens: Tensor, offsets: Tensor, mask: Tensor, temperature: float, chunk_tokens: int, entropy: bool
+        self,
+        tokens: Tensor,
+        offsets: Tensor,
+        mask: Tensor,
+        temperature: float,
+        chunk_tokens: int,
+        entropy: bool,
+        allowed: Allowed | None = None,
     ) -> tuple[Tensor, Tensor]:
-        return token_logp(self.model, tokens, offsets, mask, temperature, chunk_tokens, entropy)
+        return token_logp(self.model, tokens, offsets, mask, temperature, chunk_tokens, entropy, allowed)
 
 
 class TokenValue(nn.Module):
@@ -104,6 +113,7 @@ def microbatch(batch: Batch, rollouts: list[int], device: torch.device) -> Batch
             reward=zero,
             group=zero.long(),
             baseline=zero,
+            allowed=None if batch.allowed is None else Allowed(zero.int()[:0], torch.tensor([0, 0])),
             **filled,
         )
     columns = {f.name: getattr(chosen, f.name) for f in dataclasses.fields(Batch)}
@@ -122,7 +132,7 @@ def batch_logp(
     TokenLogp, or DeepSpeed's engine around one."""
 
     def logp(micro: Batch) -> Tensor:
-        return module(micro.tokens, micro.offsets, micro.mask, temperature, chunk_tokens, False)[0]
+        return module(micro.tokens, micro.offsets, micro.mask, temperature, chunk_tokens, False, micro.allowed)[0]
 
     return _column(logp, batch, microbatches, device)
 

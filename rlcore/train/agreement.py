@@ -35,7 +35,7 @@ class Agreement:
         """The same of two fresh samples: a version is checked by the next step's tokens, and the last one has none."""
         from rollout.collector import Ask
 
-        groups = self.rollouts.sample(self.prompts[:1], Ask(2, self.cfg.rollout.temperature))
+        groups = self.rollouts.sample(self.prompts[:1], Ask.for_training(2, self.cfg.rollout))
         scored = [Group([dataclasses.replace(r, reward=0.0) for r in g.rollouts]) for g in groups]
         batch = Batch.from_groups(scored)
         difference = (self.actor.logp(batch) - batch.rollout_logp)[batch.mask].abs()

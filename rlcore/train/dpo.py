@@ -15,7 +15,7 @@ from rlcore.data.preferences import ResponsePairs
 from rlcore.errors import CheckpointError
 from rlcore.files import remove, written_aside
 from rlcore.records import Batch, Group
-from rlcore.train.credit import Column
+from rlcore.train.credit import Column, require_finite
 from rlcore.train.learner import Learner
 from rlcore.train.supervised import Supervised
 
@@ -84,8 +84,9 @@ class ReferenceLogp:
         named = {tuple(name for name, _ in _parts(Batch.from_groups([group]))): group for group in groups}
         new = [group for names, group in named.items() if not self.known.keys() >= set(names)]
         for start in range(0, len(new), self.each):
-            batch = Batch.from_groups(new[start : start + self.each])
+            batch = Batch.from_groups(some := new[start : start + self.each])
             column = self.actor.logp(batch)
+            require_finite("ref_logp", column, batch, some)
             self.known |= {name: column[tokens].clone() for name, tokens in _parts(batch)}
         if new:
             with written_aside(self.file) as file:

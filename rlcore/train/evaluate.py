@@ -35,8 +35,11 @@ class Sampled:
         from rollout.collector import Ask
 
         numbers: Numbers = {}
+        ask = Ask(1, self.cfg.eval.temperature)
+        if ask.temperature > 0:
+            ask = ask._replace(top_p=self.cfg.eval.top_p, top_k=self.cfg.eval.top_k)
         for name, prompts in self.prompts.items():
-            groups = self.rollouts.sample(prompts, Ask(1, self.cfg.eval.temperature))
+            groups = self.rollouts.sample(prompts, ask)
             require_scores(groups, self.cfg.reward.max_failed_fraction, quarantine(self.cfg))
             found = metrics.accuracy(groups, self.names)
             numbers |= {f"eval/{name}/{k}": v for k, v in found.items()}

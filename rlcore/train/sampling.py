@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from rewards import REWARD_MODEL
 from rlcore.algo.shaping import carries_signal
-from rlcore.config import Config, SyncBackend, compute_dtype
+from rlcore.compose.check import unknown_choice
+from rlcore.config import Config, SyncBackend, compute_dtype, ruled_out
 from rlcore.errors import ConfigError
 from rlcore.records import Prompt
 
@@ -80,7 +81,10 @@ class Sampling:
 
         cfg = self.cfg
         self.cluster, self.watch = cluster, watch
+        if wrong := unknown_choice(cfg, cluster.device):
+            raise ConfigError("; ".join(wrong))
         self.backend = _sync_backend(cfg, cluster)
+        trains = not isinstance(self.prompts, NoPrompts)
         spec = EngineSpec(
             model_path=cfg.model.path,
             tokenizer=cfg.model.tokenizer,
@@ -90,6 +94,7 @@ class Sampling:
             max_model_tokens=self.longest + cfg.rollout.max_response_tokens,
             backend=self.backend,
             sleeps=cluster.device == "gpu" and cluster.colocated,
+            says_kept=trains and bool(ruled_out(cfg.rollout)),
             debug=cfg.debug,
         )
         self.engines = WorkerGroup(

@@ -48,9 +48,8 @@ class ActorRank(TrainedRank):
 
     def _loss(self, kl_coef: float, micro: Batch, totals: Totals, stats: Stats) -> Tensor:
         cfg = self.cfg
-        logp, entropy = self.engine.ds(
-            micro.tokens, micro.offsets, micro.mask, cfg.rollout.temperature, cfg.actor.logits_chunk_tokens, True
-        )
+        temperature, chunk = cfg.rollout.temperature, cfg.actor.logits_chunk_tokens
+        logp, entropy = self.engine.ds(micro.tokens, micro.offsets, micro.mask, temperature, chunk, True, micro.allowed)
         if micro.old_logp is None:
             micro = micro.with_(old_logp=logp.detach())
         per_token, columns = objective(logp, entropy, micro, self.loss_fn, cfg, kl_coef)

@@ -31,7 +31,8 @@ class Critic(Role):
 
     def value(self, batch: Batch) -> Tensor:
         """(N,) float32: the guess, before each token of `batch`, of the rewards from it on; 0 where mask is False."""
-        return self.scale.denormalize(self._column("value", batch)).where(batch.mask, 0.0)
+        found = self._column("value", dataclasses.replace(batch, allowed=None))
+        return self.scale.denormalize(found).where(batch.mask, 0.0)
 
     def begin(self, batch: Batch, step: int) -> None:
         """Start all optimizer updates of step `step` (0-based), and do not wait. `value` and `returns` are filled."""
@@ -44,7 +45,7 @@ class Critic(Role):
         if cfg.critic.whiten_returns:
             self.scale.observe(batch.returns, batch.mask)
         returns = self.scale.normalize(batch.returns)
-        unused = dict.fromkeys(set(COLUMNS) - {"value", "returns"})
+        unused = dict.fromkeys({"allowed", *COLUMNS} - {"value", "returns"})
         targets = dataclasses.replace(batch, **unused, value=value, returns=returns)
         work = self._split(targets, cfg.actor.epochs_per_step)
         self._begun = self.group.begin("update", each=[(w, rate) for w in work]), known

@@ -115,6 +115,7 @@ class TrainedRank(Rank):
 
     def _learn(self, minibatches: list[Work], learning_rate: float, loss: Loss) -> Stats:
         """One optimizer step for each of `minibatches`. Raises nothing for a bad gradient: it is skipped and counted.
+        So is one of 0, and a minibatch in which no token of any rank carries loss.
 
         At a learning rate of 0 nothing is learned: there are statistics, but no backward, and neither a weight nor
         Adam's state is touched.
@@ -124,19 +125,23 @@ class TrainedRank(Rank):
         self.engine.set_learning_rate(learning_rate)
         stats = Stats()
         for work in minibatches:
+            if not work.totals.tokens:
+                stats.empty += 1
+                continue
             for i, rollouts in enumerate(work.microbatches):
                 share = loss(microbatch(work.batch, rollouts, self.device), work.totals, stats)
                 self.engine.backward(share, last=i == len(work.microbatches) - 1)
             norm = self.engine.step()
             stats.updates += 1
             stats.skipped += norm is None
+            stats.empty += norm == 0.0
             stats.grad_norm += norm or 0.0
         return stats
 
     @torch.no_grad()
     def _look(self, minibatches: list[Work], loss: Loss) -> Stats:
         stats = Stats()
-        for work in minibatches:
+        for work in [work for work in minibatches if work.totals.tokens]:
             for rollouts in work.microbatches:
                 loss(microbatch(work.batch, rollouts, self.device), work.totals, stats)
             stats.updates += 1

@@ -48,11 +48,9 @@ class Role:
         return column
 
     def _split(self, batch: Batch, epochs: int, whole_groups: bool = False) -> list[list[Work]]:
-        """rank -> its part of each optimizer step. A minibatch without a masked token on any rank is no step: AdamW's
-        momentum would move the weights all the same."""
+        """rank -> its part of each optimizer step."""
         cfg, ranks = self.cfg.actor, len(self.group.workers)
-        work = split(batch, ranks, cfg.microbatch_tokens, cfg.minibatches_per_step, epochs, whole_groups)
-        return [[part for part in rank if part.totals.tokens] for rank in work]
+        return split(batch, ranks, cfg.microbatch_tokens, cfg.minibatches_per_step, epochs, whole_groups)
 
     def _on_disk(self, method: str, directory: Path) -> list[Any]:
         return self.group.call(method, str(directory.resolve()), seconds=self.group.deadline.update_seconds)

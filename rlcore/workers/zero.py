@@ -7,9 +7,10 @@ which imports the ranks' classes, does not need it.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -88,9 +89,32 @@ def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return base | over | {k: _merged(base[k], v) for k, v in both.items()}
 
 
-def adamw(parameters: Sequence[torch.nn.Parameter], cfg: ActorConfig, device: str) -> torch.optim.AdamW:
-    """AdamW (arXiv 1711.05101); weight decay falls on every parameter. The learning rate is set at each update."""
-    return torch.optim.AdamW(
+class AdamW(torch.optim.AdamW):
+    """AdamW (arXiv 1711.05101) that takes no step on a gradient of exactly 0: there was nothing to learn from, and
+    momentum and weight decay would move the weights all the same. ZeRO knows the norm over all ranks before."""
+
+    norm: Callable[[], Any] = staticmethod(lambda: None)  # of the whole gradient; None: not known
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        if self.norm() == 0.0:
+            for tensor in (t for group in self.param_groups for t in group["params"]):
+                fill_state(self, tensor)
+        else:
+            super().step(closure)
+
+
+def fill_state(adam: torch.optim.AdamW, tensor: Tensor) -> dict[str, Any]:
+    """AdamW's state of a tensor, made of zeros where there is none yet."""
+    state = adam.state[tensor]
+    if not state:
+        state["step"] = torch.zeros((), device=tensor.device if tensor.is_cuda else "cpu")
+        state.update({k: torch.zeros_like(tensor, requires_grad=False) for k in ADAM})
+    return state
+
+
+def adamw(parameters: Sequence[torch.nn.Parameter], cfg: ActorConfig, device: str) -> AdamW:
+    """Weight decay falls on every parameter. The learning rate is set at each update."""
+    return AdamW(
         parameters,
         lr=cfg.learning_rate,
         betas=(cfg.beta1, cfg.beta2),
@@ -106,9 +130,7 @@ class ZeroModel:
     Every method that gathers is collective: all ranks call it, in the same order.
     """
 
-    def __init__(
-        self, module: TokenLogp | TokenValue, config: dict[str, Any], optimizer: torch.optim.AdamW | None
-    ) -> None:
+    def __init__(self, module: TokenLogp | TokenValue, config: dict[str, Any], optimizer: AdamW | None) -> None:
         import deepspeed
 
         made = deepspeed.initialize(model=module, optimizer=optimizer, config=config, dist_init_required=False)
@@ -116,6 +138,8 @@ class ZeroModel:
         self.model = model = module.model
         self.stage: int = int(config["zero_optimization"]["stage"])
         self.adam = optimizer
+        if optimizer is not None:
+            optimizer.norm = lambda: getattr(self.ds.optimizer, "_global_grad_norm", None)
         self.parameters = list(model.named_parameters())
         self._asleep: list[tuple[Tensor, torch.device]] = []
         # DeepSpeed gives every rank rank 0's parameters; buffers are left to us.
@@ -152,15 +176,16 @@ class ZeroModel:
         self.ds.backward(loss * torch.distributed.get_world_size(), scale_wrt_gas=False)
 
     def step(self) -> float | None:
-        """One AdamW update. The gradient norm before clipping, or None if it is not finite: then nothing changed."""
+        """One AdamW update. The gradient norm before clipping, or None if it is not finite. Then nothing has changed;
+        nor has it where it is 0."""
         plain = self.stage == 0
         if plain:
             # The bare optimizer: DeepSpeed checks nothing and keeps no norm.
             grads = [p.grad for _, p in self.parameters if p.grad is not None]
             norm = float(torch.nn.utils.get_total_norm(grads))
-            if norm != norm or norm == float("inf"):
+            if norm == 0.0 or not math.isfinite(norm):
                 self.ds.zero_grad()
-                return None
+                return norm if norm == 0.0 else None
         self.ds.step()
         if not self.ds.was_step_applied():
             return None
@@ -221,11 +246,7 @@ class ZeroModel:
         assert self.adam is not None
         steps = 0
         for tensor in self._master():
-            state = self.adam.state[tensor]
-            if not state:
-                state["step"] = torch.zeros((), device=tensor.device if tensor.is_cuda else "cpu")
-                state.update({k: torch.zeros_like(tensor, requires_grad=False) for k in ADAM})
-            steps = int(state["step"])
+            steps = int(fill_state(self.adam, tensor)["step"])
         if hasattr(self.ds.optimizer, "_lazy_init_hp_params_optimizer_state"):
             self.ds.optimizer._lazy_init_hp_params_optimizer_state()
         return steps

@@ -78,6 +78,9 @@ class ToyRank:
         stats = Stats()
         self.adam.param_groups[0]["lr"] = rate
         for work in minibatches:
+            if not work.totals.tokens:
+                stats.empty += 1
+                continue
             self.adam.zero_grad()
             for rollouts in work.microbatches:
                 micro = work.batch.select(rollouts)
@@ -86,7 +89,10 @@ class ToyRank:
                 share.backward()
                 stats.note(share, micro, {name: values.detach() for name, values in seen.items()})
             stats.updates += 1
-            if rate:
+            assert self.table.grad is not None
+            nothing = not self.table.grad.any()
+            stats.empty += nothing
+            if rate and not nothing:
                 self.adam.step()
         return stats
 

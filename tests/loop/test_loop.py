@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from rlcore.compose.recipe import algorithm_names
 from rlcore.config import Correction
 from rlcore.errors import CheckpointError, ConfigError, RewardError, SyncError, WorkerError
-from rlcore.records import Group
+from rlcore.records import Batch, Group
 from rlcore.train.loop import train
 from tests.close import assert_close
 from tests.loop.fakes import toy_config, toy_run
@@ -361,6 +363,88 @@ def test_nothing_trained_on_leaves_the_weights_and_the_coefficient_alone(tmp_pat
     rows = lines(tmp_path)
     assert "actor/kl" not in rows[3] and rows[3]["actor/loss"] is None
     assert rows[4]["kl/coef"] == rows[3]["kl/coef"] != rows[2]["kl/coef"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize(
+    ("role", "method", "says"),
+    [
+        ("reference", "logp", "reference: its log-probability"),
+        ("actor", "logp", "actor: the policy's log-probability"),
+        ("critic", "value", "critic: its value"),
+    ],
+)
+def test_a_number_that_is_none_is_named_before_the_update(
+    tmp_path: Path, role: str, method: str, says: str, value: float
+) -> None:
+    """With the reference's the loss would be NaN, its gradient 0 there, and the update made."""
+    settings = dict(steps=3, kl__coef=0.1, actor__minibatches_per_step=2, advantage__name="gae", critic__ranks=1)
+    toy = toy_run(toy_config(tmp_path, **settings))
+    rank = getattr(toy, role).group.workers[0].handle
+    of, before = getattr(rank, method), toy.policy.table.detach().clone()
+
+    def spoiled(batch: Batch, microbatches: list[list[int]]) -> Tensor:
+        return of(batch, microbatches).index_fill(0, torch.tensor([0, 2 * 9 + 1]), value)
+
+    setattr(rank, method, spoiled)
+    with pytest.raises(
+        WorkerError, match=rf"{says} is -?(nan|inf) at token 1 of rollout 1 of prompt toy:\d@1; of 64"
+    ) as e:
+        train(toy.run)
+    assert e.value.exit_code == 4 and torch.equal(toy.policy.table, before)
+
+
+def test_a_number_of_the_engine_that_is_none_is_named(tmp_path: Path) -> None:
+    toy = toy_run(toy_config(tmp_path, steps=1))
+    take = toy.rollouts.take
+
+    def spoiled(n: int) -> list[Group]:
+        groups = take(n)
+        groups[2].rollouts[5].logp[-1] = float("-inf")
+        return groups
+
+    toy.rollouts.take = spoiled
+    with pytest.raises(WorkerError, match=r"rollout: the engine's log-probability is -inf at token 1 of rollout 5 of"):
+        train(toy.run)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 1e39])
+@pytest.mark.parametrize("name", ["grpo", "remax"])
+def test_an_infinite_reward_is_named_and_not_the_advantage(tmp_path: Path, value: float, name: str) -> None:
+    greedy = {"advantage__name": name, "rollout__greedy_baseline": name == "remax"}
+    toy = toy_run(toy_config(tmp_path, steps=1, reward__fns=["right"], **greedy))
+    sample = 8 if name == "remax" else 3
+    poll = toy.rewards.poll
+
+    def spoiled(wait_seconds: float) -> list[Any]:
+        done = poll(wait_seconds)
+        for key, scored in done:
+            if toy.rewards.watch.phase == "rollout" and key == (4, sample):
+                scored.reward, scored.parts = value, {"right": value}
+        return done
+
+    toy.rewards.poll = spoiled
+    said = rf"rollout {sample} of prompt toy:\d@1 has the reward (inf|nan|1e\+39).*gave: right (inf|nan|1e\+39)"
+    with pytest.raises(RewardError, match=said):
+        train(toy.run)
+
+
+def test_a_minibatch_without_a_trained_token_is_no_update_and_counted(tmp_path: Path) -> None:
+    toy = toy_run(toy_config(tmp_path, steps=2, actor__minibatches_per_step=4, reward__max_failed_fraction=0.9))
+    take = toy.rollouts.take
+
+    def unscored(n: int) -> list[Group]:
+        groups = take(n)
+        failed = {"reward": None, "status": {"right": "error"}}
+        for g in (2, 3, 6, 7):  # the second and the fourth quarter
+            groups[g] = Group([dataclasses.replace(r, **failed) for r in groups[g].rollouts])
+        return groups
+
+    toy.rollouts.take = unscored
+    train(toy.run)
+    empty = [row["actor/empty_updates"] for row in lines(tmp_path)[1:]]
+    assert min(empty) >= 2 and max(empty) < 4, "more where the rewards of all groups of a quarter are equal"
+    assert int(toy.policy.adam.state[toy.policy.table]["step"]) == 2 * 4 - sum(empty)
 
 
 def test_a_run_that_cannot_learn_ends(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 
 from rlcore.algo.stats import merge
 from rlcore.config import Aggregation, Config, Dtype
-from rlcore.records import Batch
+from rlcore.records import Allowed, Batch, Kept
 from rlcore.workers.actor_rank import ActorRank
 from rlcore.workers.group import Place
 from rlcore.workers.packing import plan, split
@@ -275,6 +275,50 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted(
     assert not two.logp(batch, 80).equal(before)
 
 
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_an_update_without_a_gradient_changes_nothing_and_is_counted(
+    two: Ranks, tiny: Path, tmp_path: Path, stage: int
+) -> None:
+    """Neither weights nor Adam's state and count, as the first update and after one; stages 1 and 3 in bfloat16."""
+    cfg = config_of(tiny, ranks=2, zero_stage=stage, weight_decay=0.1)
+    cfg.model.dtype = Dtype.bfloat16 if stage in (1, 3) else Dtype.float32
+    two.restart(cfg)
+    nothing, half = batch_of(seed=2), batch_of(seed=2)
+    nothing.advantage.zero_()
+    half.mask[half.offsets[6] :] = False  # the second of two minibatches has no token
+    half.advantage.zero_()
+
+    def state(name: str) -> tuple[dict[str, torch.Tensor], int]:
+        saved = two.save(tmp_path / name)
+        return tensors(saved), json.loads((saved / "optimizer.json").read_text())["step"]
+
+    for updates, step in enumerate((0, 1)):
+        before = state(f"before {updates}")
+        for batch, minibatches, empty in ((nothing, 1, 1.0), (half, 2, 2.0)):
+            old = two.logp(batch, 80)
+            found = two.update(batch.with_(old_logp=old), 80, minibatches, kl_coef=0.0)
+            assert found["actor/empty_updates"] == empty and found["actor/skipped_updates"] == 0
+            assert found["actor/grad_norm"] == 0.0 and "sync/logp_diff_max" in found
+        after = state(f"after {updates}")
+        assert before[1] == after[1] == step
+        assert before[0].keys() == after[0].keys() and all(v.equal(before[0][k]) for k, v in after[0].items())
+        assert two.update(batch_of(seed=1), 80)["actor/empty_updates"] == 0
+    assert not tensors(two.save(tmp_path / "moved"))["model.norm.weight"].equal(before[0]["model.norm.weight"])
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_bfloat16_gradients_of_microbatches_are_added_up_in_float32(
+    two: Ranks, tiny: Path, tmp_path: Path, stage: int
+) -> None:
+    cfg = config_of(tiny, ranks=2, zero_stage=stage)
+    cfg.model.dtype = Dtype.bfloat16
+    found = []
+    for tokens in (10_000, 40):
+        gradients = gradient(two.restart(cfg), tmp_path / str(tokens), tokens)
+        found.append(gradients["exp_avg/model.layers.0.mlp.up_proj.weight"].double())
+    assert float((found[1] - found[0]).norm() / found[0].norm()) < 0.01
+
+
 def test_several_updates_a_step(two: Ranks, tiny: Path) -> None:
     two.restart(config_of(tiny, ranks=2, learning_rate=1e-2))
     batch = batch_of()
@@ -369,6 +413,25 @@ def test_pairs_give_the_same_gradient_whatever_the_split(one: Ranks, two: Ranks,
         assert last["actor/margin"] > 0.05 and last["actor/loss"] < first["actor/loss"]
         adam = {k: v for k, v in tensors(group.save(tmp_path / str(ranks))).items() if k.startswith("exp_avg/")}
         found.append(adam | {"loss": torch.tensor(last["actor/loss"])})
+    assert_same_gradient(found[1], found[0])
+
+
+def test_what_tokens_were_chosen_from_counts_on_every_rank(one: Ranks, two: Ranks, tiny: Path, tmp_path: Path) -> None:
+    """Also in old_logp; a rank without rollouts has none of it."""
+    whole = batch_of(3)
+    sampled = [
+        [token, *{5, 50, token + 1} - {token}] if m else []
+        for token, m in zip(whole.tokens.tolist(), whole.mask.tolist(), strict=True)
+    ]
+    whole = dataclasses.replace(whole, allowed=Allowed.of([Kept.of(sampled)]))
+    found = []
+    for group, ranks, microbatch_tokens in ((one, 1, 10_000), (two, 2, 30)):
+        group.restart(config_of(tiny, ranks=ranks))
+        old = group.logp(whole, microbatch_tokens)
+        metrics = group.update(whole.with_(old_logp=old), microbatch_tokens)
+        assert metrics["actor/ratio_max"] < 1.001 and metrics["actor/entropy"] < math.log(4)
+        adam = {k: v for k, v in tensors(group.save(tmp_path / str(ranks))).items() if k.startswith("exp_avg/")}
+        found.append(adam | {"loss": torch.tensor(metrics["actor/loss"])})
     assert_same_gradient(found[1], found[0])
 
 

@@ -181,7 +181,8 @@ def test_merged_statistics_are_means_over_all_tokens_of_all_ranks() -> None:
     empty.updates = 2
     empty.add("actor/ratio_max", torch.zeros(1), torch.zeros(1, dtype=torch.bool))
     assert merge([*ranks, empty]) == {
-        "actor/loss": 0.5, "actor/grad_norm": 1.5, "actor/skipped_updates": 0.0, "actor/kl": 3.0, "actor/ratio_max": 6.0
+        "actor/loss": 0.5, "actor/grad_norm": 1.5, "actor/skipped_updates": 0.0,
+        "actor/empty_updates": 0.0, "actor/kl": 3.0, "actor/ratio_max": 6.0
     }  # fmt: skip
 
 
@@ -194,7 +195,8 @@ def test_merged_statistics_name_their_role_and_make_one_number_of_the_weights() 
     merged = merge([stats], "critic")
     assert_close(merged.pop("correction/ess"), 1 / 1.5, K, "effective sample size")
     assert merged == {
-        "critic/loss": 0.0, "critic/grad_norm": 0.0, "critic/skipped_updates": 0.0, "correction/weight": 1.0
+        "critic/loss": 0.0, "critic/grad_norm": 0.0, "critic/skipped_updates": 0.0,
+        "critic/empty_updates": 0.0, "correction/weight": 1.0
     }  # fmt: skip
     nothing, nobody = Stats(), Stats()
     for name in ("correction/weight", "correction/weight_square"):

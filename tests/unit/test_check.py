@@ -80,17 +80,17 @@ REFUSED = [
         )
     ),
     (
-        "rollout.train_truncated=false kl.coef=0.1 kl.place=reward",
+        "rollout.train_truncated=false kl.coef=0.1 kl.place=reward advantage.name=rloo",
         "rollout.train_truncated kl.place reward",
         "rollout.train_truncated=true",
     ),
     (
-        "rollout.train_truncated=false kl.coef=0.1 kl.place=reward",
+        "rollout.train_truncated=false kl.coef=0.1 kl.place=reward advantage.name=rloo",
         "rollout.train_truncated kl.place reward",
         "kl.place=loss",
     ),
     (
-        "rollout.train_truncated=false kl.coef=0.1 kl.place=reward",
+        "rollout.train_truncated=false kl.coef=0.1 kl.place=reward advantage.name=rloo",
         "rollout.train_truncated kl.place reward",
         "kl.coef=0",
     ),
@@ -107,12 +107,49 @@ REFUSED = [
     ("kl.target=0.1", "kl.target is 0.1 kl.coef 0", "kl.coef=0.1"),
     ("kl.target=0.1", "kl.target is 0.1 kl.coef 0", "kl.target=null"),
     ("kl.place=reward kl.target=0.1", "kl.place is reward kl.target is 0.1 kl.coef 0", "kl.target=null"),
-    ("kl.place=reward kl.target=0.1", "kl.place is reward kl.target is 0.1 kl.coef 0", "kl.coef=0.1"),
+    (
+        "kl.place=reward kl.target=0.1 advantage.name=rloo",
+        "kl.place is reward kl.target is 0.1 kl.coef 0",
+        "kl.coef=0.1",
+    ),
+    *(
+        ("kl.coef=0.1 kl.place=reward", "kl.place is reward advantage.name grpo advantage.std_normalize", instead)
+        for instead in ("kl.place=loss", "advantage.std_normalize=false", "kl.coef=0", "advantage.name=rloo")
+    ),
+    *(
+        (f"rollout.{key}={value} placement.device=cpu", f"rollout.{key} {value} on CPU {remedy}", remedy)
+        for key, value, remedy in (
+            ("top_p", 0.9, "rollout.top_p=1"),
+            ("top_k", 40, "rollout.top_k=0"),
+            ("min_response_tokens", 5, "rollout.min_response_tokens=0"),
+        )
+    ),
+    (
+        "rollout.top_p=0.9 rollout.temperature=0.7 placement.device=gpu",
+        "rollout.top_p 0.9 rollout.top_k 0 set rollout.top_k",
+        "rollout.top_k=512",
+    ),
+    *(
+        (
+            "rollout.top_k=512 placement.device=gpu data.eval=[a/b] eval.temperature=0.5",
+            "eval.top_k is 0 rollout.top_k 512 eval.temperature 0.5",
+            instead,
+        )
+        for instead in ("eval.top_k=50", "eval.temperature=0", "rollout.top_k=0")
+    ),
+    *(
+        (f"rollout.vllm_args={{{name}:x}}", f"rollout.vllm_args.{name} {why}", "rollout.vllm_args={}")
+        for name, why in (
+            ("logits_processors", "another distribution"),
+            ("logprobs_mode", "the probabilities that were sampled from"),
+            ("return_sampling_mask", "rollout.top_p"),
+        )
+    ),
     ("reference.refresh_steps=5", "reference.refresh_steps kl.coef 0", "kl.coef=0.1"),
     ("kl.coef=0.1 kl.estimator=k1", "kl.estimator k1 kl.place loss", "kl.unbiased_gradient=true"),
-    ("kl.coef=0.1 kl.estimator=k1", "kl.estimator k1 kl.place loss", "kl.place=reward"),
+    ("kl.coef=0.1 kl.estimator=k1 advantage.name=rloo", "kl.estimator k1 kl.place loss", "kl.place=reward"),
     (
-        "kl.coef=0.1 kl.place=reward kl.unbiased_gradient=true",
+        "kl.coef=0.1 kl.place=reward kl.unbiased_gradient=true advantage.name=rloo",
         "kl.unbiased_gradient kl.place reward",
         "kl.unbiased_gradient=false",
     ),
@@ -266,6 +303,13 @@ def test_two_files_of_one_name_are_two_functions(base: DictConfig, tmp_path: Pat
         ("reference.refresh_steps=-1", "at least 0", "0"),
         ("reward.weights=[.nan]", "it must be a finite number", "[2]"),
         ("kl.target=.inf", "it must be a finite number", None),
+        *(("rollout.temperature=" + t, "at least 0.01 (vLLM samples at that", "0.01") for t in ("0", "0.005", "-1")),
+        ("eval.temperature=0.005", "0 (greedy) or at least 0.01 (vLLM samples at that", "0.01"),
+        ("eval.temperature=-1", "0 (greedy) or at least 0.01", "0"),
+        ("eval.top_p=0", "above 0", "0.1"),
+        ("eval.top_p=1.5", "at most 1", "1"),
+        ("eval.top_k=-1", "at least 0", "0"),
+        ("actor.beta1=1", "below 1", "0"),
     ],
 )
 def test_a_value_outside_its_range_is_refused(base: DictConfig, wrong: str, says: str, right: str | None) -> None:
@@ -306,6 +350,17 @@ def test_the_loss_of_sft_is_not_offered_and_case_is_no_distance(base: DictConfig
 
 def test_a_kl_of_coefficient_0_is_none_wherever_it_would_be(base: DictConfig) -> None:
     assert errors(base, "kl.place=reward kl.estimator=k1 rollout.train_truncated=false") == []
+
+
+def test_a_machine_without_a_gpu_is_known_to_have_none_before_ray(
+    base: DictConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    settings = "rollout.top_p=0.9 rollout.top_k=40"
+    for files, address, on_cpu in ((False, "null", True), (True, "null", False), (False, "auto", False)):
+        monkeypatch.setattr("rlcore.compose.check._GPU_FILES", [str(tmp_path)] if files else [])
+        assert bool(errors(base, f"{settings} ray.address={address}")) == on_cpu
+    assert errors(base, "rollout.top_p=0.9 loss.name=sft data.eval=[a/b] eval.temperature=1 eval.top_p=0.9") == []
+    assert errors(base, "data.eval=[a/b] eval.temperature=1 eval.top_p=0.9 placement.device=cpu") == []
 
 
 def test_what_is_set_of_a_critic_that_is_not_there_is_not_looked_at(base: DictConfig) -> None:
@@ -362,6 +417,14 @@ IDLE = [
     # What needs something to be there.
     ("eval.prompts", "", "data.eval []; remove it or set data.eval", "data.eval=[a/b]"),
     ("eval.every_steps", "", "data.eval []; remove it or set data.eval", "data.eval=[a/b]"),
+    (
+        "eval.top_p",
+        "data.eval=[a/b]",
+        "with eval.temperature 0; remove it or set eval.temperature above 0",
+        "eval.temperature=0.7",
+    ),
+    ("eval.top_k", "eval.temperature=1", "data.eval []; remove it", "data.eval=[a/b]"),
+    ("rollout.top_p", "loss.name=sft", "in `rlcore sft`; remove it", "loss.name=ppo_clip"),
     ("tracker.project", "", "tracker.sinks []; remove it or add wandb to tracker.sinks", "tracker.sinks=[wandb]"),
     ("tracker.name", "tracker.sinks=[tensorboard]", "add wandb to tracker.sinks", "tracker.sinks=[wandb,tensorboard]"),
     ("reward_model.ranks", "", "add reward_model to reward.fns", "reward.fns=[reward_model]"),

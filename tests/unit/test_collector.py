@@ -9,13 +9,14 @@ import pytest
 from rewards.length import overlong_penalty
 from rlcore.algo.shaping import carries_signal, shape
 from rlcore.cluster.deadlines import Worker
-from rlcore.config import Config, DeadlineConfig, RewardConfig, RolloutConfig
+from rlcore.config import Config, DataConfig, DeadlineConfig, EvalConfig, RewardConfig, RolloutConfig
 from rlcore.data.order import Order
 from rlcore.errors import WorkerError
-from rlcore.records import Batch, Prompt
+from rlcore.records import Batch, Kept, Prompt
 from rlcore.train.credit import penalty_of
+from rlcore.train.evaluate import Sampled
 from rollout.collector import Ask, Collector, next_draw, response_text, sample_seed
-from rollout.engine import Sample
+from rollout.engine import Engine, EngineSpec, Sample, SampleRequest, kept_of
 
 Result = namedtuple("Result", "reward parts status why")
 EOS = 9
@@ -101,6 +102,55 @@ def collector(engines=2, samples=4, cfg=None, pool=None, deadline=60.0, slots=3,
 def trained(made, prompts):
     """The groups of a training step, with what credit decides about them."""
     return shape(made.take(prompts), prompts, made.cfg.rollout, penalty_of(made.cfg))
+
+
+def test_only_training_samples_have_tokens_ruled_out():
+    cfg = RolloutConfig(temperature=0.7, top_p=0.9, top_k=40, min_response_tokens=3, greedy_baseline=True)
+    made, fakes = collector(engines=1, samples=2, cfg=cfg)
+    made.take(1)
+    assert [r[3:] for r in fakes[0].seen] == [(0.7, 0.9, 40, 3)] * 2 + [(0.0, 1.0, 0, 0)]
+    evals = Config(data=DataConfig(eval=["x"]), rollout=cfg)
+    for evals.eval, want in (
+        (EvalConfig(temperature=0.5, top_p=0.8, top_k=7), (0.5, 0.8, 7, 0)),
+        (EvalConfig(top_p=0.8, top_k=7), (0.0, 1.0, 0, 0)),  # greedy
+    ):
+        fakes[0].seen.clear()
+        tracker = SimpleNamespace(evaluation=lambda *args: None)
+        Sampled(evals, made, {"x": [Prompt("x:0", [1], "")]}, ["length"], tracker)(0)
+        assert [r[3:] for r in fakes[0].seen] == [want]
+
+
+def test_what_a_token_was_chosen_from_reaches_the_batch():
+    made, fakes = collector(engines=1, samples=2, cfg=RolloutConfig(top_k=2))
+    fakes[0]._sample = lambda key, tokens, finish: Sample(
+        key, tokens, [-0.5] * len(tokens), finish, Kept.of([[token, 100 + key[1]] for token in tokens])
+    )
+    (group,) = made.take(1)
+    batch = Batch.from_groups([group])
+    assert batch.allowed is not None and batch.offsets.tolist() == [0, 4, 8]
+    assert batch.allowed.offsets.diff().tolist() == [0, 0, 2, 2] * 2
+    chosen = batch.allowed.ids.view(2, 2, 2)
+    assert chosen[..., 0].tolist() == batch.tokens.view(2, 4)[:, 2:].tolist()
+    assert chosen[..., 1].tolist() == [[100, 100], [101, 101]]
+
+
+@pytest.mark.parametrize("mask", [None, [[5, 7]], [[5, 7], [5, 7]]], ids=["none", "short", "not the token"])
+def test_an_engine_that_does_not_say_what_it_chose_from_is_no_engine_to_train_with(mask):
+    """vLLM's CompletionOutput: of its own classes in tests/stack/test_engine.py."""
+    said = SimpleNamespace(token_ids=[7, 9], sampling_mask=None if mask is None else SimpleNamespace(token_ids=mask))
+    with pytest.raises(WorkerError, match="vLLM says of . tokens what they were chosen from and sampled 2"):
+        kept_of(said)
+    said.sampling_mask = SimpleNamespace(token_ids=[[5, 7], [9]])
+    ids, counts = kept_of(said)
+    assert ids.tolist() == [5, 7, 9] and counts.tolist() == [2, 1]
+
+
+def test_an_engine_that_says_what_it_chose_from_does_not_take_temperature_0():
+    greedy = SampleRequest((0, 0), [1], 0, 0.0)
+    for says, want in ((True, (1.0, 1)), (False, (0.0, 0))):
+        engine = Engine(EngineSpec("m", "float32", "gpu", 8, says_kept=says), RolloutConfig())
+        choice = engine._choice(greedy)
+        assert (choice["temperature"], choice["top_k"]) == want and engine._args()["return_sampling_mask"] == says
 
 
 def test_groups_come_in_prompt_order_and_rollouts_in_sample_order():

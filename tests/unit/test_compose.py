@@ -72,7 +72,7 @@ def test_every_error_is_listed_at_once(recipe: str) -> None:
         "learning_rate (command line) is not a key; did you mean actor.learning_rate?",
         "actor.ranks (command line): 'two' is not a int",
         "'shmm' is not one of auto, shm, ipc, nccl; did you mean shm?",
-        "when tokens are ruled out",
+        "rollout.top_p 0.9",
         "steps is -1",
         "'foo' is not key=value",
     ):

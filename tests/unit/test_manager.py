@@ -115,6 +115,30 @@ def test_the_reward_is_the_weighted_sum_of_all_functions() -> None:
     assert result.status == {} and result.seconds == 1.0
 
 
+@pytest.mark.parametrize(
+    ("weights", "a", "clip", "reward"),
+    [
+        ([1.0, 1.0], 1e39, [], None),  # float32, in which a batch holds rewards, ends at 3.4e38
+        ([-1e300, 1.0], 1e300, [], None),
+        ([1e308, 1e308], 1.5, [], None),  # no float either
+        ([1.0, 1.0], 1e39, [0.0, 1.0], 1.0),
+        ([0.0, 1.0], 1e39, [], 0.5),
+        ([1.0, 1.0], 3e38, [], 3e38),
+    ],
+)
+def test_a_sum_that_no_batch_can_hold_is_a_failure_of_its_largest_function(
+    tmp_path: Path, weights: list[float], a: float, clip: list[float], reward: float | None
+) -> None:
+    result = score(of("b", "a", weights=weights[::-1], clip=clip), "", tmp_path / "q.jsonl", a=value(a), b=value(0.5))
+    assert result.reward == reward
+    if reward is not None:
+        assert result.status == {} and not (tmp_path / "q.jsonl").exists()
+        return
+    assert result.status == {"a": "bad_value"} and f"a gave {a:g}, its weight is {weights[0]:g}" in result.why["a"]
+    written = json.loads((tmp_path / "q.jsonl").read_text())
+    assert "a gave" in json.dumps(written) and "train:3" in json.dumps(written)
+
+
 def test_without_weights_each_counts_once() -> None:
     assert score(of("a", "b"), a=value(1.0), b=value(0.5)).reward == 1.5
 

@@ -28,6 +28,7 @@ from rlcore.models.load import (
 )
 from rlcore.models.logp import token_logp, token_value
 from rlcore.models.pack import pack
+from rlcore.records import Allowed, Kept
 from rlcore.workers.shards import ShardWriter, read_shards
 from tests.close import assert_all_close, assert_close
 from tests.tiny import give_head, make_tiny_model
@@ -149,6 +150,89 @@ def test_the_head_equals_dense_logits_in_float64(
     assert_close(entropy, want_entropy, 100, "entropies")  # 5.3
     for name, one, other in zip(("hidden", "weight", "bias"), found, want, strict=False):
         assert_close(one, other, 200, f"gradient in {name}")  # 11
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 16, 512])
+def test_bfloat16_gradients_of_the_head_are_rounded_once_whatever_the_chunks(chunk_tokens: int) -> None:
+    torch.manual_seed(0)
+    head = LogpHead(torch.nn.Linear(64, 300).bfloat16(), AutoConfig.for_model("llama", **SMALL))
+    hidden, targets, weigh = torch.randn(1024, 64).bfloat16(), torch.randint(300, (1024,)), torch.randn(1024)
+
+    def gradients_in(chunk_tokens: int) -> list[Tensor]:
+        logp, _ = head(hidden, targets, 1.0, chunk_tokens, False)
+        return [g.double() for g in torch.autograd.grad((logp * weigh).sum(), list(head.parameters()))]
+
+    dense = [p.detach().double().requires_grad_() for p in head.parameters()]
+    log_p = torch.nn.functional.linear(hidden.double(), *dense).log_softmax(-1)
+    want = torch.autograd.grad((log_p[torch.arange(1024), targets] * weigh).sum(), dense)
+    for one, whole, exact in zip(gradients_in(chunk_tokens), gradients_in(1024), want, strict=True):
+        assert float((one - exact).norm() / exact.norm()) < 0.004  # 0.0025; added up in bfloat16 0.02 in chunks of 1
+        assert float((one - whole).norm() / whole.norm()) < 2e-4  # 3e-5, of sums that fall on the other side; 0.02
+
+
+def sets(tokens: Tensor, vocabulary: int, seed: int = 0) -> Allowed:
+    """For each token some others that could have been sampled: from none to all of the vocabulary."""
+    g = torch.Generator().manual_seed(seed)
+    each = []
+    for i, token in enumerate(tokens.tolist()):
+        others = torch.randperm(vocabulary, generator=g)[: (0, 3, vocabulary)[i % 3]]
+        each.append(Kept.of([torch.cat([others[others != token], torch.tensor([token])]).tolist()]))
+    return Allowed.of(each)
+
+
+def banned(allowed: Allowed, vocabulary: int) -> Tensor:
+    """(n, V): 0, and -inf where a token is not allowed."""
+    row = torch.repeat_interleave(allowed.offsets.diff())
+    return torch.full((len(allowed.offsets) - 1, vocabulary), -torch.inf).index_put(
+        (row, allowed.ids.long()), torch.zeros(())
+    )
+
+
+@pytest.mark.parametrize("chunk_tokens", [7, 1000])
+@pytest.mark.parametrize("options", [{}, {"final_logit_softcapping": 3.0}], ids=["plain", "softcap"])
+def test_the_head_over_the_allowed_tokens_equals_dense_logits_in_float64(
+    options: dict[str, Any], chunk_tokens: int
+) -> None:
+    torch.manual_seed(0)
+    head = LogpHead(torch.nn.Linear(8, 50), AutoConfig.for_model("gemma2", **(SMALL | options)))
+    targets, weigh_logp, weigh_entropy = torch.randint(50, (40,)), torch.randn(40), torch.randn(40)
+    inputs, allowed = [(2 * torch.randn(40, 8)).requires_grad_(), *head.parameters()], sets(targets, 50)
+    logp, entropy = head(inputs[0], targets, 0.7, chunk_tokens, True, allowed)
+    found = torch.autograd.grad((logp * weigh_logp + entropy * weigh_entropy).sum(), inputs)
+
+    dense = [x.detach().double().requires_grad_() for x in inputs]
+    z, cap = torch.nn.functional.linear(*dense), options.get("final_logit_softcapping", 30.0)
+    log_p = (cap * torch.tanh(z / cap) / 0.7 + banned(allowed, 50)).log_softmax(-1)
+    want_logp, want_entropy = log_p[torch.arange(40), targets], -(log_p.exp() * log_p.clamp(min=-1e9)).sum(-1)
+    want = torch.autograd.grad((want_logp * weigh_logp + want_entropy * weigh_entropy).sum(), dense)
+    assert not logp[0::3].any() and not entropy[0::3].any(), "where one token is allowed it is certain"
+    assert_close(logp, want_logp, 20, "log-probabilities")  # 0.8
+    assert_close(entropy, want_entropy, 50, "entropies")  # 2.4
+    for name, one, other in zip(("hidden", "weight", "bias"), found, want, strict=True):
+        assert_close(one, other, 40, f"gradient in {name}")  # 1.7
+
+
+def test_allowed_tokens_go_with_their_token(directory: Path) -> None:
+    """Packed equals one by one, each with its own set; the prompts' tokens and first ones have none."""
+    plain = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    model = load_path(str(directory), torch.float32)
+    tokens, offsets, mask = rollouts()
+    some = sets(tokens, 128)
+    counts = some.offsets.diff() * mask
+    allowed = Allowed(
+        some.ids[torch.repeat_interleave(mask, some.offsets.diff())],
+        torch.cat([torch.zeros(1).long(), counts.cumsum(0)]),
+    )
+    with torch.no_grad():
+        free, _ = token_logp(model, tokens, offsets, mask, 0.7, 16)
+        logp, _ = token_logp(model, tokens, offsets, mask, 0.7, 16, allowed=allowed)
+    want, forbidden = torch.zeros(len(tokens)), banned(some, 128)
+    for a, b in zip(offsets[:-1], offsets[1:], strict=True):
+        z = plain(tokens[None, a:b].long(), use_cache=False).logits[0].float() / 0.7
+        log_p = (z[:-1] + forbidden[a + 1 : b]).log_softmax(-1)
+        want[a + 1 : b] = log_p.gather(-1, tokens[a + 1 : b, None].long())[:, 0].detach()
+    assert_close(logp, want * mask, 20, "log-probabilities")  # 0.7
+    assert float((logp - free).abs().max()) > 1.0
 
 
 class Operations(TorchDispatchMode):

@@ -1,8 +1,12 @@
 """From groups to a batch: what is in it, what carries a loss, what moves with a selection."""
 
+import dataclasses
+
+import pytest
 import torch
 
-from rlcore.records import COLUMNS, Batch, Group, Prompt, Rollout
+from rlcore.models.logp import microbatch
+from rlcore.records import COLUMNS, Batch, Group, Kept, Prompt, Rollout
 
 
 def rollout(prompt: int, response: int, reward: float | None, trains: bool = True) -> Rollout:
@@ -28,6 +32,24 @@ def test_a_batch_has_the_rollouts_of_used_groups_and_no_greedy_ones() -> None:
     assert batch.mask.tolist() == [False, True, True, False, False, False, False, False]
     assert torch.equal(batch.reward.nan_to_num(-1), torch.tensor([1.0, -1.0, 0.0, 2.0]))
     assert torch.equal(batch.baseline.nan_to_num(-1), torch.tensor([0.5, 0.5, -1.0, -1.0]))
+
+
+def test_what_tokens_were_chosen_from_goes_with_them() -> None:
+    def sampled(sets: list[list[int]]) -> Rollout:
+        made = rollout(1, len(sets), 1.0)
+        return dataclasses.replace(made, kept=Kept.of(sets).after(1))
+
+    batch = Batch.from_groups([Group([sampled([[7, 10], [11]]), sampled([]), sampled([[10, 5, 6]])])])
+    assert batch.allowed is not None
+    assert batch.allowed.ids.tolist() == [7, 10, 11, 10, 5, 6] and batch.allowed.ids.dtype is torch.int32
+    assert batch.allowed.offsets.tolist() == [0, 0, 2, 3, 3, 3, 6]
+    chosen = batch.select([2, 0]).allowed
+    assert chosen is not None
+    assert chosen.ids.tolist() == [10, 5, 6, 7, 10, 11] and chosen.offsets.tolist() == [0, 0, 3, 3, 5, 6]
+    empty = microbatch(batch, [], torch.device("cpu")).allowed
+    assert empty is not None and empty.ids.tolist() == [] and empty.offsets.tolist() == [0, 0]
+    with pytest.raises(AssertionError, match="of others not"):
+        Batch.from_groups([Group([sampled([[10]]), rollout(1, 1, 0.0)])])
 
 
 def test_selecting_moves_every_column_with_its_rollout() -> None:
