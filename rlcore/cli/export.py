@@ -6,8 +6,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from rlcore.cli.shell import say
 from rlcore.errors import CheckpointError
-from rlcore.runs import checkpoint
+from rlcore.runs.export import export as export_checkpoint
 
 
 def export(args: Sequence[str]) -> int:
@@ -20,6 +21,5 @@ def export(args: Sequence[str]) -> int:
     given = parser.parse_args(args)
     if not given.run_dir.is_dir():
         raise CheckpointError(f"no run directory {given.run_dir}")
-    out = checkpoint.export(given.run_dir, given.out or given.run_dir / "export", given.dtype, given.step)
-    print(f"exported to {out}")
+    export_checkpoint(given.run_dir, given.out or given.run_dir / "export", given.dtype, given.step, say)
     return 0

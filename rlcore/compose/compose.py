@@ -211,6 +211,11 @@ def compose_run(run_dir: Path, overrides: list[str]) -> Composed:
             merger.errors.append(f"{text} (command line): resume takes single values (or quote the value)")
         else:
             merger.put(line.key, line.values[0], _COMMAND_LINE, users=True)
+    if lost := sorted(all_keys().keys() - merger.origins.keys()):
+        merger.errors.append(
+            f"{path} lacks {', '.join(lost)}: it is torn or of another version of rlcore; put back what was there, or "
+            "give the values on the command line"
+        )
     _settle(merger, f"it is not in {path}")
     cfg = as_config(merger.config)
     cfg.run_dir = None  # check() wants a new directory

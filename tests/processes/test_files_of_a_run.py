@@ -18,8 +18,9 @@ from rlcore.config import Config, TrackerConfig
 from rlcore.errors import WorkerError
 from rlcore.isolated.outcome import Outcome
 from rlcore.records import Group, Prompt, Response, Rollout
-from rlcore.runs.checkpoint import Checkpoints, export
+from rlcore.runs.checkpoint import Checkpoints
 from rlcore.runs.directory import recorded
+from rlcore.runs.export import export
 from rlcore.runs.tracker import Tracker
 from rlcore.train.dpo import ReferenceLogp
 from rlcore.train.prepare import leave_out_unscorable
@@ -27,7 +28,7 @@ from rlcore.train.prepare import leave_out_unscorable
 CONFIG = {"steps": 2, "model": {"path": "demo"}, "data": {"train": ["a.jsonl"]}}
 
 READER = """
-import json, struct, sys
+import hashlib, json, struct, sys
 from pathlib import Path
 
 import yaml
@@ -46,10 +47,14 @@ def weights(directory):
 
 
 def checkpoint(directory):
-    sizes = json.loads((directory / "manifest.json").read_text())
-    there = {str(p.relative_to(directory)): p.stat().st_size for p in directory.rglob("*") if p.is_file()}
-    assert sizes == {name: size for name, size in there.items() if name != "manifest.json"}, (sizes, there)
-    return [sorted(sizes), json.loads((directory / "state.json").read_text()), weights(directory / "model")]
+    manifest = json.loads((directory / "manifest.json").read_text())
+    files = [p for p in sorted(directory.rglob("*")) if p.is_file() and p.name != "manifest.json"]
+    said = [[p.stat().st_size, hashlib.sha256(p.read_bytes()).hexdigest()] for p in files]
+    there = {str(p.relative_to(directory)): {"bytes": n, "sha256": s} for p, (n, s) in zip(files, said, strict=True)}
+    own = manifest.pop("sha256")
+    assert own == hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    assert manifest == {"format": 1, "files": there}, (manifest, there)
+    return [sorted(there), json.loads((directory / "state.json").read_text()), weights(directory / "model")]
 
 
 def tensorboard(directory):
