@@ -56,6 +56,8 @@ class Tracker:
             (run_dir / "rollouts").mkdir(parents=True, exist_ok=True)
             write_text(run_dir / "config.yaml", OmegaConf.to_yaml(self._config))
             _drop_lines(run_dir / "events.jsonl", lambda line: True)
+            if (run_dir / "metrics.jsonl").exists():  # it is opened at the first step only
+                (run_dir / "metrics.jsonl").open("a").close()
             self._events = (run_dir / "events.jsonl").open("a", encoding="utf-8")
         except OSError as e:
             raise ConfigError(f"run_dir: cannot write to {run_dir}: {e}") from e
@@ -123,9 +125,10 @@ class Tracker:
         if self._metrics is not None:
             return
         path = self.run_dir / "metrics.jsonl"
-        _drop_lines(path, lambda line: line["step"] < step)
+        _drop_lines(path, lambda line: isinstance(line.get("step"), int) and line["step"] < step)
         for old in (self.run_dir / "rollouts").glob("*step_*.jsonl"):
-            if int(old.stem.rpartition("_")[2]) >= step:
+            of = re.search(r"step_([0-9]+)\.jsonl$", old.name)
+            if of and int(of[1]) >= step:
                 old.unlink()
         self._metrics = path.open("a", encoding="utf-8")
         self._console.begin(step)
