@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rlcore.errors import RlcoreError
+from rlcore.screen import message
 
 
 def guarded(work: Callable[[], int]) -> int:
@@ -23,7 +24,7 @@ def guarded(work: Callable[[], int]) -> int:
     try:
         return work()
     except RlcoreError as e:
-        text = str(e)
+        text = message(str(e))
         print(f"rlcore: {type(e).__name__}:{chr(10) if text.startswith('  ') else ' '}{text}", file=sys.stderr)
         return e.exit_code
     except KeyboardInterrupt as e:
@@ -44,7 +45,7 @@ def print_usage() -> None:
 
 def say(text: str) -> None:
     """One line of news."""
-    print(f"[rlcore] {text}", flush=True)
+    print(f"[rlcore] {message(text)}", flush=True)
 
 
 def typed(*words: str | Path) -> str:

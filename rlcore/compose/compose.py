@@ -31,6 +31,7 @@ from rlcore.compose.stages import STAGES, stage_of
 from rlcore.compose.unused_keys import DECIDING, idle
 from rlcore.config import Config, all_keys, uncounted
 from rlcore.errors import ConfigError, RlcoreError
+from rlcore.secret_values import written_in
 
 __all__ = ["RECIPES", "Composed", "as_config", "compose", "compose_run", "recipe_names", "run_with_hydra"]
 _COMMAND_LINE = "command line"
@@ -156,6 +157,10 @@ def _settle(merger: Merger, how: str) -> None:
 
 def _line(text: str, multirun: bool, errors: list[str]) -> _Line | None:
     """One override, or None when it is wrong; the reason is added to `errors`."""
+    typed, _, value = text.partition("=")
+    if wrong := written_in(typed.lstrip("+"), value):  # before any message repeats it
+        errors.append(f"{wrong} (command line)")
+        return None
     try:
         override = parse_override(text)
     except ConfigError as e:

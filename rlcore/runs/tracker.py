@@ -22,6 +22,7 @@ from rlcore.files import write_text
 from rlcore.records import Group, Rollout
 from rlcore.runs.console import Console
 from rlcore.runs.sinks import SINKS, TensorBoard, Wandb
+from rlcore.secret_values import clean
 
 
 class Tracker:
@@ -100,7 +101,7 @@ class Tracker:
         self._write_rollouts(file, groups, lambda group, rollout: {})
 
     def event(self, name: str, **fields: Any) -> None:
-        """Something that happened, with the time. What JSON cannot hold is written as text."""
+        """Something that happened, with the time. What JSON cannot hold is written as text, without secrets."""
         _append(self._events, {"time": time.time(), "event": name} | fields)
 
     def progress(self, done: int, total: int) -> None:
@@ -172,7 +173,7 @@ def _of_rollout(rollout: Rollout, sample: int, prompt: str | list[int]) -> dict[
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, default=str)
+    return json.dumps(clean(value))
 
 
 def _append(file: IO[str], line: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from rlcore.data.sources import source_names
 from rlcore.errors import DataError
 from rlcore.plugins import absolute
 from rlcore.records import Prompt
+from rlcore.secret_values import without_secrets
 
 if TYPE_CHECKING:
     from rewards.manager import RewardManager
@@ -124,6 +125,6 @@ def leave_out_unscorable(prompts: Scorable, rewards: RewardManager, cfg: Config,
         )
     everyone = Path(str(cfg.run_dir)) / "unparseable_gold.txt"
     with everyone.open("a", encoding="utf-8") as file:
-        file.write("\n".join(listed) + "\n")
+        file.write(without_secrets("\n".join(listed)) + "\n")
     say(f"data: {what}; left out, all listed in {everyone}. The first:\n{shown}")
     prompts.without({prompt.id for prompt, _ in bad})
