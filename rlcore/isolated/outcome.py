@@ -54,4 +54,4 @@ def from_the_call_on(e: BaseException) -> BaseException:
 def last_line(e: BaseException) -> str:
     """`ValueError: what it says`, cut."""
     text = without_secrets("".join(traceback.format_exception_only(type(e), e)))
-    return text.strip().splitlines()[-1][:_MESSAGE]
+    return text.strip().split("\n")[-1][:_MESSAGE]  # not at what a terminal only might take for a line end
