@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import re
+import sys
 import unicodedata
 
 from rlcore.secret_values import without_secrets
@@ -22,6 +24,21 @@ def message(text: str) -> str:
     """`shown`, of a message of ours: a line break that came with somebody's words in it begins no line at the margin,
     where the next message would."""
     return re.sub(r"\n(?=\S)", "\n  ", shown(text))
+
+
+def screen_prints() -> None:
+    """What this process prints from now on is `shown`: for one that runs functions which print what a model wrote."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is not None:
+            raw = open(stream.fileno(), "wb", closefd=False)  # noqa: SIM115 - as long as the process lives
+            setattr(sys, name, _Shown(raw, stream.encoding, "backslashreplace", line_buffering=True))
+
+
+class _Shown(io.TextIOWrapper):
+    def write(self, text: str, /) -> int:
+        super().write(shown(text))
+        return len(text)
 
 
 def _seen(character: str) -> str:
