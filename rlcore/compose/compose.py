@@ -7,6 +7,8 @@ Ray, so a wrong key costs a second.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import sys
 import time
 import typing
@@ -31,7 +33,7 @@ from rlcore.compose.stages import STAGES, stage_of
 from rlcore.compose.unused_keys import DECIDING, idle
 from rlcore.config import Config, all_keys, uncounted
 from rlcore.errors import ConfigError, RlcoreError
-from rlcore.secret_values import written_in
+from rlcore.secret_values import without_secrets, written_in
 
 __all__ = ["RECIPES", "Composed", "as_config", "compose", "compose_run", "recipe_names", "run_with_hydra"]
 _COMMAND_LINE = "command line"
@@ -291,6 +293,16 @@ def _job_of_sweep(composed: Composed, sweep: list[str], job: list[str], number: 
     return compose(composed.recipe, [*job, *where])[0]
 
 
+def _without_secrets(main: Callable[[], Any]) -> None:
+    """What `--cfg job --resolve` prints has the values of the environment's variables."""
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            main()
+    finally:
+        print(without_secrets(printed.getvalue()), end="")
+
+
 def run_with_hydra(
     composed: Composed, overrides: list[str], flags: list[str], task: Callable[[Config, Composed], int]
 ) -> int:
@@ -328,7 +340,8 @@ def run_with_hydra(
     try:
         GlobalHydra.instance().clear()
         # No config_path: beside recipes/algorithm/, Hydra would take `algorithm=NAME` for the choice of a file of its.
-        hydra.main(config_path=None, config_name="rlcore_run", version_base="1.3")(job)()
+        main = hydra.main(config_path=None, config_name="rlcore_run", version_base="1.3")(job)
+        _without_secrets(main) if "--resolve" in flags else main()
     except BaseException as e:
         raise failed[0] if failed else e from None
     finally:

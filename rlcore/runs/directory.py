@@ -11,7 +11,8 @@ from pathlib import Path
 
 from rlcore.errors import RlcoreError
 from rlcore.files import locked, write_text
-from rlcore.secret_values import clean, without_secrets
+from rlcore.screen import shown
+from rlcore.secret_values import clean
 
 
 @contextmanager
@@ -22,7 +23,7 @@ def recorded(run_dir: Path) -> Iterator[None]:
         try:
             yield
         except BaseException as e:
-            write_text(run_dir / "error.txt", without_secrets(getattr(e, "details", "") or traceback.format_exc()))
+            write_text(run_dir / "error.txt", shown(getattr(e, "details", "") or traceback.format_exc()))
             event = {"time": time.time(), "event": "failed", "error": type(e).__name__, "message": str(e)}
             with (run_dir / "events.jsonl").open("a") as file:
                 file.write(json.dumps(clean(event)) + "\n")

@@ -35,8 +35,8 @@ def left_in(run_dir: Path, *texts: str) -> dict[str, list[str]]:
     """Where any of these, whole or its first half, is: in a file's name, a file, a text."""
     wanted = [form for v in SECRETS.values() for form in (v, v[: len(v) // 2 + 2], quote(v, safe=""))]
     found = {str(p): p.read_bytes().decode(errors="replace") for p in run_dir.rglob("*") if p.is_file()}
-    found |= dict(enumerate(texts))  # type: ignore[arg-type]
-    return {k: hit for k, text in found.items() if (hit := [w for w in wanted if w in text or w in str(k)])}
+    found |= {f"text {i}": text for i, text in enumerate(texts)}
+    return {k: hit for k, text in found.items() if (hit := [w for w in wanted if w in text or w in k])}
 
 
 def failing(run_dir: Path, *settings: str) -> subprocess.CompletedProcess[str]:
@@ -99,3 +99,11 @@ def test_resume_without_the_variable_names_it(tmp_path: Path) -> None:
     done = subprocess.run(words, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and "the environment variable JUDGE_ID is not set; export JUDGE_ID=" in done.stderr
     assert left_in(tmp_path, done.stdout, done.stderr) == {}
+
+
+def test_the_resolved_run_is_shown_without_them() -> None:
+    words = [sys.executable, "-m", "rlcore.train", "--config-name", "demo", "--cfg", "job", "--resolve"]
+    words += ["reward.fns=[judge]", "reward.args.judge.url=https://h/v1?key=${oc.env:JUDGE_ID}", "steps=7"]
+    words += ["reward.args.judge.model=m", "reward.timeout_seconds=100"]
+    done = subprocess.run(words, capture_output=True, text=True, env=os.environ | SECRETS, timeout=60)
+    assert done.returncode == 0 and "url: https://h/v1?key=***\n" in done.stdout and "steps: 7\n" in done.stdout

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from rewards.over_http.http import Endpoint, ending_in
 from rlcore import secret_values
+from rlcore.cli.serve_reward import _options
 from rlcore.compose.compose import as_config, compose, compose_rewards, compose_run
 from rlcore.config import all_keys
 from rlcore.errors import ConfigError
@@ -176,3 +177,18 @@ def test_an_endpoint_has_no_query_in_what_it_says() -> None:
     with pytest.raises(ConfigError, match="url is 'ftp://h/v1', must be") as error:
         Endpoint("judge", "ftp://h/v1?key=hunter2", None, 1, 0, 1.0)
     assert "hunter2" not in str(error.value)
+
+
+def test_options_of_a_served_function_are_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_ID", "hunter2")
+    given = {"url": "https://h/v1?key=${oc.env:JUDGE_ID}", "scale": [0, 10], "n": None}
+    assert _options(json.dumps(given)) == given | {"url": "https://h/v1?key=hunter2"}
+    assert without_secrets("hunter2") == "***"
+    for text, says in (
+        ('{"api_key": "hunter3"}', "--args.api_key has a secret in it"),
+        ('{"x": "${oc.env:NO_SUCH}"}', "the environment variable NO_SUCH is not set"),
+        ('{"x": "${nothing}"}', "--args: .*nothing"),
+    ):
+        with pytest.raises(ConfigError, match=says) as error:
+            _options(text)
+        assert "hunter3" not in str(error.value)
