@@ -39,7 +39,7 @@ class Checkpoints:
         self.run_dir = run_dir
         self.directory = run_dir / "checkpoints"
         self.keep, self._best = keep, best
-        self._read: set[Path] = set()  # whose every byte this process has written or read
+        self._whole: dict[Path, bool] = {}  # of those whose every byte this process has written or read
 
     def save(self, step: int, write: Callable[[Path], None], state: dict[str, Any], value: float | None = None) -> Path:
         """`write(directory)` puts the trainer's files there; then state and manifest. `value` is this step's `best`."""
@@ -52,7 +52,7 @@ class Checkpoints:
             write(aside)
             (aside / "state.json").write_text(json.dumps(known, indent=1))
             write_manifest(aside)
-        self._read.add(final)
+        self._whole[final] = True
         self._retire(final)
         return final
 
@@ -81,7 +81,7 @@ class Checkpoints:
             _require_whole(found)
         except CheckpointError as e:
             raise CheckpointError(f"{e}; {self._instead_of(found)}") from e
-        self._read.add(found)
+        self._whole[found] = True
         return found
 
     def _instead_of(self, damaged: Path) -> str:
@@ -127,13 +127,14 @@ class Checkpoints:
         return Best(step_of(checkpoint), known["value"])
 
     def _is_whole(self, checkpoint: Path) -> bool:
-        """Its contents are read once a process, where it was not this process that wrote them."""
-        try:
-            _require_whole(checkpoint, contents=checkpoint not in self._read)
-        except CheckpointError:
-            return False
-        self._read.add(checkpoint)
-        return True
+        """Its contents are read once, and not at all where they were written here."""
+        if self._whole.get(checkpoint, True):
+            try:
+                _require_whole(checkpoint, contents=checkpoint not in self._whole)
+                self._whole[checkpoint] = True
+            except CheckpointError:
+                self._whole[checkpoint] = False
+        return self._whole[checkpoint]
 
     def _retire(self, saved: Path) -> None:
         """What is damaged does not count: nothing whole is deleted for its sake."""

@@ -114,6 +114,9 @@ def test_which_variables_are_secret(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     values |= {"SORT_KEY": "answer", "SSL_KEY": str(tmp_path), "HOME": "/root", "UNUSED_SECRET": "never mentioned"}
     for name, value in values.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setenv("NAMED", "by the user")
+    monkeypatch.setenv(secret_values.VARIABLES, "NAMED")
+    assert without_secrets("this is by the user") == "this is ***"
     assert written_in("data.answer_column", "${oc.env:COLUMN}") is None
     assert written_in("reward.args.mine.whatever", "${oc.env:ANY}", free_form=True) is None
     text = " ".join(values.values())
