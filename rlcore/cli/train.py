@@ -19,7 +19,7 @@ from rlcore.compose.recipe import recipe_names
 from rlcore.compose.stages import stage_of
 from rlcore.compose.unused_keys import OF_ONE_DEVICE
 from rlcore.config import Config, all_keys, fields_read, forget_reads
-from rlcore.errors import ConfigError
+from rlcore.errors import CheckpointError, ConfigError
 from rlcore.runs.checkpoint import Best
 from rlcore.runs.directory import recorded
 
@@ -108,8 +108,8 @@ def run_stage(cfg: Config, composed: Composed, again: str, step: int | None = No
 
             unread = functools.partial(unread_keys, composed)
             finished = whole_run(cfg, composed.config, stage_of(cfg.loss.name), say, unread, step)
-    except BaseException:
-        if list(run_dir.glob("checkpoints/step_*")):
+    except BaseException as e:
+        if list(run_dir.glob("checkpoints/step_*")) and not isinstance(e, CheckpointError):  # which says what to do
             say(f"the run can go on: {typed('resume', run_dir)}")
         raise
     last_words(run_dir, finished.exported, again, time.monotonic() - began, finished.best)
