@@ -10,6 +10,7 @@ from typing import Any
 from rlcore.isolated.frames import plain
 from rlcore.isolated.outcome import Outcome
 from rlcore.records import Prompt, Response
+from rlcore.secret_values import clean
 
 
 def put(file: Path, prompt: Prompt, response: Response, name: str, outcome: Outcome) -> None:
@@ -27,7 +28,7 @@ def put(file: Path, prompt: Prompt, response: Response, name: str, outcome: Outc
     }
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a", encoding="utf-8") as lines:
-        lines.write(json.dumps(_strict(line), allow_nan=False) + "\n")
+        lines.write(json.dumps(clean(_strict(line)), allow_nan=False) + "\n")
 
 
 def _strict(value: Any) -> Any:

@@ -1,7 +1,7 @@
 """An HTTP endpoint that takes JSON and gives JSON: what the judge and the remote reward talk to.
 
 Patient (what may pass is tried again, after a wait that doubles), bounded (so many requests at a time, so many bytes of
-reply) and discreet (no error has the key). What is tried again: docs/rewards.md, "Judge".
+reply) and discreet (no error has the key or the URL's query). What is tried again: docs/rewards.md, "Judge".
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import httpx
 
 from rlcore.errors import ConfigError
+from rlcore.secret_values import HIDDEN, without_secrets
 
 FIRST_WAIT_SECONDS = 0.5
 _LONGEST_BACKOFF_SECONDS = 30.0
@@ -72,8 +73,11 @@ class Endpoint:
             raise ConfigError(f"{who}: retries is {retries!r}, must be a whole number of at least 0")
         if not isinstance(request_timeout_seconds, int | float) or not request_timeout_seconds > 0:
             raise ConfigError(f"{who}: request_timeout_seconds is {request_timeout_seconds!r}, must be above 0")
-        self.url = _checked_url(who, url)
+        self._address = _checked_url(who, url)
+        query = self._address.query
+        self.url = f"{self._address.copy_with(query=None)}{f'?{HIDDEN}' if query else ''}"  # for messages
         self._key = key
+        self._never_said = [secret for secret in (key, *self._address.params.values()) if secret and len(secret) >= 4]
         self._concurrency, self._retries = concurrency, retries
         self._request_timeout = request_timeout_seconds
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -119,7 +123,7 @@ class Endpoint:
         """One try."""
         try:
             async with asyncio.timeout(self._request_timeout):
-                async with client.stream("POST", self.url, content=content) as response:
+                async with client.stream("POST", self._address, content=content) as response:
                     body = await self._read(response)
         except TimeoutError:
             raise _MayPass(TimeoutError, f"no whole answer within {self._request_timeout:g} s") from None
@@ -140,7 +144,7 @@ class Endpoint:
         try:
             return json.loads(body)
         except (ValueError, RecursionError):
-            said = self._discreet(body[:_MESSAGE].decode(errors="replace"))
+            said = self._discreet(body[: 4 * _MESSAGE].decode(errors="replace"))
             raise EndpointError(f"{self.url}: the reply is not JSON: {said!r}") from None
 
     async def _read(self, response: httpx.Response) -> bytes:
@@ -163,10 +167,11 @@ class Endpoint:
         return self._discreet(value if isinstance(value, str) else json.dumps(value))
 
     def _discreet(self, text: str) -> str:
-        """An endpoint's words on one line, cut to length; the key, which some servers repeat, is blotted out."""
-        if self._key is not None:
-            text = text.replace(self._key, "***")
-        return " ".join(text.split())[:_MESSAGE]
+        """An endpoint's words on one line, cut to length, without the key and the query, which some servers repeat."""
+        text = text.replace(str(self._address), self.url)
+        for secret in self._never_said:
+            text = text.replace(secret, HIDDEN)
+        return " ".join(without_secrets(text).split())[:_MESSAGE]
 
 
 def secret(who: str, option: str, variable: str | None) -> str | None:
@@ -211,7 +216,13 @@ def _certificates() -> ssl.SSLContext:
     return httpx.create_ssl_context()
 
 
-def _checked_url(who: str, url: str) -> str:
+def ending_in(path: str, url: str) -> str:
+    """`url` with a path that ends in `path`; a query stays behind it."""
+    before, mark, query = url.partition("?")
+    return f"{before.rstrip('/').removesuffix(path)}{path}{mark}{query}"
+
+
+def _checked_url(who: str, url: str) -> httpx.URL:
     try:
         parsed = httpx.URL(url)
     except (httpx.InvalidURL, TypeError) as e:
@@ -219,8 +230,9 @@ def _checked_url(who: str, url: str) -> str:
     if parsed.userinfo:  # not repeated in the message
         raise ConfigError(f"{who}: url has a user name or password in it; name an environment variable instead")
     if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise ConfigError(f"{who}: url is {url!r}, must be http://HOST:PORT/... or https://...")
-    return str(parsed)
+        start = url.partition("?")[0]
+        raise ConfigError(f"{who}: url is {start!r}, must be http://HOST:PORT/... or https://...")
+    return parsed
 
 
 def backoff(attempt: int) -> float:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rewards.format import after_thought
-from rewards.over_http.http import Endpoint, EndpointError, secret
+from rewards.over_http.http import Endpoint, EndpointError, ending_in, secret
 from rlcore.errors import ConfigError
 from rlcore.records import Prompt, Score
 
@@ -91,7 +91,7 @@ class Judge:
     def __post_init__(self) -> None:
         if not isinstance(self.url, str):
             raise ConfigError(f"judge: url is {self.url!r}, must be text")
-        address = self.url.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
+        address = ending_in("/chat/completions", self.url)
         key = secret("judge", "api_key_env", self.api_key_env)
         tries = self.concurrency, self.retries, self.request_timeout_seconds
         self._endpoint = Endpoint("judge", address, key, *tries)

@@ -31,6 +31,7 @@ from rewards.over_http.serve_requests import Refusal, result, samples_of
 from rlcore.isolated.outcome import Outcome
 from rlcore.isolated.pool import Pool
 from rlcore.records import Prompt, Response
+from rlcore.screen import shown
 
 TOKEN_VARIABLE = "RLCORE_REWARD_TOKEN"
 
@@ -179,7 +180,7 @@ class Server:
         if outcome.status and what not in self._shown and len(self._shown) < _TRACEBACKS:
             self._shown.add(what)
             text = f"[rlcore] {self._name}: {what}\n{outcome.traceback}"
-            print(text.encode(errors="backslashreplace").decode(), file=sys.stderr, flush=True)
+            print(shown(text), file=sys.stderr, flush=True)
 
 
 async def _body(request: Request) -> Any:
@@ -261,8 +262,8 @@ def serve(pool: Pool, name: str, token: str | None, listening: socket.socket) ->
 
 def usage(host: str, port: int, token: bool) -> str:
     """What to add to `rlcore train NAME` to be scored here. All addresses of this machine are none to call: HOST."""
-    shown = "HOST" if ipaddress.ip_address(host).is_unspecified else f"[{host}]" if ":" in host else host
-    words = ["reward.fns=[remote]", f"reward.args.remote.url=http://{shown}:{port}/score"]
+    at = "HOST" if ipaddress.ip_address(host).is_unspecified else f"[{host}]" if ":" in host else host
+    words = ["reward.fns=[remote]", f"reward.args.remote.url=http://{at}:{port}/score"]
     if token:
         words.append(f"reward.args.remote.token_env={TOKEN_VARIABLE}")
     return shlex.join([*words, f"reward.timeout_seconds={_CLIENT_SECONDS}"])

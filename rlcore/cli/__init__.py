@@ -14,7 +14,9 @@ USAGE = """usage: rlcore COMMAND ...
                                                 NAME is a recipe: {recipes}
   rlcore rewards test FUNCTION --data FILE      what a reward function says of a few rows; --help for more
   rlcore serve-reward FUNCTION                  answer reward requests over HTTP; --help for more
-  rlcore resume RUN_DIR [key=value ...]         go on from a run's newest checkpoint, to the same numbers
+  rlcore resume RUN_DIR [step=N] [key=value ...]
+                                                go on from a run's newest checkpoint, or that of step N, to the same
+                                                numbers
   rlcore export RUN_DIR [--step N] [--out DIR] [--dtype float32|bfloat16]
                                                 write a checkpoint as a Hugging Face model
 

@@ -6,9 +6,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from rlcore.cli.shell import say
 from rlcore.errors import CheckpointError, ConfigError
 from rlcore.files import require_writable
-from rlcore.runs import checkpoint
+from rlcore.runs.export import export as export_checkpoint
 
 
 def export(args: Sequence[str]) -> int:
@@ -25,6 +26,5 @@ def export(args: Sequence[str]) -> int:
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out: {out} is a file; give a directory")
     require_writable(out.parent, "--out")
-    checkpoint.export(given.run_dir, out, given.dtype, given.step)
-    print(f"exported to {out}")
+    export_checkpoint(given.run_dir, out, given.dtype, given.step, say)
     return 0

@@ -18,6 +18,7 @@ from rlcore.data.prompts import untokenized
 from rlcore.data.sources import Rows, load_rows
 from rlcore.errors import ConfigError, DataError, RewardError, nearest
 from rlcore.records import Prompt, Response
+from rlcore.screen import message, shown
 
 _START_SECONDS = 120.0
 _SHOWN = 400  # characters of a text
@@ -44,7 +45,7 @@ def reward_test(args: Sequence[str]) -> int:
         results = _score(manager, asked)
         scored = iter(results)
         for i, prompt in enumerate(prompts):
-            print(f"\n== {loaded.at(i)}")
+            print(f"\n== {message(loaded.at(i))}")
             _show("prompt", prompt.messages[-1]["content"])
             _show("gold", prompt.answer + (f"   (cannot be read: {unread[prompt.id]})" if prompt.id in unread else ""))
             for what, text in responses[i]:
@@ -135,16 +136,16 @@ def _score(manager: RewardManager, asked: Sequence[tuple[Prompt, str]]) -> list[
 
 
 def _show(what: str, text: str) -> None:
-    text = text.encode(errors="backslashreplace").decode()  # half a surrogate pair cannot be printed
-    short = text if len(text) <= _SHOWN else f"{text[:_SHOWN]} ... ({len(text)} characters)"
+    seen = shown(text)
+    short = seen if len(seen) <= _SHOWN else f"{seen[:_SHOWN]} ... ({len(text)} characters)"
     print(textwrap.indent(short or "(empty)", " " * 12).replace(" " * 12, f"{what:>10}: ", 1))
 
 
 def _show_result(what: str, text: str, result: Result) -> None:
-    print(f"  -- response: {what}")
+    print(message(f"  -- response: {what}"))
     _show("response", text)
     reward = "none" if result.reward is None else f"{result.reward:g}"
     parts = ", ".join(f"{name} {value:g}" for name, value in result.parts.items())
-    print(f"    reward: {reward}   parts: {parts or 'none'}   time: {1000 * result.seconds:.1f} ms")
+    print(message(f"    reward: {reward}   parts: {parts or 'none'}   time: {1000 * result.seconds:.1f} ms"))
     for name, status in result.status.items():
         _show("status", f"{name} {status}: {result.why[name]}")

@@ -14,12 +14,17 @@ import json
 import os
 import re
 import socket
+import typing
 from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from rewards.over_http.serve import TOKEN_VARIABLE, serve
 from rewards.pools import reward_pool
 from rewards.signatures import Fn
 from rlcore.errors import ConfigError
+from rlcore.secret_values import variables_in, written_in
 
 MAKE_TOKEN = f"export {TOKEN_VARIABLE}=$(python -c 'import secrets; print(secrets.token_urlsafe(32))')"
 
@@ -65,7 +70,14 @@ def _options(text: str) -> dict[str, Any]:
         raise ConfigError(f"--args is not JSON: {e}") from None
     if not isinstance(options, dict):
         raise ConfigError('--args must be an object, as in {"tolerance": 0.1}')
-    return options
+    if wrong := written_in("--args", options, free_form=True):
+        raise ConfigError(wrong)
+    if unset := [name for name in variables_in(options) if name not in os.environ]:
+        raise ConfigError(f"--args: the environment variable {unset[0]} is not set")
+    try:
+        return typing.cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.create(options), resolve=True))
+    except OmegaConfBaseException as e:
+        raise ConfigError(f"--args: {str(e).splitlines()[0]}") from None
 
 
 def token_for(host: str) -> str | None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from rlcore.errors import EXIT_CODES, DiskError, RlcoreError, is_of_disk
+from rlcore.screen import message, shown
 
 
 def guarded(work: Callable[[], int]) -> int:
@@ -48,15 +49,16 @@ def guarded(work: Callable[[], int]) -> int:
 
 
 def _ended_by(error: RlcoreError) -> int:
-    text = str(error)
+    text = message(str(error))
     _complain(f"{type(error).__name__}:{chr(10) if text.startswith('  ') else ' '}{text}")
     return error.exit_code
 
 
 def _fault(error: Exception) -> int:
     """What nobody foresaw: whoever mends it needs the traceback, so it stands above the line."""
-    traceback.print_exception(error)
-    _complain(f"this is a fault of rlcore's own, please report it: {type(error).__name__}: {error}")
+    with contextlib.suppress(OSError):
+        print(shown("".join(traceback.format_exception(error))), file=sys.stderr, end="")
+    _complain(message(f"this is a fault of rlcore's own, please report it: {type(error).__name__}: {error}"))
     return RlcoreError.exit_code
 
 
@@ -86,7 +88,7 @@ def print_usage() -> int:
 
 def say(text: str) -> None:
     """One line of news."""
-    print(f"[rlcore] {text}", flush=True)
+    print(f"[rlcore] {message(text)}", flush=True)
 
 
 def typed(*words: str | Path) -> str:

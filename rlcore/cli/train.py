@@ -19,8 +19,8 @@ from rlcore.compose.recipe import recipe_names
 from rlcore.compose.stages import stage_of
 from rlcore.compose.unused_keys import OF_ONE_DEVICE
 from rlcore.config import Config, all_keys, fields_read, forget_reads
-from rlcore.errors import ConfigError, nearest
-from rlcore.runs.checkpoint import Best, Checkpoints
+from rlcore.errors import CheckpointError, ConfigError, nearest
+from rlcore.runs.checkpoint import Best
 from rlcore.runs.directory import recorded
 
 _SHARES = ("accuracy", "ranked_right")
@@ -126,9 +126,9 @@ def with_next_seed(command: str, name: str, overrides: list[str], seed: int) -> 
     return typed(command, name, *others, f"seed={seed + 1}")
 
 
-def run_stage(cfg: Config, composed: Composed, again: str) -> int:
+def run_stage(cfg: Config, composed: Composed, again: str, step: int | None = None) -> int:
     """One run of the stage that loss.name stands for, from start-up to the last words. `again` is a command to suggest
-    at the end."""
+    at the end; `step` as in `whole_run`."""
     began = time.monotonic()
     forget_reads()  # of another job of a sweep
     run_dir = Path(str(cfg.run_dir))
@@ -138,13 +138,12 @@ def run_stage(cfg: Config, composed: Composed, again: str) -> int:
             from rlcore.train.build import whole_run
 
             unread = functools.partial(unread_keys, composed)
-            finished = whole_run(cfg, composed.config, stage_of(cfg.loss.name), say, unread)
-    except BaseException:
-        if list(run_dir.glob("checkpoints/step_*")):
+            finished = whole_run(cfg, composed.config, stage_of(cfg.loss.name), say, unread, step)
+    except BaseException as e:
+        if list(run_dir.glob("checkpoints/step_*")) and not isinstance(e, CheckpointError):  # which says what to do
             say(f"the run can go on: {typed('resume', run_dir)}")
         raise
-    best = Checkpoints(run_dir, cfg.keep_checkpoints, cfg.keep_best).best()
-    last_words(run_dir, finished.exported, again, time.monotonic() - began, best)
+    last_words(run_dir, finished.exported, again, time.monotonic() - began, finished.best)
     say_unread(finished.unread)
     return 0
 

@@ -21,6 +21,7 @@ from ray._private import worker as ray_worker
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayError, RayTaskError
 
 from rlcore.errors import DiskError, RlcoreError, WorkerError, is_of_disk
+from rlcore.screen import message
 
 _LOOK_EVERY_SECONDS = 1.0
 _NEWS_OF_A_DEATH_SECONDS = 2.0
@@ -187,7 +188,7 @@ def deadline(seconds: float, what: str) -> Iterator[None]:
 
 def _exit(error: WorkerError, before: Callable[[WorkerError], None] = lambda error: None) -> None:
     """End the process from a thread, where raising would not reach the driver."""
-    print(f"rlcore: WorkerError: {error}", file=sys.stderr, flush=True)
+    print(f"rlcore: WorkerError: {message(str(error))}", file=sys.stderr, flush=True)
     before(error)
     os._exit(error.exit_code)
 

@@ -7,6 +7,8 @@ Ray, so a wrong key costs a second.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import sys
 import time
@@ -34,6 +36,7 @@ from rlcore.compose.stages import STAGES, stage_of
 from rlcore.compose.unused_keys import DECIDING, idle
 from rlcore.config import Config, all_keys, uncounted
 from rlcore.errors import ConfigError, RlcoreError
+from rlcore.secret_values import without_secrets, written_in
 
 __all__ = ["RECIPES", "Composed", "as_config", "compose", "compose_run", "recipe_names", "run_with_hydra"]
 _COMMAND_LINE = "command line"
@@ -159,6 +162,10 @@ def _settle(merger: Merger, how: str) -> None:
 
 def _line(text: str, multirun: bool, errors: list[str]) -> _Line | None:
     """One override, or None when it is wrong; the reason is added to `errors`."""
+    typed, _, value = text.partition("=")
+    if wrong := written_in(typed.lstrip("+"), value):  # before any message repeats it
+        errors.append(f"{wrong} (command line)")
+        return None
     try:
         override = parse_override(text)
     except ConfigError as e:
@@ -214,6 +221,11 @@ def compose_run(run_dir: Path, overrides: list[str]) -> Composed:
             merger.errors.append(f"{text} (command line): resume takes single values (or quote the value)")
         else:
             merger.put(line.key, line.values[0], _COMMAND_LINE, users=True)
+    if lost := sorted(all_keys().keys() - merger.origins.keys()):
+        merger.errors.append(
+            f"{path} lacks {', '.join(lost)}: it is torn or of another version of rlcore; put back what was there, or "
+            "give the values on the command line"
+        )
     _settle(merger, f"it is not in {path}")
     cfg = as_config(merger.config)
     cfg.run_dir = None  # check() wants a new directory
@@ -284,6 +296,16 @@ def _job_of_sweep(composed: Composed, sweep: list[str], job: list[str], number: 
     return compose(composed.recipe, [*job, *where])[0]
 
 
+def _without_secrets(main: Callable[[], Any]) -> None:
+    """What `--cfg job --resolve` prints has the values of the environment's variables."""
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            main()
+    finally:
+        print(without_secrets(printed.getvalue()), end="")
+
+
 def run_with_hydra(
     composed: Composed, overrides: list[str], flags: list[str], task: Callable[[Config, Composed], int]
 ) -> int:
@@ -320,7 +342,8 @@ def run_with_hydra(
         try:
             GlobalHydra.instance().clear()
             # No config_path: beside recipes/algorithm/, Hydra would take `algorithm=NAME` for a file's.
-            hydra.main(config_path=None, config_name="rlcore_run", version_base="1.3")(job)()
+            main = hydra.main(config_path=None, config_name="rlcore_run", version_base="1.3")(job)
+            _without_secrets(main) if "--resolve" in flags else main()
         except (HydraException, OmegaConfBaseException) as e:
             raise failed[0] if failed else ConfigError(f"command line: {str(e).splitlines()[0]}") from e
         except SystemExit as e:  # Hydra has said what is wrong with a flag of its own

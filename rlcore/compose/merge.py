@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import typing
 from dataclasses import fields
 from typing import Any
@@ -13,6 +14,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from rlcore.compose.recipe import OPEN_KEYS, algorithm_lines, decides, flatten, resets, settable
 from rlcore.config import Config, all_keys
 from rlcore.errors import ConfigError, nearest
+from rlcore.secret_values import variables_in, written_in
 
 
 @functools.cache
@@ -47,6 +49,9 @@ class Merger:
             section = any(k.startswith(key + ".") for k in self.keys)
             hint = " is a section, not a key; set one of its keys" if section else " is not a key"
             self.errors.append(f"{key} ({origin}){hint}{'' if section else nearest(key, self.keys)}")
+            return
+        if wrong := written_in(key, value, free_form=root in OPEN_KEYS):
+            self.errors.append(f"{wrong} ({origin})")
             return
         if isinstance(value, str) and is_list(root):
             value = [value]  # `data.eval=FILE` is a list of one
@@ -108,6 +113,10 @@ class Merger:
         errors: dict[str, str] = {}
         for key, origin in self.origins.items():
             section, leaf = _parent(self.config, key)
+            raw = OmegaConf.to_container(section)[leaf]  # type: ignore[index]
+            if unset := [name for name in variables_in(raw) if name not in os.environ]:
+                errors[key] = f"{key} ({origin}): the environment variable {unset[0]} is not set; export {unset[0]}=..."
+                continue
             try:
                 value = section[leaf]
                 if OmegaConf.is_config(value):
@@ -115,7 +124,8 @@ class Merger:
             except MissingMandatoryValue:
                 continue  # reported as required
             except OmegaConfBaseException as e:
-                errors[key] = f"{key} ({origin}): {str(e).splitlines()[0]}"
+                what = f"what {raw} stands for is no value of it" if variables_in(raw) else str(e).splitlines()[0]
+                errors[key] = f"{key} ({origin}): {what}"
             except RecursionError:
                 errors[key] = f"{key} ({origin}): its ${{...}} leads back to itself"
         return errors

@@ -30,6 +30,7 @@ from rlcore.isolated.rule import Call, Rule, Submission
 from rlcore.isolated.shared_state import Page
 from rlcore.plugins import plugin
 from rlcore.records import Prompt, Response
+from rlcore.screen import screen_prints
 
 _BEAT_SECONDS = 0.05
 _LATE_SECONDS = 0.2  # a beat later than this: some function blocked the event loop
@@ -306,6 +307,7 @@ def main() -> None:
     page = Page(fd)
     os.close(fd)
     guarded(requests, (answers, trace), page)
+    screen_prints()
     faulthandler.enable(trace)
     faulthandler.register(signal.SIGUSR2, trace)
     os.register_at_fork(after_in_child=lambda: _forget(requests, answers))

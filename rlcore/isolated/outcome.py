@@ -6,6 +6,7 @@ import traceback
 from typing import NamedTuple
 
 from rlcore.errors import UnparseableGold
+from rlcore.secret_values import without_secrets
 
 _MESSAGE = 500  # characters kept of an error's message
 _TRACEBACK = 8000
@@ -34,12 +35,13 @@ class BadValue(Exception):
 def failure(e: BaseException) -> Outcome:
     """What an exception of a function means for its sample."""
     if isinstance(e, BadValue):
-        return Outcome(None, status="bad_value", message=str(e)[:_MESSAGE])
+        return Outcome(None, status="bad_value", message=without_secrets(str(e))[:_MESSAGE])
     if isinstance(e, UnparseableGold):
-        return Outcome(None, status="unparseable_gold", message=str(e)[:_MESSAGE])
+        return Outcome(None, status="unparseable_gold", message=without_secrets(str(e))[:_MESSAGE])
     status = "timeout" if isinstance(e, TimeoutError) else "error"
     lines = traceback.format_exception(type(e), e, e.__traceback__, limit=-20)
-    return Outcome(None, status=status, message=last_line(e), traceback="".join(lines)[-_TRACEBACK:])
+    text = without_secrets("".join(lines))  # before a cut that may leave half of one
+    return Outcome(None, status=status, message=last_line(e), traceback=text[-_TRACEBACK:])
 
 
 def from_the_call_on(e: BaseException) -> BaseException:
@@ -51,4 +53,5 @@ def from_the_call_on(e: BaseException) -> BaseException:
 
 def last_line(e: BaseException) -> str:
     """`ValueError: what it says`, cut."""
-    return "".join(traceback.format_exception_only(type(e), e)).strip().splitlines()[-1][:_MESSAGE]
+    text = without_secrets("".join(traceback.format_exception_only(type(e), e)))
+    return text.strip().split("\n")[-1][:_MESSAGE]  # not at what a terminal only might take for a line end

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
+from rlcore.screen import message
+
 # What the console shows of a step: metric, its short name, its format.
 _SHOWN = (
     ("reward/mean", "reward", ".3f"),
@@ -65,9 +67,9 @@ class Console:
 
     def say(self, text: str) -> None:
         if self._bar is not None:
-            self._bar.console.print(text, markup=False, highlight=False)
+            self._bar.console.print(message(text), markup=False, highlight=False)
         else:
-            print(text, flush=True)
+            print(message(text), flush=True)
 
     def close(self) -> None:
         if self._bar is not None:

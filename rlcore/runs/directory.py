@@ -12,6 +12,8 @@ from pathlib import Path
 
 from rlcore.errors import DiskError, RlcoreError, is_of_disk
 from rlcore.files import locked, require_writable, write_text
+from rlcore.screen import shown
+from rlcore.secret_values import clean
 
 
 @contextmanager
@@ -47,7 +49,7 @@ def _as_told(error: BaseException, run_dir: Path) -> BaseException:
 
 
 def _write_down(error: BaseException, name: str, run_dir: Path) -> None:
-    write_text(run_dir / "error.txt", getattr(error, "details", "") or traceback.format_exc())
+    write_text(run_dir / "error.txt", shown(getattr(error, "details", "") or traceback.format_exc()))
     event = {"time": time.time(), "event": "failed", "error": name, "message": str(error)}
     with (run_dir / "events.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(event) + "\n")
+        file.write(json.dumps(clean(event)) + "\n")

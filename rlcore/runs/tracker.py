@@ -22,6 +22,7 @@ from rlcore.files import write_text
 from rlcore.records import Group, Rollout
 from rlcore.runs.console import Console
 from rlcore.runs.sinks import SINKS, TensorBoard, Wandb
+from rlcore.secret_values import clean
 
 
 class Tracker:
@@ -56,6 +57,8 @@ class Tracker:
             (run_dir / "rollouts").mkdir(parents=True, exist_ok=True)
             write_text(run_dir / "config.yaml", OmegaConf.to_yaml(self._config))
             _drop_lines(run_dir / "events.jsonl", lambda line: True)
+            if (run_dir / "metrics.jsonl").exists():  # it is opened at the first step only
+                (run_dir / "metrics.jsonl").open("a").close()
             self._events = (run_dir / "events.jsonl").open("a", encoding="utf-8")
         except OSError as e:
             raise ConfigError(f"run_dir: cannot write to {run_dir}: {e}") from e
@@ -98,7 +101,7 @@ class Tracker:
         self._write_rollouts(file, groups, lambda group, rollout: {})
 
     def event(self, name: str, **fields: Any) -> None:
-        """Something that happened, with the time. What JSON cannot hold is written as text."""
+        """Something that happened, with the time. What JSON cannot hold is written as text, without secrets."""
         _append(self._events, {"time": time.time(), "event": name} | fields)
 
     def warn(self, name: str, message: str, **fields: Any) -> None:
@@ -128,9 +131,10 @@ class Tracker:
         if self._metrics is not None:
             return
         path = self.run_dir / "metrics.jsonl"
-        _drop_lines(path, lambda line: line["step"] < step)
+        _drop_lines(path, lambda line: isinstance(line.get("step"), int) and line["step"] < step)
         for old in (self.run_dir / "rollouts").glob("*step_*.jsonl"):
-            if int(old.stem.rpartition("_")[2]) >= step:
+            of = re.search(r"step_([0-9]+)\.jsonl$", old.name)
+            if of and int(of[1]) >= step:
                 old.unlink()
         self._metrics = path.open("a", encoding="utf-8")
         self._console.begin(step)
@@ -174,7 +178,7 @@ def _of_rollout(rollout: Rollout, sample: int, prompt: str | list[int]) -> dict[
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, default=str)
+    return json.dumps(clean(value))
 
 
 def _append(file: IO[str], line: Mapping[str, Any]) -> None:

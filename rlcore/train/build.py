@@ -12,7 +12,8 @@ from rlcore.cluster.placement import Cluster
 from rlcore.cluster.turns import Phases, Turns
 from rlcore.config import Config, compute_dtype
 from rlcore.plugins import plugin
-from rlcore.runs.checkpoint import Checkpoints, export
+from rlcore.runs.checkpoint import ASIDE, Best, Checkpoints, step_of
+from rlcore.runs.export import export
 from rlcore.runs.tracker import Tracker
 from rlcore.train.loop import train
 from rlcore.train.prepare import Say
@@ -47,10 +48,11 @@ class Ready(Protocol):
 
 
 class Finished(NamedTuple):
-    """What came of a run: the exported model, and what `whole_run` was told of unread keys."""
+    """What came of a run: the exported model, what `whole_run` was told of unread keys, the best checkpoint."""
 
     exported: Path
     unread: dict[str, str]
+    best: Best | None
 
 
 def whole_run(
@@ -59,13 +61,15 @@ def whole_run(
     stage: Stage,
     say: Say,
     unread: Callable[[set[str]], dict[str, str]] = lambda read_by_workers: {},
+    step: int | None = None,
 ) -> Finished:
     """Build, train, export; everything started is ended. `say(text)` tells the user what is being started.
 
     `unread` says which keys had no effect, given the config fields that the workers have read: an event at the end.
+    `step`: which checkpoint to go on from; None: the newest, if there is one.
     """
     with ExitStack() as ending:
-        run, groups = build(cfg, resolved, stage, say, ending)
+        run, groups = build(cfg, resolved, stage, say, ending, step)
         run.tracker.event("started", steps=cfg.steps)
         train(run)
         run_dir = run.tracker.run_dir
@@ -73,15 +77,17 @@ def whole_run(
         if keys := unread(set().union(*(group.fields_read() for group in groups))):
             run.tracker.event("unread", keys=keys)
         run.tracker.close("done")
-        return Finished(exported, keys)
+        return Finished(exported, keys, run.checkpoints.best())
 
 
 def build(
-    cfg: Config, resolved: DictConfig, stage: Stage, say: Say, ending: ExitStack
+    cfg: Config, resolved: DictConfig, stage: Stage, say: Say, ending: ExitStack, step: int | None = None
 ) -> tuple[Run, list[WorkerGroup]]:
-    """Start everything: rows first, then Ray, then the models. `ending` ends it, however far it came."""
+    """Start everything: what to go on from, rows, Ray, the models. `ending` ends it, however far it came."""
     run_dir = Path(str(cfg.run_dir))
     run_dir.mkdir(parents=True, exist_ok=True)
+    checkpoints = Checkpoints(run_dir, cfg.keep_checkpoints, cfg.keep_best)
+    start = _start(checkpoints, step, say)
     ready: Ready = plugin(stage.made_by, "stage")(cfg, say)
     ending.callback(ready.close)
     cfg, watch = ready.cfg, Watch()
@@ -99,11 +105,25 @@ def build(
         cfg=cfg,
         phase=Phases(watch, Turns(groups, sleep)),
         tracker=tracker,
-        checkpoints=Checkpoints(run_dir, cfg.keep_checkpoints, cfg.keep_best),
+        checkpoints=checkpoints,
         parts=ready.parts(tracker),
         device=cluster.device,
+        start=start,
     )
     return run, groups
+
+
+def _start(checkpoints: Checkpoints, step: int | None, say: Say) -> Path | None:
+    """The checkpoint to go on from, told and verified."""
+    for path in checkpoints.left_by_a_kill():
+        say(f"checkpoints: passing over {path}: a process was killed while it saved or deleted it")
+    found = checkpoints.latest(step)
+    if found is not None:
+        say(f"checkpoints: going on from step {step_of(found)}, {found}")
+        later = [path.name for path in checkpoints.all() if step_of(path) > step_of(found)]
+        if later:
+            say(f"checkpoints: {', '.join(later)} will be set aside in {checkpoints.directory / ASIDE}")
+    return found
 
 
 def _started(ready: Ready, cluster: Cluster, watch: Watch, say: Say) -> tuple[list[WorkerGroup], dict[str, Any]]:

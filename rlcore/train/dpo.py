@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from rlcore.workers.actor import Actor
 
-_FILE = "reference_logp.safetensors"
+_FILE, _DIGEST = "reference_logp.safetensors", "sha256"
 
 
 class DirectPreference(Supervised):
@@ -90,7 +90,7 @@ class ReferenceLogp:
             self.known |= {name: column[tokens].clone() for name, tokens in _parts(batch)}
         if new:
             with written_aside(self.file) as file:
-                save_file(self.known, file, metadata=self.of)
+                save_file(self.known, file, metadata=self.of | {_DIGEST: _digest(self.known)})
 
     def _read(self) -> dict[str, Tensor]:
         from safetensors import safe_open
@@ -100,6 +100,8 @@ class ReferenceLogp:
                 of, known = opened.metadata() or {}, {name: opened.get_tensor(name) for name in opened.keys()}
         except Exception as e:  # safetensors raises its own error for a torn file
             raise CheckpointError(f"{self.file}: {e}; delete it to compute it anew") from e
+        if of.get(_DIGEST) != _digest(known):
+            raise CheckpointError(f"{self.file}: its content is not what was saved; delete it to compute it anew")
         wrong = [f"{key} {of.get(key)}, not {value}" for key, value in self.of.items() if of.get(key) != value]
         if wrong:
             raise CheckpointError(
@@ -112,6 +114,13 @@ class ReferenceLogp:
         import torch
 
         return torch.cat([self.known[name] for name, _ in _parts(batch)])
+
+
+def _digest(columns: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(columns):
+        digest.update(name.encode() + columns[name].numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _parts(batch: Batch) -> Iterator[tuple[str, slice]]:

@@ -14,6 +14,7 @@ from rlcore.data.sources import source_names
 from rlcore.errors import DataError
 from rlcore.plugins import absolute
 from rlcore.records import Prompt
+from rlcore.screen import shown
 
 if TYPE_CHECKING:
     from rewards.manager import RewardManager
@@ -130,14 +131,14 @@ def leave_out_unscorable(prompts: Scorable, rewards: RewardManager, cfg: Config,
         return
     listed = [f"  {prompts.at(prompt)}: {why}" for prompt, why in bad]
     what = f"{len(bad)} of {len(prompts)} rows of {prompts.sources} have a gold answer that cannot be read"
-    shown = "\n".join(listed[:_LISTED])
+    first = "\n".join(listed[:_LISTED])
     if len(bad) > cfg.reward.max_failed_fraction * len(prompts):
         raise DataError(
             f"{what}, more than reward.max_failed_fraction {cfg.reward.max_failed_fraction:g}; check reward.fns and "
-            f"data.answer_column ({cfg.data.answer_column}). The first:\n{shown}"
+            f"data.answer_column ({cfg.data.answer_column}). The first:\n{first}"
         )
     everyone = Path(str(cfg.run_dir)) / "unparseable_gold.txt"
     with everyone.open("a", encoding="utf-8") as file:
-        file.write("\n".join(listed) + "\n")
-    say(f"data: {what}; left out, all listed in {everyone}. The first:\n{shown}")
+        file.write(shown("\n".join(listed)) + "\n")
+    say(f"data: {what}; left out, all listed in {everyone}. The first:\n{first}")
     prompts.without({prompt.id for prompt, _ in bad})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from rlcore.errors import ConfigError
@@ -65,6 +66,7 @@ class Run:
     checkpoints: Checkpoints
     parts: Parts
     device: str
+    start: Path | None = None  # the checkpoint to go on from, which has been verified
     numbers: Numbers = field(default_factory=dict)  # of the step that is being made
     restored: int = 0  # the step this process went on from
 
@@ -73,11 +75,12 @@ class Run:
         return self.parts.source
 
     def restore(self) -> int:
-        """The step to go on from: 0, or the newest checkpoint's, with all that a run needs to go on restored.
+        """The step to go on from: 0, or that of the checkpoint `start`, with all that a run needs to go on restored.
 
-        What an earlier attempt wrote about later steps goes; of one that left no checkpoint nothing stays.
+        What an earlier attempt wrote about later steps goes, its later checkpoints aside; of one that left no
+        checkpoint nothing stays.
         """
-        found = self.checkpoints.latest()
+        found = self.start
         state = None if found is None else checkpoint.state_of(found)
         with self.phase("restore"):
             self.parts.learner.begin(state)
@@ -88,7 +91,10 @@ class Run:
             self.tracker.begin_after(-1)
             return 0
         self.restored = state["step"]
+        aside = self.checkpoints.set_aside_after(self.restored)
         self.tracker.begin_after(self.restored)
+        if aside:
+            self.tracker.event("set_aside", checkpoints=[str(path) for path in aside])
         self.tracker.event("resumed", step=self.restored, checkpoint=found.name)
         return self.restored
 

@@ -310,4 +310,5 @@ def toy_run(cfg: Config) -> Toy:
     )
     checkpoints = Checkpoints(run_dir, cfg.keep_checkpoints, cfg.keep_best)
     run = Run(cfg, Phases(watch, lambda phase: None), tracker, checkpoints, parts, "cpu")
+    run.start = checkpoints.latest()
     return Toy(run, prompts, rewards, actor, reference, critic, rollouts, credit)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from rlcore.compose import stages
 from rlcore.compose.stages import STAGES, Stage, stage_of
 from rlcore.config import fields_read, forget_reads
-from rlcore.errors import ConfigError, DataError
+from rlcore.errors import CheckpointError, ConfigError, DataError
 from rlcore.runs.checkpoint import Checkpoints
 from rlcore.runs.tracker import Tracker
 from tests.close import assert_close
@@ -118,6 +118,27 @@ def test_a_run_that_was_killed_goes_on_to_the_same_numbers(
     state, export = "checkpoints/step_000005/state.json", "export/model.safetensors"
     assert (tmp_path / "cut" / state).read_text() == (tmp_path / "whole" / state).read_text()
     assert (tmp_path / "cut" / export).read_bytes() == (tmp_path / "whole" / export).read_bytes()
+
+
+def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_an_older_one_to_the_same_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = config(tmp_path, "sft")
+    run(cfg, monkeypatch)
+    whole, newest = lines(tmp_path / "metrics.jsonl"), tmp_path / "checkpoints/step_000005"
+    exported = (tmp_path / "export/model.safetensors").read_bytes()
+    table = bytearray((newest / "model/model.safetensors").read_bytes())
+    table[-1] ^= 1
+    (newest / "model/model.safetensors").write_bytes(table)
+    with pytest.raises(CheckpointError, match=rf"model.safetensors: its content.*rlcore resume {tmp_path} step=4"):
+        run(cfg, monkeypatch)
+    run(cfg, monkeypatch, step=4)
+    assert lines(tmp_path / "metrics.jsonl") == whole
+    assert (tmp_path / "export/model.safetensors").read_bytes() == exported
+    assert [path.name for path in (tmp_path / "checkpoints/set_aside").iterdir()] == ["step_000005"]
+    (aside,) = (e for e in lines(tmp_path / "events.jsonl") if e["event"] == "set_aside")
+    assert aside["checkpoints"] == [str(tmp_path / "checkpoints/set_aside/step_000005")]
+    assert [path.name for path in Checkpoints(tmp_path, 2).all()] == ["step_000004", "step_000005"]
 
 
 def test_nothing_stays_of_an_attempt_without_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,16 +18,18 @@ from rlcore.config import Config, TrackerConfig
 from rlcore.errors import WorkerError
 from rlcore.isolated.outcome import Outcome
 from rlcore.records import Group, Prompt, Response, Rollout
-from rlcore.runs.checkpoint import Checkpoints, export
+from rlcore.runs.checkpoint import Checkpoints
 from rlcore.runs.directory import recorded
+from rlcore.runs.export import export
 from rlcore.runs.tracker import Tracker
 from rlcore.train.dpo import ReferenceLogp
 from rlcore.train.prepare import leave_out_unscorable
+from tests.processes.rows import Rows
 
 CONFIG = {"steps": 2, "model": {"path": "demo"}, "data": {"train": ["a.jsonl"]}}
 
 READER = """
-import json, struct, sys
+import hashlib, json, struct, sys
 from pathlib import Path
 
 import yaml
@@ -46,10 +48,14 @@ def weights(directory):
 
 
 def checkpoint(directory):
-    sizes = json.loads((directory / "manifest.json").read_text())
-    there = {str(p.relative_to(directory)): p.stat().st_size for p in directory.rglob("*") if p.is_file()}
-    assert sizes == {name: size for name, size in there.items() if name != "manifest.json"}, (sizes, there)
-    return [sorted(sizes), json.loads((directory / "state.json").read_text()), weights(directory / "model")]
+    manifest = json.loads((directory / "manifest.json").read_text())
+    files = [p for p in sorted(directory.rglob("*")) if p.is_file() and p.name != "manifest.json"]
+    said = [[p.stat().st_size, hashlib.sha256(p.read_bytes()).hexdigest()] for p in files]
+    there = {str(p.relative_to(directory)): {"bytes": n, "sha256": s} for p, (n, s) in zip(files, said, strict=True)}
+    own = manifest.pop("sha256")
+    assert own == hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    assert manifest == {"format": 1, "files": there}, (manifest, there)
+    return [sorted(there), json.loads((directory / "state.json").read_text()), weights(directory / "model")]
 
 
 def tensorboard(directory):
@@ -204,35 +210,11 @@ print(json.dumps({
 """
 
 
-class OneBad:
-    """Rewards and prompts of which one gold answer cannot be read."""
-
-    sources = "a.jsonl"
-
-    def __init__(self) -> None:
-        self.left = [Prompt(f"a:{i}", [i], "x") for i in range(30)]
-
-    def __len__(self) -> int:
-        return len(self.left)
-
-    def all(self) -> list[Prompt]:
-        return self.left
-
-    def at(self, prompt: Prompt) -> str:
-        return f"a.jsonl, line {prompt.id[2:]}"
-
-    def without(self, ids: set[str]) -> None:
-        self.left = [prompt for prompt in self.left if prompt.id not in ids]
-
-    def unscorable(self, prompts: list[Prompt], deadline_seconds: float) -> list[tuple[Prompt, str]]:
-        return [(prompts[7], "gsm8k: 'x' is no number")]
-
-
 def test_what_only_some_runs_leave(tmp_path: Path) -> None:
     """Samples whose reward failed, rows whose gold answer cannot be read, DPO's reference column."""
     prompt = Prompt("a:1", [1], "7", {"question": "3 + 4", "weight": float("nan")})
     quarantine.put(tmp_path / "quarantine.jsonl", prompt, Response("7\u2028"), "mine", Outcome(None, status="error"))
-    cfg, rows, said = Config(run_dir=str(tmp_path)), OneBad(), []
+    cfg, rows, said = Config(run_dir=str(tmp_path)), Rows(30, "gsm8k: 'x' is no number"), []
     leave_out_unscorable(rows, rows, cfg, said.append)  # type: ignore[arg-type]
     assert len(rows) == 29 and "1 of 30 rows of a.jsonl" in said[0]
     pair = Group([Rollout(prompt, [1, t], [0.0] * 2, [False, True], "stop", 0, reward=0.0) for t in (2, 3)])

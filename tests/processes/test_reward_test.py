@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from rlcore.cli.rewards_test import reward_test
+from rlcore.cli.shell import guarded
 from rlcore.errors import ConfigError, DataError, RewardError
 
 
@@ -30,6 +32,37 @@ def test_it_shows_prompt_response_gold_parts_and_time_of_every_call(data: str, c
     assert "-- response: column response" in out and "response: It is 8." in out
     assert out.count("reward: 0   parts: gsm8k 0   time: ") == 3 and out.count("reward: 1   parts: gsm8k 1") == 3
     assert "6 calls on 2 rows, each ended with a score" in out
+
+
+def test_no_text_of_a_model_a_row_or_a_reward_moves_the_terminal(
+    tmp_path: Path, capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codes = "\x1b]52;c;aGk=\x07\x1b[2J\r\x9b31m\u202e\u2066\x08\ud800 \u00e9"
+    seen = "\\x1b]52;c;aGk=\\x07\\x1b[2J\\r\\x9b31m\\u202e\\u2066\\x08\\ud800 \u00e9"
+    row = {"question": f"q{codes}", "answer": f"a{codes}", f"response{codes}": f"r{codes}\r\n[rlcore] done\n"}
+    (tmp_path / "rows\x1b[1m.jsonl").write_text(json.dumps(row) + "\n")
+    (tmp_path / "mine.py").write_text(
+        f"import os, sys\ncodes = {codes!r}\ndef says(prompt, response):\n"
+        "    print(f'p{codes}')\n    print(os.environ['MY_API_KEY'], file=sys.stderr)\n"
+        "    return {'score': 1.0, f'part{codes}': 1.0} if response[:1] == 'r' else str(1 / 0)\n"
+        "def fails(prompt, response):\n    raise ValueError(f'e{codes}')\n"
+    )
+    monkeypatch.setenv("MY_API_KEY", "opensesame")
+    data = [*("--data", f"{tmp_path}/rows\x1b[1m.jsonl"), "--responses", f"response{codes}"]
+    with pytest.raises(RewardError) as error:
+        reward_test(["test", f"{tmp_path}/mine.py:says", f"{tmp_path}/mine.py:fails", *data])
+    out, err = capfd.readouterr()
+    assert guarded(lambda: throw(error.value)) == 3
+    err += capfd.readouterr().err
+    assert re.findall(r"[^\n -~\u00e9]", out + err) == []
+    for start in ("q", "a", "r", "p", "column response", "part", "ValueError: e"):
+        assert start + seen in out, start
+    assert f"ValueError: e{seen}" in err and "rows\\x1b[1m.jsonl, line 1" in out and "***\n" in err
+    assert "\n            [rlcore] done\n" in out  # not at the margin
+
+
+def throw(error: Exception) -> int:
+    raise error
 
 
 def test_a_gold_answer_that_cannot_be_read_is_said(data: str, capsys: pytest.CaptureFixture) -> None:

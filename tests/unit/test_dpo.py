@@ -146,6 +146,13 @@ def test_a_torn_reference_column_is_refused_by_name(tmp_path: Path) -> None:
     column: Any = ReferenceLogp(ToyActor(), file, OF, each=1)  # type: ignore[arg-type]
     with pytest.raises(CheckpointError, match="reference_logp.safetensors.*delete it"):
         column.compute(groups_of(pairs([3, 3])))
+    file.unlink()
+    column.compute(groups_of(pairs([3, 3])))
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match="reference_logp.safetensors: its content is not.*delete it"):
+        column.compute(groups_of(pairs([3, 3])))
 
 
 def test_the_reference_column_of_another_model_is_refused(tmp_path: Path) -> None:

@@ -5,12 +5,15 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from rlcore.errors import CheckpointError, ConfigError, RlcoreError, WorkerError
 from rlcore.files import locked
 from rlcore.runs import checkpoint as checkpointing
-from rlcore.runs.checkpoint import Checkpoints, export, state_of
+from rlcore.runs.checkpoint import Checkpoints, state_of
 from rlcore.runs.directory import recorded
+from rlcore.runs.export import export
 
 
 def test_two_at_once_are_refused(tmp_path: Path) -> None:
@@ -36,6 +39,7 @@ def test_an_error_is_kept_and_named(tmp_path: Path) -> None:
 def write(directory: Path) -> None:
     (directory / "model").mkdir()
     (directory / "model/config.json").write_text("{}")
+    save_file({"w": torch.ones(2)}, directory / "model/model.safetensors")
 
 
 def checkpoint(run_dir: Path) -> Path:

@@ -132,6 +132,8 @@ def test_resume_drops_what_will_be_written_again(tmp_path: Path, told: bool) -> 
     first.event("saved")
     with (tmp_path / "metrics.jsonl").open("a") as file:  # killed while it wrote
         file.write('{"step": 4, "rew')
+    (tmp_path / "metrics.jsonl").write_text("{}\n[1]\n\0\0\n" + (tmp_path / "metrics.jsonl").read_text())
+    (tmp_path / "rollouts/mine_step_x.jsonl").touch()
     with (tmp_path / "events.jsonl").open("a") as file:
         file.write('{"event": "torn')
     second = tracker(tmp_path)
@@ -141,7 +143,7 @@ def test_resume_drops_what_will_be_written_again(tmp_path: Path, told: bool) -> 
     second.log(3, {"reward/mean": 30.0})
     second.close("done")
     assert [line["reward/mean"] for line in lines(tmp_path / "metrics.jsonl")] == [1.0, 2.0, 30.0]
-    left = {p.name for p in (tmp_path / "rollouts").iterdir()}
+    left = {p.name for p in (tmp_path / "rollouts").iterdir()} - {"mine_step_x.jsonl"}
     assert left == {f"{kind}step_00000{i}.jsonl" for kind in ("", "eval_test_") for i in (1, 2)}
     assert [e["event"] for e in lines(tmp_path / "events.jsonl")][-2:] == ["saved", "closed"]
 
@@ -204,6 +206,10 @@ def test_sinks_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="run_dir: cannot write"):
         tracker(tmp_path / "file")
+    for name in ("metrics.jsonl", "events.jsonl"):
+        (tmp_path / name / name).mkdir(parents=True)
+        with pytest.raises(ConfigError, match=f"run_dir: cannot write.*{name}"):
+            tracker(tmp_path / name)
 
 
 def test_sinks_are_imported_only_when_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
