@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 STARTS = ("subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system")
+NOT_OURS = "fc-list"  # matplotlib, which reasoning_gym imports, asks once a machine which fonts there are
 here = [False]  # whether one of our tests runs: a hook cannot be taken away again
 
 
 def refuse(event: str, args: Any) -> None:
-    if here[0] and event in STARTS:
+    if here[0] and event in STARTS and args[:1] != (NOT_OURS,):
         raise RuntimeError(f"{event} {str(args)[:200]}: a test that starts a process belongs in tests/processes")
 
 
