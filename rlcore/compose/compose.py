@@ -296,6 +296,11 @@ def _job_of_sweep(composed: Composed, sweep: list[str], job: list[str], number: 
     return compose(composed.recipe, [*job, *where])[0]
 
 
+def _unresolved(task: Any) -> list[str]:
+    """A job's overrides as they were written: Hydra's list gives what their ${...} stand for."""
+    return typing.cast("list[str]", OmegaConf.to_container(task))
+
+
 def _without_secrets(main: Callable[[], Any]) -> None:
     """What `--cfg job --resolve` prints has the values of the environment's variables."""
     printed = io.StringIO()
@@ -322,7 +327,7 @@ def run_with_hydra(
         try:
             mine = composed
             if str(state.mode).endswith("MULTIRUN"):
-                mine = _job_of_sweep(composed, overrides, list(state.overrides.task), state.job.num)
+                mine = _job_of_sweep(composed, overrides, _unresolved(state.overrides.task), state.job.num)
             codes.append(task(as_config(mine.config), mine))
         except BaseException as e:
             failed.append(e)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,7 +26,8 @@ class Wandb:
         import wandb
 
         identity = run_dir / "wandb_id"
-        if step <= 1 or not identity.exists():
+        known = identity.read_bytes() if identity.exists() else b""
+        if step <= 1 or re.fullmatch(rb"[0-9a-f]{12}", known) is None:  # torn: its run cannot be gone on with
             write_text(identity, uuid.uuid4().hex[:12])
         # wandb's own process outlives the workers, to send the last lines.
         marker = os.environ.pop(cleanup.VARIABLE, None)

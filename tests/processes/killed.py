@@ -16,13 +16,7 @@ from rlcore.files import written_aside
 from rlcore.runs.checkpoint import Checkpoints, state_of
 
 os.fsync = lambda handle: None  # a process that dies takes nothing of the system's cache with it
-_TRACED = (
-    "/rlcore/files.py",
-    "/rlcore/runs/checkpoint.py",
-    "/rlcore/runs/manifest.py",
-    "/tests/processes/killed.py",
-    "/shutil.py",
-)
+_TRACED = ("/rlcore/files.py", "/rlcore/runs/checkpoint.py", "/tests/processes/killed.py", "/shutil.py")
 
 
 def deaths(work: Callable[[int], None], before: Callable[[int], object] = lambda n: None) -> Iterator[int]:

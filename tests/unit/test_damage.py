@@ -114,6 +114,11 @@ FAULTS = {
     "a linked directory": (lambda at: linked(at, "model"), "model: a link"),
     "a pipe": (lambda at: os.mkfifo(at / "model/pipe"), "model/pipe: a link or a special file"),
     "a linked checkpoint": (lambda at: linked(at.parent, at.name), "step_000009: a checkpoint is a directory"),
+    "a file in its place": (
+        lambda at: (shutil.rmtree(at), at.write_text("")),
+        "step_000009: a checkpoint is a directory, this is a link or a file",
+    ),
+    "an empty directory": (lambda at: (shutil.rmtree(at), at.mkdir()), f"{NAME}: missing"),
     "an index above": (lambda at: outside_index(at, "../../../evil.safetensors"), f"{INDEX}: it names '../../../evil"),
     "an index from the root": (
         lambda at: outside_index(at, str(at.parents[1] / "evil.safetensors")),

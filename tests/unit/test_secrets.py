@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from rewards.over_http.http import Endpoint, ending_in
 from rlcore import secret_values
 from rlcore.cli.serve_reward import _options
-from rlcore.compose.compose import as_config, compose, compose_rewards, compose_run
+from rlcore.compose.compose import as_config, compose, compose_rewards, compose_run, run_with_hydra
 from rlcore.config import all_keys
 from rlcore.errors import ConfigError
 from rlcore.secret_values import clean, variables_in, without_secrets, written_in
@@ -167,6 +167,18 @@ def test_a_reference_stays_one_and_resume_wants_it(tmp_path: Path, monkeypatch: 
     with pytest.raises(ConfigError, match=r"steps .*: what \$\{oc.env:N_STEPS\} stands for is no value of it") as error:
         compose("demo", ["steps=${oc.env:N_STEPS}"])
     assert "hunter3" not in str(error.value)
+
+
+def test_a_reference_stays_one_in_every_job_of_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_ID", "hunter2")
+    lines = [*JUDGE, "reward.args.judge.url=https://h/v1?key=${oc.env:JUDGE_ID}", "seed=1,2", f"run_dir={tmp_path}/s"]
+    composed, for_hydra = compose("demo", lines, multirun=True)
+    seen = []
+    note = lambda cfg, mine: seen.append((cfg.seed, cfg.reward.args, OmegaConf.to_yaml(mine.config))) or 0  # noqa: E731
+    assert run_with_hydra(composed, for_hydra, ["--multirun"], note) == 0
+    assert [(seed, args["judge"]["url"]) for seed, args, _ in seen] == [(s, "https://h/v1?key=hunter2") for s in (1, 2)]
+    written = [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
+    assert "hunter2" not in "".join([*written, *(text for _, _, text in seen)])
 
 
 def test_an_endpoint_has_no_query_in_what_it_says() -> None:

@@ -187,14 +187,16 @@ def test_wandb_goes_on_in_its_own_run(tmp_path: Path, monkeypatch: pytest.Monkey
         finish = staticmethod(lambda exit_code: ended.append(exit_code))
 
     monkeypatch.setattr(wandb, "init", lambda **asked: began.append(asked) or Run())
-    for step in (1, 3, 1):  # a fresh run, a resumed one, a fresh one in the same directory
+    for step in (1, 3, 1, 3):  # a fresh run, a resumed one, a fresh one in the same directory, a resumed torn one
+        if len(began) == 3:
+            (tmp_path / "wandb_id").write_bytes(b"\0\0")
         run = tracker(tmp_path, ["wandb"])
         run.log(step, {"x": 1.0})
         run.close(status)
-    first, resumed, fresh = (asked["id"] for asked in began)
-    assert first == resumed != fresh
+    first, resumed, fresh, torn = (asked["id"] for asked in began)
+    assert first == resumed != fresh != torn and len(torn) == 12
     assert began[0]["project"] == "rlcore" and began[0]["name"] == "a name" and began[0]["config"] == CONFIG
-    assert ended == [0 if status == "done" else 1] * 3
+    assert ended == [0 if status == "done" else 1] * 4
 
 
 def test_sinks_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
