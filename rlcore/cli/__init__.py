@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from rlcore.compose.stages import STAGES
+from rlcore.surroundings import settle
 
 USAGE = """usage: rlcore COMMAND ...
 
@@ -25,6 +26,7 @@ _COMMANDS = (*STAGES, "rewards", "serve-reward", "resume", "export")
 
 def main() -> None:
     """Run the command that was typed, and exit with its code."""
+    settle()
     from rlcore.cli.shell import guarded, print_usage
 
     command, *args = sys.argv[1:] or ["help"]
