@@ -23,7 +23,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from rlcore.cluster import cleanup
 from rlcore.cluster.deadlines import Watch, Worker
 from rlcore.cluster.local_ray import LocalRay, join
-from rlcore.cluster.signals import held, mute_ray
+from rlcore.cluster.signals import held, mute_ray, shut_down_ray
 from rlcore.config import DeadlineConfig, Device, Placement, PlacementConfig, RayConfig
 from rlcore.errors import ConfigError, WorkerError
 
@@ -174,7 +174,7 @@ class Cluster:
         if self.local is None:
             for group in set(self.groups.values()):
                 remove_placement_group(group)
-        ray.shutdown()
+        shut_down_ray()
         os.environ.pop(cleanup.VARIABLE, None)
         cleanup.sweep(self.run_id, spare=frozenset({os.getpid()}))
         if isinstance(error, WorkerError):

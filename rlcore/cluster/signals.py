@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+import ray
 from ray._private import utils, worker
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -16,30 +17,54 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @contextmanager
 def rays_kept_out() -> Iterator[None]:
-    """Around ray.init, which puts handlers of its own: one in Python, and one in C from which the process aborts.
-
-    The second comes with `connect`, which starts no process: during it signals wait, and find our handlers again.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handlers = {number: signal.getsignal(number) for number in ENDING}
+    """Around ray.init, which puts handlers of its own: one in Python, and in `connect`, which starts no process, one in
+    C that aborts the driver before it can clean up."""
     connect, set_handler = worker.connect, utils.set_sigterm_handler
 
     def connected(*args: Any, **kwargs: Any) -> None:
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
-        try:
+        with postponed():
             connect(*args, **kwargs)
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
     worker.connect, utils.set_sigterm_handler = connected, lambda handler: None
     try:
         yield
     finally:
         worker.connect, utils.set_sigterm_handler = connect, set_handler
+
+
+def shut_down_ray() -> None:
+    """ray.shutdown, in which C++ takes away the handlers that it has put, and with them ours."""
+    with postponed() as put_back:
+        if (node := worker._global_node) is not None:
+            kill = node.kill_all_processes
+
+            def kill_all_processes(**how: Any) -> None:  # the longest part, after what happens in C++
+                put_back()
+                kill(**how)
+
+            node.kill_all_processes = kill_all_processes
+        ray.shutdown()
+
+
+@contextmanager
+def postponed() -> Iterator[Callable[[], None]]:
+    """Signals wait until the end, and find the handlers of the beginning, or where these are put back already. Nothing
+    may be started in here, for it would inherit that signals are blocked."""
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    handlers = {number: signal.getsignal(number) for number in ENDING}
+
+    def put_back() -> None:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    try:
+        yield put_back
+    finally:
+        put_back()
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 @contextmanager
@@ -49,7 +74,7 @@ def held() -> Iterator[None]:
         yield
         return
     came: list[int] = []
-    handlers: dict[int, Any] = {number: signal.getsignal(number) for number in ENDING}
+    handlers = {number: signal.getsignal(number) for number in ENDING}
 
     def note(number: int, frame: FrameType | None) -> None:
         came.append(number)
