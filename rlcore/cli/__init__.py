@@ -7,6 +7,7 @@ import sys
 
 from rlcore.compose.stages import STAGES
 from rlcore.errors import ConfigError, nearest
+from rlcore.surroundings import settle
 
 USAGE = """usage: rlcore COMMAND ...
 
@@ -30,6 +31,7 @@ _COMMANDS = (*STAGES, "rewards", "serve-reward", "resume", "export")
 
 def main() -> None:
     """Run the command that was typed, and exit with its code."""
+    settle()
     from rlcore.cli.shell import guarded
 
     command, *args = sys.argv[1:] or ["help"]

@@ -1,8 +1,9 @@
 """Leaves no process behind: a tiny second process that outlives the driver by seconds and cleans up after it.
 
 Every process of a run inherits RLCORE_RUN_ID. This one waits for end-of-file on a pipe from the driver: that comes when
-the driver closes it or is killed in any way, SIGKILL included. Then it kills what still carries the id.
-Run as `python -S cleanup.py RUN_ID`: standard library and rlcore/processes.py only, a few MB.
+the driver closes it or is killed in any way, SIGKILL included. Then it kills what still carries the id and deletes
+FOLDER.
+Run as `python -S cleanup.py RUN_ID [FOLDER]`: standard library and rlcore/processes.py only, a few MB.
 """
 
 import os
@@ -35,6 +36,10 @@ def main() -> None:
     while marked(f"{VARIABLE}={run_id}") and time.monotonic() < until:
         time.sleep(0.2)
     sweep(run_id)
+    if len(sys.argv) > 2:
+        import shutil  # not while it waits: it brings compression with it
+
+        shutil.rmtree(sys.argv[2], ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ rollout phase ends the run then, not when it is next needed. `deadline` is for c
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -20,8 +21,10 @@ from ray._private import state
 from ray._private import worker as ray_worker
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayError, RayTaskError
 
+from rlcore.cluster import deaths
 from rlcore.errors import DiskError, RlcoreError, WorkerError, is_of_disk
 from rlcore.screen import message
+from rlcore.waiting import Waiting
 
 _LOOK_EVERY_SECONDS = 1.0
 _NEWS_OF_A_DEATH_SECONDS = 2.0
@@ -43,6 +46,7 @@ class Calls:
 
     def __init__(self, during: str) -> None:
         self.during = during
+        self.logs = "Ray's logs are under /tmp/ray/session_latest/logs of its machine"
 
     def look(self) -> None:
         """Raise WorkerError if anything has died that the waits depend on. Here nothing is known of others."""
@@ -76,26 +80,40 @@ class Calls:
             error.details = str(e)
             raise error from e
         except (ActorDiedError, ActorUnavailableError) as e:
-            raise WorkerError(f"{worker} died during {self.during}: {_short(str(e))}") from e
+            raise self.death_of(worker, str(e)) from e
         except GetTimeoutError as e:
             raise WorkerError(f"{worker}: its finished result did not arrive in 60 s, {self.during}") from e
         except RayError as e:  # for one, what it returned was lost with another
             self.blame(worker, e)
             raise WorkerError(f"{worker}, {self.during}: {type(e).__name__}: {e}") from e
 
+    def death_of(self, worker: Worker, notice: str) -> WorkerError:
+        error = WorkerError(f"{worker} died during {self.during}: {deaths.short(notice, self.logs)}")
+        error.details = notice
+        return error
+
     def gather(self, workers: Sequence[Worker], refs: Sequence[ray.ObjectRef], what: str, seconds: float) -> list[Any]:
         """All results, in order. Fails on the first worker that raises or dies, or after `seconds`."""
         worker_of = dict(zip(refs, workers, strict=True))
         results: dict[ray.ObjectRef, Any] = {}
-        until = time.monotonic() + seconds
+        waiting = self.waiting(what, seconds)
         while len(results) < len(refs):
-            waiting = {r: w for r, w in worker_of.items() if r not in results}
-            for ref in self.any(waiting, min(_LOOK_EVERY_SECONDS, until - time.monotonic())):
+            left = {r: w for r, w in worker_of.items() if r not in results}
+            for ref in self.any(left, min(_LOOK_EVERY_SECONDS, seconds - waiting.seconds)):
                 results[ref] = self.get(ref, worker_of[ref])
-            if len(results) < len(refs) and time.monotonic() > until:
-                late = ", ".join(str(w) for r, w in worker_of.items() if r not in results)
+            late = ", ".join(str(w) for r, w in worker_of.items() if r not in results)
+            if late and waiting.seconds > seconds:
                 raise WorkerError(f"{what}: no answer from {late} within {seconds:g} s, {self.during}")
+            waiting.look(lambda late=late: f"{late}, {self.during},")
+        self.over(waiting)
         return [results[r] for r in refs]
+
+    def waiting(self, what: str, seconds: float) -> Waiting:
+        """A wait that begins now and says what for, where somebody can read it. Here nobody can: this is no driver."""
+        return Waiting(what, seconds, say=lambda text: None)
+
+    def over(self, waiting: Waiting) -> None:
+        """It has ended well: the next of its kind may take as long."""
 
 
 class Watch(Calls):
@@ -110,8 +128,15 @@ class Watch(Calls):
         self.workers: list[Worker] = []
         self.also_alive: list[Callable[[], str | None]] = []
         self.closed = False  # set when the run ends: what dies from then on is meant to
-        self.on_fatal: Callable[[WorkerError], None] = lambda error: None  # the last thing done before such an exit
+        self.on_fatal: list[Callable[[WorkerError], None]] = []  # the last things done before such an exit
         self._looked = 0.0
+        self._usual: dict[str, float] = {}  # seconds that waits took, by their names
+
+    def waiting(self, what: str, seconds: float) -> Waiting:
+        return Waiting(what, seconds, self._usual.get(what, 0.0))
+
+    def over(self, waiting: Waiting) -> None:
+        self._usual[waiting.what] = max(self._usual.get(waiting.what, 0.0), waiting.seconds)
 
     @property
     def phase(self) -> str:
@@ -127,7 +152,7 @@ class Watch(Calls):
             return
         self._looked = time.monotonic()
         if (death := self._death()) is not None:
-            raise WorkerError(death)
+            raise death
 
     def blame(self, worker: Worker, error: BaseException) -> None:
         """Raise WorkerError if `worker` raised because another has died: who died is the news, who noticed is not.
@@ -138,18 +163,20 @@ class Watch(Calls):
         while (death := self._death()) is None and time.monotonic() < until:
             time.sleep(0.1)
         if death is not None:
-            raise WorkerError(f"{death}; {worker} then raised {type(error).__name__}") from error
+            told = WorkerError(f"{death}; {worker} then raised {type(error).__name__}")
+            told.details = death.details
+            raise told from error
 
-    def _death(self) -> str | None:
+    def _death(self) -> WorkerError | None:
         """What of the run has died, in words."""
         if (died := self._process_that_died()) is not None:
-            return f"{died} died during {self.during}; the run cannot go on without it"
+            return WorkerError(f"{died} died during {self.during}; the run cannot go on without it")
         if not self.workers:
             return None
         dead = state.actors(job_id=ray_worker.global_worker.current_job_id, actor_state_name="DEAD")
         for each in self.workers:
             if info := dead.get(each.handle._actor_id.hex()):
-                return f"{each} died during {self.during}: {_cause(info)}"
+                return self.death_of(each, deaths.notice(info["DeathCause"]))
         return None
 
     def _process_that_died(self) -> str | None:
@@ -160,7 +187,8 @@ class Watch(Calls):
 
         The driver gets 10 s to raise by itself; then the process says what died and exits, and the rest is cleaned up.
         """
-        threading.Thread(target=self._guard, daemon=True).start()
+        with without_signals():  # they are for the main thread
+            threading.Thread(target=self._guard, daemon=True).start()
 
     def _guard(self) -> None:
         while not self.closed:
@@ -176,7 +204,7 @@ class Watch(Calls):
 @contextmanager
 def deadline(seconds: float, what: str) -> Iterator[None]:
     """End the process with a name when `what` takes longer: for calls into Ray that cannot be given a timeout."""
-    late = WorkerError(f"{what} took longer than deadline.start_seconds {seconds:g}")
+    late = WorkerError(f"{what} took longer than {seconds:g} s")
     timer = threading.Timer(seconds, _exit, [late])
     timer.daemon = True
     timer.start()
@@ -186,22 +214,19 @@ def deadline(seconds: float, what: str) -> Iterator[None]:
         timer.cancel()
 
 
-def _exit(error: WorkerError, before: Callable[[WorkerError], None] = lambda error: None) -> None:
+def _exit(error: WorkerError, before: Sequence[Callable[[WorkerError], None]] = ()) -> None:
     """End the process from a thread, where raising would not reach the driver."""
     print(f"rlcore: WorkerError: {message(str(error))}", file=sys.stderr, flush=True)
-    before(error)
+    for each in before:
+        each(error)
     os._exit(error.exit_code)
 
 
-def _cause(info: Mapping[str, Any]) -> str:
-    return _short(str(info.get("DeathCause") or "cause unknown").replace("\\n", "\n"))
-
-
-def _short(death: str) -> str:
-    """What of Ray's long death notice a user can act on."""
-    if "Worker exit detail:" in death:
-        death = death.split("Worker exit detail:", 1)[1].split("Some common causes", 1)[0]
-        return f"{death.strip()} (killed, out of memory, or crashed; Ray's logs are under /tmp/ray/session_latest/logs)"
-    if "error_message:" in death:
-        death = death.split("error_message:", 1)[1]
-    return death.strip().strip('"').splitlines()[0]
+@contextmanager
+def without_signals() -> Iterator[None]:
+    """A thread that is started in here is never the one that a signal interrupts."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

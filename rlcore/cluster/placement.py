@@ -10,21 +10,20 @@ from __future__ import annotations
 import os
 import random
 import secrets
-import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private import worker
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rlcore.cluster import cleanup
-from rlcore.cluster.deadlines import Watch, Worker, deadline
+from rlcore.cluster.deadlines import Watch, Worker
+from rlcore.cluster.local_ray import LocalRay, join
+from rlcore.cluster.signals import held, mute_ray, shut_down_ray
 from rlcore.config import DeadlineConfig, Device, Placement, PlacementConfig, RayConfig
 from rlcore.errors import ConfigError, WorkerError
 
@@ -46,79 +45,58 @@ class Cluster:
         roles: dict[str, int],
         watch: Watch,
         debug: bool = False,
+        keep_logs_in: Path | None = None,
     ) -> None:
-        self.cfg, self.roles, self.watch = cfg, roles, watch
+        self.cfg, self.roles, self.watch, self._keep_logs_in = cfg, roles, watch, keep_logs_in
         self.seconds = deadline.start_seconds
         self.groups: dict[str, PlacementGroup] = {}
         self.run_id = secrets.token_hex(8)
-        self.local = ray_cfg.address is None
+        self.local: LocalRay | None = None
         self.colocated = cfg.mode == Placement.colocated
         self._cleanup: subprocess.Popen[bytes] | None = None
-        self._ray_processes: dict[str, subprocess.Popen[bytes]] = {}
         try:
             self._start(ray_cfg, debug)
             resources: dict[str, float] = ray.cluster_resources()  # type: ignore[assignment]
             gpus = resources.get("GPU", 0)
             self.device = "gpu" if cfg.device == Device.gpu or (cfg.device == Device.auto and gpus) else "cpu"
             self._place("GPU" if self.device == "gpu" else "CPU", resources)
-        except BaseException:
-            self.close()
+        except BaseException as e:
+            self.close(e)
             raise
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        self.close(error)
 
     def _start(self, cfg: RayConfig, debug: bool) -> None:
         os.environ[cleanup.VARIABLE] = self.run_id
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        if cfg.address is None:
+            self.local = LocalRay()
         self._cleanup = subprocess.Popen(
-            [sys.executable, "-S", str(Path(cleanup.__file__)), self.run_id],
+            [sys.executable, "-S", cleanup.__file__, self.run_id, *([self.local.folder.path] if self.local else [])],
             stdin=subprocess.PIPE,
             start_new_session=True,
             env={k: v for k, v in os.environ.items() if k != cleanup.VARIABLE},
         )
         self.watch.also_alive.append(self._cleanup_died)
         self.watch.guard()
-        logs = {"log_to_driver": debug, "logging_level": "INFO" if debug else "ERROR"}
-        handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-        try:
-            if cfg.address is None:
-                self._start_ray(cfg, logs)
-            else:
-                self._join_ray(cfg.address, logs)
-        finally:  # Ray puts its own, which abort the driver before it can clean up
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+        if not debug:
+            mute_ray()
+        if self.local is None:
+            join(str(cfg.address), debug)
+        else:
+            self.watch.also_alive.append(self.local.died)
+            self.watch.on_fatal.append(self._keep_logs)
+            if self._keep_logs_in is not None:
+                self.watch.logs = f"Ray's logs are in {self._keep_logs_in}"
+            self.local.start(cfg, self._devices(), debug)
 
-    def _join_ray(self, address: str, logs: dict[str, Any]) -> None:
-        try:
-            with deadline(self.seconds, f"joining the Ray cluster at {address}"):
-                ray.init(address=address, **logs)
-        except (ConnectionError, RuntimeError) as e:
-            raise ConfigError(
-                f"ray.address: cannot join {address!r}: {e}; start a cluster with `ray start`, and where it asks for "
-                "tokens, as Ray does by default, set RAY_AUTH_MODE=token"
-            ) from e
-
-    def _start_ray(self, cfg: RayConfig, logs: dict[str, Any]) -> None:
-        cores = os.cpu_count() or 1
-        wanted = max(self.roles.values()) if self.colocated else sum(self.roles.values())
-        store = cfg.object_store_mib * 2**20
-        try:
-            ray.init("local", num_cpus=max(cores, wanted), include_dashboard=False, object_store_memory=store, **logs)
-        except Exception as e:  # Ray raises this very class when its own 30 seconds for a start are over
-            load = os.getloadavg()[0]
-            raise WorkerError(
-                f"Ray does not start on this machine (load average {load:.0f}, {cores} cores): {e}"
-            ) from e
-        node: Any = worker._global_node
-        for kind in ("raylet", "gcs_server"):
-            for info in node.all_processes.get(kind, ()):
-                self._ray_processes[kind] = info.process
-        self.watch.also_alive.append(self._ray_died)
-
-    def _ray_died(self) -> str | None:
-        for kind, process in self._ray_processes.items():
-            if process.poll() is not None:
-                return f"Ray's {kind} (pid {process.pid})"
-        return None
+    def _devices(self) -> int:
+        """How many the roles take."""
+        return max(self.roles.values()) if self.colocated else sum(self.roles.values())
 
     def _cleanup_died(self) -> str | None:
         gone = self._cleanup is not None and self._cleanup.poll() is not None  # None: this cluster is closed
@@ -137,13 +115,15 @@ class Cluster:
                 f"placement: the roles {self.roles} need {needed} {resource}s in mode {self.cfg.mode.value}, the Ray "
                 f"cluster has {resources.get(resource, 0):g}; lower the ranks, colocate, or add nodes"
             )
-        until = time.monotonic() + self.seconds
+        waiting = self.watch.waiting("placement", self.seconds)
         for role, group in self.groups.items():
-            if not group.wait(timeout_seconds=max(1.0, until - time.monotonic())):
-                raise WorkerError(
-                    f"placement group for role {role} ({group.bundle_count} {resource}s) was not ready within "
-                    f"{self.seconds:g} s; other jobs hold the devices (`ray status` shows them)"
-                )
+            what = f"the {group.bundle_count} {resource}s of role {role}"
+            while not group.wait(timeout_seconds=1):
+                self.watch.look()
+                waiting.look(lambda what=what: f"{what}, which other jobs hold (`ray status` shows them)")
+                if waiting.seconds > self.seconds:
+                    held_by = "other jobs hold them (`ray status` shows them)"
+                    raise WorkerError(f"{what} were not free within {self.seconds:g} s: {held_by}")
 
     def strategy(self, role: str, index: int) -> PlacementGroupSchedulingStrategy:
         return PlacementGroupSchedulingStrategy(
@@ -163,6 +143,8 @@ class Cluster:
         if devices > 1:
             bundles = ",".join(str(i) for i in range(index, index + devices))
             env |= {"VLLM_RAY_PER_WORKER_GPUS": str(share), "VLLM_RAY_BUNDLE_INDICES": bundles}
+        if self.local is not None:
+            env["VLLM_RPC_BASE_PATH"] = str(self.local.folder.path)  # a TMPDIR may be too long for its sockets
         return {
             "num_cpus": share if self.device == "cpu" else 0,
             "num_gpus": share if self.device == "gpu" and devices == 1 else 0,
@@ -179,21 +161,34 @@ class Cluster:
             raise WorkerError(f"no process could start on the node of {first} within {self.seconds:g} s")
         return self.watch.get(ref, first)
 
-    def close(self) -> None:
-        """End everything the run started; safe to call twice, and after any failure."""
+    def close(self, error: BaseException | None = None) -> None:
+        """End everything the run started; safe to call twice, and after any failure. Ray's logs are kept where `error`
+        may be explained by them. A signal that comes meanwhile waits."""
+        with held():
+            self._close(error)
+
+    def _close(self, error: BaseException | None) -> None:
         if self._cleanup is None:
             return
         self.watch.closed = True
-        if not self.local:
+        if self.local is None:
             for group in set(self.groups.values()):
                 remove_placement_group(group)
-        ray.shutdown()
+        shut_down_ray()
         os.environ.pop(cleanup.VARIABLE, None)
         cleanup.sweep(self.run_id, spare=frozenset({os.getpid()}))
+        if isinstance(error, WorkerError):
+            self._keep_logs(error)
         assert self._cleanup.stdin is not None
         self._cleanup.stdin.close()
         self._cleanup.wait(timeout=30)
         self._cleanup = None
+        if self.local is not None:
+            self.local.close()
+
+    def _keep_logs(self, _error: WorkerError) -> None:
+        if self.local is not None and self._keep_logs_in is not None:
+            self.local.folder.keep_logs(self._keep_logs_in)
 
 
 @ray.remote

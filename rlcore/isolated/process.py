@@ -212,6 +212,8 @@ class Process:
 
 
 def _environment(cwd: str) -> dict[str, str]:
-    """The driver's environment and import path; one thread, and sets in the same order in every process."""
+    """The driver's environment and import path; one thread, and sets in the same order in every process. A script
+    that a function starts finds what lies beside it, as it does without us."""
     path = os.pathsep.join(entry or cwd for entry in sys.path)
-    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+    return inherited | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
