@@ -77,6 +77,7 @@ _READ_WITH = _table(
     (_above_0("critic.ranks"), [key for key in _keys("critic.") if key != "critic.ranks"]),
     (_listed("reward.fns", "reward_model"), _keys("reward_model.")),
     (_not_empty("data.eval"), _keys("eval.")),
+    (_equals("data.chat_template", "true"), ["data.chat_template_args"]),
     (_listed("tracker.sinks", "wandb"), ["tracker.project", "tracker.name"]),
     (_equals("ray.address", "null"), ["ray.object_store_mib"]),
 )

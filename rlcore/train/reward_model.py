@@ -23,7 +23,7 @@ class RewardModelling(Supervised):
     def load_tokenizer(self) -> Any:
         from rlcore.workers.reward_model_rank import preference_tokenizer
 
-        return preference_tokenizer(self.cfg.model, self.cfg.data.chat_template)
+        return preference_tokenizer(self.cfg.model, self.cfg.data)
 
     def read(self, sources: Sequence[str]) -> Pairs:
         return Pairs(sources, self.cfg.data, self.tokenizer, self.cfg.seed, self.cfg.rollout.max_response_tokens)
