@@ -56,14 +56,14 @@ def require_written(
                 same = False
             if same:
                 raise ValueError(
-                    f"message {i + 1} ({message['role']}): the tokenizer's chat template leaves {what} out, so the model "
-                    "would not see it; say it in a message the template writes"
+                    f"message {i + 1} ({message['role']}): the tokenizer's chat template leaves {what} out, so the "
+                    "model would not see it; say it in a message the template writes"
                 )
     return text
 
 
 def mark_in(tokenizer: Any, text: str, chat_template: bool = True) -> str | None:
-    """What of a text is no text to this tokenizer, if anything: a special token, or a mark of its chat template's turns.
+    """What of a text is no text to this tokenizer, if anything: a special token, or a mark of the template's turns.
 
     Tags as <think> are text, also where they are special tokens. Without a chat template only the tokens count that
     begin and end a sequence.
@@ -79,9 +79,9 @@ def require_plain(where: str, conversation: Sequence[Message], tokenizer: Any) -
         for field in ("content", "reasoning_content"):
             if (mark := mark_in(tokenizer, message.get(field) or "")) is not None:
                 raise DataError(
-                    f"{where}: message {number} ({message['role']}) holds {mark}, which is no text to the tokenizer but a "
-                    "mark; a prompt that is rendered already needs data.chat_template=false, in any other take it out, "
-                    "or leave the row out"
+                    f"{where}: message {number} ({message['role']}) holds {mark}, which is no text to the tokenizer "
+                    "but a mark; a prompt that is rendered already needs data.chat_template=false, in any other take it "
+                    "out, or leave the row out"
                 )
 
 
@@ -109,10 +109,8 @@ def _require_used(args: Mapping[str, Any], template: str) -> None:
             raise ConfigError(f"data.chat_template_args.{key}: is not to be set here; leave it out")
         names = _names(template)
         if key not in names:
-            known = f"; it reads {', '.join(sorted(names))}" if names else ""
-            raise ConfigError(
-                f"data.chat_template_args.{key}: the tokenizer's chat template does not read it{nearest(key, names)}{known}"
-            )
+            hint = f"{nearest(key, names)}; it reads {', '.join(sorted(names))}" if names else ""
+            raise ConfigError(f"data.chat_template_args.{key}: the tokenizer's chat template does not read it{hint}")
 
 
 @functools.lru_cache(maxsize=8)
@@ -131,7 +129,7 @@ def _names(template: str) -> frozenset[str]:
 
 
 def _render(tokenizer: Any, conversation: Sequence[Message], args: Mapping[str, Any], generation_prompt: bool) -> str:
-    """A content that is None stays None for the templates that ask for it, and is empty where it would become a word."""
+    """A content that is None stays None for the templates that ask for it, and is empty where it would be a word."""
     how = dict(args, add_generation_prompt=generation_prompt)
     if all(message["content"] is not None for message in conversation):
         return _apply(tokenizer, conversation, how)
@@ -158,16 +156,17 @@ def _continued(tokenizer: Any, conversation: Sequence[Message], args: Mapping[st
     """
     *before, last = conversation
     words = last["content"] or ""
-    if not words or "tool_calls" in last:
+    core = words.strip()
+    if not core or "tool_calls" in last:
         raise ValueError("its last message is the assistant's but has no words to be continued; leave that message out")
     opened = _render(tokenizer, before, args, generation_prompt=True)
     text = _apply(tokenizer, conversation, dict(args, continue_final_message=True))
-    if not text.endswith(words) and text.endswith(words.rstrip()):
-        text += words[len(words.rstrip()) :]
+    if not text.endswith(words) and text.rstrip().endswith(core):
+        text = text.rstrip().removesuffix(core) + words
     if not text.endswith(words):
         raise ValueError(
-            f"its last message is the assistant's, to be continued from {words[-40:]!r}, but the tokenizer's chat template "
-            "does not end with these words"
+            f"its last message is the assistant's, to be continued from {words[-40:]!r}, but the tokenizer's chat "
+            "template does not end with these words"
         )
     if text.startswith(opened) and text[len(opened) : len(text) - len(words)].strip():
         return opened + words[_overlap(opened, words) :]

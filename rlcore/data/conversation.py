@@ -72,8 +72,8 @@ def read_rows(loaded: Rows, cfg: DataConfig, answers_needed: bool = True) -> Rea
 def _answered(
     conversation: list[Message], loaded: Rows, i: int, cfg: DataConfig, column: str | None, learned: bool
 ) -> str | None:
-    """What the assistant says last, taken off, where it is the row's response: in rows to learn from that have no other.
-    Else its message stays, as the beginning of a response. DataError where it may be either."""
+    """What the assistant says last, taken off, where it is the row's response: in rows to learn from, without another
+    one. Else its message stays, as the beginning of a response. DataError where it may be either."""
     last, where = conversation[-1], loaded.at(i)
     if last["role"] != "assistant":
         return None
@@ -83,8 +83,8 @@ def _answered(
         return conversation.pop()["content"]
     if cfg.prompt_column == "auto" and column == "messages":
         raise DataError(
-            f"{where}: column messages ends with a message of the assistant's, which may be a response or the beginning "
-            "of one; with data.prompt_column=messages the model goes on from it, or leave the message out"
+            f"{where}: column messages ends with a message of the assistant's, which may be a response or the "
+            "beginning of one; with data.prompt_column=messages the model goes on from it, or leave the message out"
         )
     return None
 
@@ -208,10 +208,8 @@ def conversation_tokens(
     args: Mapping[str, Any] | None = None,
 ) -> list[int]:
     """The tokens of a conversation; with `generation_prompt`, of one that the assistant is to answer next, or to go on
-    with where the last message is its own. `args` are for the chat template.
-
-    A chat template writes its own special tokens; the plain contents get those that the tokenizer puts around any text,
-    but none twice, and none after what is to be answered.
+    with where the last message is its own. `args` are for the chat template, which writes its own special tokens; plain
+    contents get those that the tokenizer puts around any text, but none twice, and none after what is to be answered.
     Raises ValueError when this conversation cannot be done, DataError when none can.
     """
     if not chat_template:
@@ -249,8 +247,8 @@ def _plain(conversation: Sequence[Message], generation_prompt: bool) -> str:
     texts = [content for content in contents if isinstance(content, str)]
     if generation_prompt and (len(contents), len(texts)) != (1, 1):
         raise ValueError(
-            "several messages (a system prompt is one, and so is an assistant's to go on from) need a chat template; set "
-            "data.chat_template=True"
+            "several messages (a system prompt is one, and so is an assistant's to go on from) need a chat template; "
+            "set data.chat_template=True"
         )
     if len(texts) < len(contents):
         raise ValueError("a message that is not text needs a chat template, which the tokenizer lacks")
@@ -281,8 +279,8 @@ def require_plain_response(where: str, text: str, cfg: DataConfig, tokenizer: An
     """DataError for a response to learn that holds the end of a sequence, or another mark of the tokenizer's."""
     if (mark := mark_in(tokenizer, text, cfg.chat_template)) is not None:
         raise DataError(
-            f"{where}: the response holds {mark}, which is no text to the tokenizer but a mark; take it out (the end of "
-            "the sequence is put after it), or leave the row out"
+            f"{where}: the response holds {mark}, which is no text to the tokenizer but a mark; take it out (the end "
+            "of the sequence is put after it), or leave the row out"
         )
 
 

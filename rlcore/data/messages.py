@@ -80,7 +80,7 @@ def _part(part: Any, where: str) -> str:
 
 
 def _calls(calls: Any, role: str, where: str) -> list[dict[str, Any]]:
-    """Tool calls as chat templates take them: null fields left out, the arguments a mapping and not JSON text of one."""
+    """Tool calls as chat templates take them: null fields left out, the arguments a mapping, not JSON text of one."""
     if not isinstance(calls, Sequence) or isinstance(calls, str):
         raise DataError(f"{where}: tool_calls is {_shown(calls)}, must be a list")
     if calls and role != "assistant":

@@ -97,9 +97,7 @@ class _Pair(NamedTuple):
 
 
 def _to_score(pair: _Pair, cfg: DataConfig, tokenizer: Any, most: int) -> Group | None:
-    whole = [
-        row_tokens(pair.where, [*pair.prompt.messages, *messages], cfg, tokenizer) for messages in pair.answers
-    ]
+    whole = [row_tokens(pair.where, [*pair.prompt.messages, *messages], cfg, tokenizer) for messages in pair.answers]
     if max(map(len, whole)) > most or whole[0] == whole[1]:
         return None
     tokens = [to_score(each, tokenizer.pad_token_id) for each in whole]
