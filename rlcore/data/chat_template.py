@@ -80,8 +80,8 @@ def require_plain(where: str, conversation: Sequence[Message], tokenizer: Any) -
             if (mark := mark_in(tokenizer, message.get(field) or "")) is not None:
                 raise DataError(
                     f"{where}: message {number} ({message['role']}) holds {mark}, which is no text to the tokenizer "
-                    "but a mark; a prompt that is rendered already needs data.chat_template=false, in any other take it "
-                    "out, or leave the row out"
+                    "but a mark; a prompt that is rendered already needs data.chat_template=false, in any other take "
+                    "it out, or leave the row out"
                 )
 
 

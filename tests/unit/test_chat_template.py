@@ -126,9 +126,8 @@ def test_the_assistants_last_words_are_gone_on_from(name: str, words: str, end: 
 
 
 def test_a_template_that_thinks_first_goes_on_in_its_thoughts() -> None:
-    opens = QWEN3.replace(
-        "'<|im_start|>assistant\n' }}{%- if enable", "'<|im_start|>assistant\n<think>\n' }}{%- if enable"
-    )
+    prompt = "'<|im_start|>assistant\n' }}{%- if enable"
+    opens = QWEN3.replace(prompt, prompt.replace("' }}", "<think>\n' }}"))
     assert opens != QWEN3
     for words, end in (("<think>\nOkay", "<think>\nOkay"), ("Okay", "<think>\nOkay"), ("<think>\n", "<think>\n")):
         text = prompt_of(said(("user", "Q"), ("assistant", words)), opens)
