@@ -1,4 +1,4 @@
-"""Messages in every form datasets have them, through templates as models ship them: nothing lost, doubled or made up."""
+"""Messages in every form datasets have them, through templates as models ship them: nothing lost, doubled, made up."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-# As Qwen3's: thoughts before every last answer, also before one that is to be continued; none with enable_thinking=false.
+# As Qwen3's: thoughts before every last answer, also before one that is to be continued.
 QWEN3 = (
     "{%- for m in messages %}{%- if m.role == 'assistant' %}{{- '<|im_start|>assistant\n' }}"
     "{%- set text = m.content if m.content is string else '' %}"
@@ -34,13 +34,15 @@ QWEN3 = (
     "{{- '<|im_end|>\n' }}{%- elif m.role != 'developer' %}"
     "{{- '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{%- endif %}{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}"
-    "{%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\n\n</think>\n\n' }}{%- endif %}{%- endif %}"
+    "{%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\n\n</think>\n\n' }}{%- endif %}"
+    "{%- endif %}"
 )
 # As of DeepSeek's R1 distills: the template opens the thoughts.
 R1 = (
     "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}{{ '<|User|>' + m.content }}"
     "{% elif m.role == 'assistant' %}{{ '<|Assistant|>' + m.content.split('</think>')[-1] + eos_token }}"
-    "{% else %}{{ m.content }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|Assistant|><think>\n' }}{% endif %}"
+    "{% else %}{{ m.content }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|Assistant|><think>\n' }}{% endif %}"
 )
 # As Llama 3's: every message is trimmed, and what is no text would become a word.
 LLAMA3 = (
@@ -156,7 +158,7 @@ def test_words_that_cannot_be_gone_on_from_are_refused(last: dict[str, Any], tem
 def test_the_last_words_in_every_stage(tmp_path: Path) -> None:
     turns = said(("user", "Q"), ("assistant", "<think>"))
     want = "<|im_start|>user\n(Q)<|im_end|>\n<|im_start|>assistant\n<think>"
-    keys = {"prompt_template": "({prompt})"}
+    keys: dict[str, Any] = {"prompt_template": "({prompt})"}
     assert prompts_of(tmp_path, {"prompt": turns, "answer": "4"}, **keys) == want
     # A whole conversation is an answered one: only who says so goes on from its end.
     with pytest.raises(
@@ -341,6 +343,8 @@ def test_a_response_without_a_template_must_not_hold_the_end(tmp_path: Path) -> 
 
 
 # -- arguments of the template
+
+BLOCKS = "{% set x = style %}{% generation %}{% endgeneration -%}{% for a in b %}{% break %}{% endfor %}"
 
 
 def test_arguments_reach_the_template_in_every_stage(tmp_path: Path) -> None:
