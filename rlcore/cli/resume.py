@@ -13,7 +13,7 @@ from rlcore.runs.checkpoint import Checkpoints
 
 def resume(args: list[str]) -> int:
     """Runs the command. Raises ConfigError where the directory holds no run, or a change to its config is wrong."""
-    if not args or "=" in args[0]:
+    if not args or ("=" in args[0] and not Path(args[0]).is_dir()):
         raise ConfigError("rlcore resume takes a run directory first: rlcore resume RUN_DIR [key=value ...]")
     run_dir = Path(args[0])
     composed = compose_run(run_dir, args[1:])
