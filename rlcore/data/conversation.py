@@ -50,6 +50,7 @@ def read_rows(loaded: Rows, cfg: DataConfig, answers_needed: bool = True) -> Rea
         )
     messages, answers, said = [], [], []
     for i in range(len(loaded.rows)):
+        _require_unaided(loaded, i)
         if asked and prompt_column is not None:
             conversation = conversation_of(cell(loaded, i, prompt_column), loaded.at(i), prompt_column)
         else:
@@ -87,6 +88,22 @@ def _answered(
             "beginning of one; with data.prompt_column=messages the model goes on from it, or leave the message out"
         )
     return None
+
+
+def _require_unaided(loaded: Rows, i: int) -> None:
+    """DataError for a row that has more for its chat template than messages, as TRL's rows may."""
+    tools, args = (loaded.rows[i].get(column) for column in ("tools", "chat_template_kwargs"))
+    listed = [tool for tool in tools if isinstance(tool, Mapping)] if isinstance(tools, list) else []
+    if any("name" in (tool.get("function") or tool) for tool in listed):
+        raise DataError(
+            f"{loaded.at(i)}: column tools has functions to call, which no prompt would tell the model of; describe them "
+            "in a system message, or leave the column out"
+        )
+    if isinstance(args, Mapping) and any(value is not None for value in args.values()):
+        raise DataError(
+            f"{loaded.at(i)}: column chat_template_kwargs is not read; set data.chat_template_args for all rows, and "
+            "leave the column out"
+        )
 
 
 def _choose(loaded: Rows, key: str, column: str, candidates: Sequence[str], columns: Sequence[str]) -> str | None:

@@ -273,6 +273,20 @@ def test_a_message_the_template_leaves_out_is_refused() -> None:
         prompt_of(said(("system", "S"), ("user", "Q")), MISTRAL)
 
 
+def test_what_a_row_would_give_its_template_besides_messages_is_refused(tmp_path: Path) -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
+    row = {"prompt": "Q", "answer": "x"}
+    for more, why in (
+        ({"tools": [tool]}, "column tools has functions to call"),
+        ({"tools": [tool["function"]]}, "column tools has functions"),
+        ({"chat_template_kwargs": {"a": 1}}, "set data.chat_template_args for all rows"),
+    ):
+        with pytest.raises(DataError, match=f"rows.jsonl, line 1: .*{why}"):
+            prompts_of(tmp_path, row | more)
+    for more in ({"tools": ["hammer"]}, {"tools": []}, {"tools": None}, {"chat_template_kwargs": {"a": None}}):
+        prompts_of(tmp_path, row | more)
+
+
 def test_a_system_prompt_takes_the_place_of_the_rows_own(tmp_path: Path) -> None:
     for turns in (
         said(("developer", "old"), ("user", "Q")),
