@@ -20,6 +20,12 @@ _ESCAPE = re.compile(r"\\[()\[\]{}:=, \t]")  # Hydra's
 _FOR_A_MODEL = (*PROSE, "rollout.stop", "reward.args", "data.chat_template_args")
 
 
+# Of TeX's commands that begin with \n those that are no line's beginning in any language.
+_TEX = re.compile(
+    r"(?<!\\)(?:\\\\)*\\n(e|eg|eq|u|abla|atural|cong|earrow|ewline|exists|geq|leq|mid|onumber|ot|otin|parallel|warrow)\b"
+)
+
+
 def quoted(text: str) -> str:
     """The text as Hydra's grammar has it in quotes."""
     return QuotedString(text, Quote.single).with_quotes()
@@ -53,8 +59,14 @@ def takes_texts(key: str) -> bool:
 
 
 def with_breaks(key: str, value: Any) -> Any:
-    r"""What a model is to read has `\n` as a line break; any other key's value is as it is."""
-    return _breaks(value) if root_key(key) in _FOR_A_MODEL else value
+    r"""What a model is to read has `\n` as a line break; any other key's value is as it is. ConfigError for `\neq`."""
+    if root_key(key) not in _FOR_A_MODEL:
+        return value
+    if isinstance(value, str) and (tex := _TEX.search(value)) is not None:
+        raise ConfigError(
+            f"{key}: \\n{tex[1]} reads as a line break and {tex[1]!r}; write \\\\n{tex[1]} for TeX's command"
+        )
+    return _breaks(value)
 
 
 def is_quoted(typed: str, parsed: Any) -> bool:

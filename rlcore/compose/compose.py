@@ -165,24 +165,32 @@ def _line(text: str, multirun: bool, errors: list[str], single: str = "several v
         return None
     if key.startswith("hydra"):
         return _Line(key, [], text)
-    if override.is_sweep_override() and not (key in PROSE and not multirun):
-        if not multirun:
-            errors.append(f"{text} (command line): {single} (or quote the value)")
-            return None
-        listed = list(override.sweep_string_iterator())
-        values = [_plain(parse_override(f"{key}={value}").value()) for value in listed]
-        if takes_text(key):
-            listed = [
-                quoted(value) if isinstance(value, str) else typed for value, typed in zip(values, listed, strict=True)
-            ]
-            text = f"{key}={','.join(listed)}"
-        return _Line(key, [with_breaks(key, value) for value in values], text)
+    sweep = override.is_sweep_override() and not (key in PROSE and not multirun)
+    if sweep and not multirun:
+        errors.append(f"{text} (command line): {single} (or quote the value)")
+        return None
     try:
-        value = as_typed(key, text.partition("=")[2], _plain(override.value()))
+        values, form = _swept(key, override, text) if sweep else _single(key, override, text)
+        return _Line(key, [with_breaks(key, value) for value in values], form)
     except ConfigError as e:
         errors.append(f"command line: {e}")
         return None
-    return _Line(key, [with_breaks(key, value)], _hydra_form(key, override, value))
+
+
+def _single(key: str, override: Any, text: str) -> tuple[list[Any], str]:
+    """The value of a line, and the line as Hydra must see it."""
+    value = as_typed(key, text.partition("=")[2], _plain(override.value()))
+    return [value], _hydra_form(key, override, value)
+
+
+def _swept(key: str, override: Any, text: str) -> tuple[list[Any], str]:
+    """The values of a line that has several, and the line as Hydra must see it: texts in quotes."""
+    listed = list(override.sweep_string_iterator())
+    values = [_plain(parse_override(f"{key}={value}").value()) for value in listed]
+    if not takes_text(key):
+        return values, text
+    shown = [quoted(v) if isinstance(v, str) else typed for v, typed in zip(values, listed, strict=True)]
+    return values, f"{key}={','.join(shown)}"
 
 
 def _require_none(errors: list[str]) -> None:

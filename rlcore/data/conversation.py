@@ -96,8 +96,8 @@ def _require_unaided(loaded: Rows, i: int) -> None:
     listed = [tool for tool in tools if isinstance(tool, Mapping)] if isinstance(tools, list) else []
     if any("name" in (tool.get("function") or tool) for tool in listed):
         raise DataError(
-            f"{loaded.at(i)}: column tools has functions to call, which no prompt would tell the model of; describe them "
-            "in a system message, or leave the column out"
+            f"{loaded.at(i)}: column tools has functions to call, which no prompt would tell the model of; describe "
+            "them in a system message, or leave the column out"
         )
     if isinstance(args, Mapping) and any(value is not None for value in args.values()):
         raise DataError(
