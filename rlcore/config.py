@@ -134,6 +134,7 @@ class DataConfig(Section):
     system_prompt: Optional[str] = None  # put before the user's message by the chat template
     prompt_template: str = "{prompt}"  # the user's message; {prompt} is the prompt column, other {columns} work too
     chat_template: bool = True  # False: the prompt text as it is, for base models
+    chat_template_args: dict[str, Any] = field(default_factory=dict)  # to the template, as {enable_thinking: false}
     max_prompt_tokens: int = 512  # longer prompts are left out and counted
     shuffle: bool = True  # a new order every epoch, from the seed
     curriculum: Optional[str] = None  # easy rows first: by this numeric column, or "source": by the order of data.train

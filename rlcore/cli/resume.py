@@ -15,7 +15,7 @@ _STEP = "step="
 
 def resume(args: list[str]) -> int:
     """Runs the command. Raises ConfigError where the directory holds no run, or a change to its config is wrong."""
-    if not args or "=" in args[0]:
+    if not args or ("=" in args[0] and not Path(args[0]).is_dir()):
         raise ConfigError("rlcore resume takes a run directory first: rlcore resume RUN_DIR [step=N] [key=value ...]")
     run_dir = Path(args[0])
     step = _step([arg for arg in args[1:] if arg.startswith(_STEP)])

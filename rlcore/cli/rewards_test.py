@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from rewards.manager import Result, RewardManager
 from rlcore.compose.compose import compose_rewards
 from rlcore.data.conversation import as_text, is_message
+from rlcore.data.messages import normalised
 from rlcore.data.prompts import untokenized
 from rlcore.data.sources import Rows, load_rows
 from rlcore.errors import ConfigError, DataError, RewardError, nearest
@@ -46,7 +47,7 @@ def reward_test(args: Sequence[str]) -> int:
         scored = iter(results)
         for i, prompt in enumerate(prompts):
             print(f"\n== {message(loaded.at(i))}")
-            _show("prompt", prompt.messages[-1]["content"])
+            _show_prompt(prompt)
             _show("gold", prompt.answer + (f"   (cannot be read: {unread[prompt.id]})" if prompt.id in unread else ""))
             for what, text in responses[i]:
                 _show_result(what, text, next(scored))
@@ -113,10 +114,13 @@ def _own(loaded: Rows, i: int, column: str, required: bool) -> str | None:
         return as_text(value) if isinstance(value, (bool, int, float)) else str(value)
     if value is None or isinstance(value, str):
         return value
-    messages = value if isinstance(value, list) and all(is_message(m) for m in value) else []
-    said = [m["content"] for m in messages if m["role"] == "assistant"]
-    if said and isinstance(said[-1], str):
-        return said[-1]
+    if isinstance(value, list) and value and all(is_message(m) for m in value):
+        try:
+            said = [m["content"] for m in normalised(value, column) if m["role"] == "assistant"]
+        except DataError:
+            said = []
+        if said and said[-1] is not None:
+            return said[-1]
     if required:
         raise DataError(
             f"{loaded.at(i)}: column {column} is {as_text(value)[:80]}; a response must be text, a number, or a list "
@@ -133,6 +137,14 @@ def _score(manager: RewardManager, asked: Sequence[tuple[Prompt, str]]) -> list[
     while manager.pending:
         results.update(manager.poll(1.0))
     return [results[i] for i in range(len(asked))]
+
+
+def _show_prompt(prompt: Prompt) -> None:
+    """What is asked, and the beginning of the response where the prompt has one."""
+    begun = prompt.messages[-1]["role"] == "assistant"
+    _show("prompt", prompt.messages[-2 if begun else -1]["content"])
+    if begun:
+        _show("begun", prompt.messages[-1]["content"])
 
 
 def _show(what: str, text: str) -> None:

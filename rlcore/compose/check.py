@@ -5,6 +5,7 @@ Each rule is one line of English that names the keys, what they are, and what to
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 
@@ -52,9 +53,21 @@ _OF_A_GROUP = ("grpo", "rloo", "opo", "gpg", "reinforce_plus_plus_baseline")
 def check(cfg: Config) -> list[str]:
     """Every error of a config, in words; empty when it can run."""
     stage = stage_of(cfg.loss.name)
-    rules = [out_of_range, stage.unmet, _sampling, _rewards, _sizes, _best, _placement, _names, _files]
+    rules = [out_of_range, stage.unmet, _texts, _sampling, _rewards, _sizes, _best, _placement, _names, _files]
     rules += [_choices, _advantage, _loss, _updates, _kl, _critic] if stage.loss is None else []
     return [error for rule in rules for error in rule(cfg)]
+
+
+def _texts(cfg: Config) -> list[str]:
+    r"""No text for the model has a control code that "\boxed" or "\frac" in YAML's double quotes stands for."""
+    texts = [("data.prompt_template", cfg.data.prompt_template), ("data.system_prompt", cfg.data.system_prompt or "")]
+    texts += [("rollout.stop", text) for text in cfg.rollout.stop]
+    return [
+        f"{key} has the control code {found[0]!r} before {text[found.end() :][:12]!r}: in YAML's double quotes a "
+        "backslash is written twice (\\boxed), in single quotes and on the command line once"
+        for key, text in texts
+        if (found := re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\x85]|\r(?!\n)", text)) is not None
+    ]
 
 
 def _sampling(cfg: Config) -> list[str]:

@@ -30,6 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rlcore.compose.check import check
+from rlcore.compose.command_text import PROSE, as_typed, is_quoted, quoted, takes_text, with_breaks
 from rlcore.compose.merge import Merger, is_list
 from rlcore.compose.recipe import OPEN_KEYS, RECIPES, Layer, flatten, layers, mapping, recipe_file, recipe_names
 from rlcore.compose.stages import STAGES, stage_of
@@ -75,14 +76,9 @@ def parse_override(text: str) -> Any:
         if not equals:
             raise ConfigError(f"{text!r} is not key=value") from e
         try:
-            return parser.parse_override(f"{key}={_quoted(value)}")
+            return parser.parse_override(f"{key}={quoted(value)}")
         except HydraException:
             raise ConfigError(f"{text!r}: {e}") from e
-
-
-def _quoted(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
 
 
 def compose(
@@ -108,7 +104,9 @@ def compose(
     _require_none(list(dict.fromkeys(errors + [e for m in mergers for e in m.errors])))
     if merger.config.run_dir is None:
         merger.config.run_dir = f"runs/{path.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-    return Composed(merger.config, name, merger.set_by, merger.origins), [line.for_hydra for line in lines]
+    # A sweep's jobs are Hydra's to tell apart; of a single run's config it need only know the one it is given.
+    for_hydra = [line.for_hydra for line in lines if multirun or line.key.startswith("hydra")]
+    return Composed(merger.config, name, merger.set_by, merger.origins), for_hydra
 
 
 def _merged(path: Path, found: list[Layer], lines: list[_Line], algorithm: list[Any]) -> Merger:
@@ -160,7 +158,7 @@ def _settle(merger: Merger, how: str) -> None:
     merger.errors += missing
 
 
-def _line(text: str, multirun: bool, errors: list[str]) -> _Line | None:
+def _line(text: str, multirun: bool, errors: list[str], single: str = "several values need --multirun") -> _Line | None:
     """One override, or None when it is wrong; the reason is added to `errors`."""
     typed, _, value = text.partition("=")
     if wrong := written_in(typed.lstrip("+"), value):  # before any message repeats it
@@ -177,13 +175,32 @@ def _line(text: str, multirun: bool, errors: list[str]) -> _Line | None:
         return None
     if key.startswith("hydra"):
         return _Line(key, [], text)
-    if not override.is_sweep_override():
-        return _Line(key, [_plain(override.value())], _hydra_form(key, override, text))
-    if not multirun:
-        errors.append(f"{text} (command line): several values need --multirun (or quote the value)")
+    sweep = override.is_sweep_override() and not (key in PROSE and not multirun)
+    if sweep and not multirun:
+        errors.append(f"{text} (command line): {single} (or quote the value)")
         return None
-    values = [parse_override(f"{key}={value}").value() for value in override.sweep_iterator()]
-    return _Line(key, values, _hydra_form(key, override, text))
+    try:
+        values, form = _swept(key, override, text) if sweep else _single(key, override, text)
+        return _Line(key, [with_breaks(key, value) for value in values], form)
+    except ConfigError as e:
+        errors.append(f"command line: {e}")
+        return None
+
+
+def _single(key: str, override: Any, text: str) -> tuple[list[Any], str]:
+    """The value of a line, and the line as Hydra must see it."""
+    value = as_typed(key, text.partition("=")[2], _plain(override.value()))
+    return [value], _hydra_form(key, override, value)
+
+
+def _swept(key: str, override: Any, text: str) -> tuple[list[Any], str]:
+    """The values of a line that has several, and the line as Hydra must see it: texts in quotes."""
+    listed = list(override.sweep_string_iterator())
+    values = [_plain(parse_override(f"{key}={value}").value()) for value in listed]
+    if not takes_text(key):
+        return values, text
+    shown = [quoted(v) if isinstance(v, str) else typed for v, typed in zip(values, listed, strict=True)]
+    return values, f"{key}={','.join(shown)}"
 
 
 def _require_none(errors: list[str]) -> None:
@@ -206,10 +223,12 @@ def compose_run(run_dir: Path, overrides: list[str]) -> Composed:
     merger.config.run_dir = str(run_dir)
     began_as = stage_of(str(merger.config.loss.name))
     for text in overrides:
-        line = _line(text, True, merger.errors)
+        line = _line(text, False, merger.errors, "resume takes single values")
         if line is None:
             continue
-        if line.key == "run_dir":
+        if not line.values:
+            merger.errors.append(f"{text} (command line): a resumed run is not Hydra's; leave it out")
+        elif line.key == "run_dir":
             merger.errors.append(f"{text} (command line): a run goes on where it is, in {run_dir}; leave it out")
         elif line.key == "algorithm":
             merger.errors.append(
@@ -217,8 +236,6 @@ def compose_run(run_dir: Path, overrides: list[str]) -> Composed:
             )
         elif line.key == "loss.name" and stage_of(str(line.values[-1])) is not began_as:
             merger.errors.append(f"{text} (command line): a run goes on as `rlcore {began_as.command}`; leave it out")
-        elif len(line.values) != 1:
-            merger.errors.append(f"{text} (command line): resume takes single values (or quote the value)")
         else:
             merger.put(line.key, line.values[0], _COMMAND_LINE, users=True)
     if lost := sorted(all_keys().keys() - merger.origins.keys()):
@@ -262,12 +279,12 @@ def _plain(value: Any) -> Any:
     return value.text if hasattr(value, "text") else value
 
 
-def _hydra_form(key: str, override: Any, text: str) -> str:
+def _hydra_form(key: str, override: Any, value: Any) -> str:
     """The override as Hydra must see it: `++` inside free-form keys, a list for a list, quoted where we quoted."""
-    if override.is_sweep_override():
-        return text
     root = next((k for k in OPEN_KEYS if key.startswith(k + ".")), None)
-    shown = override.get_value_string() if hasattr(override, "get_value_string") else text.partition("=")[2]
+    shown = override.get_value_string()
+    if isinstance(value, str) and not is_quoted(shown, value) and (takes_text(key) or value != override.value()):
+        shown = quoted(value)  # as typed: Hydra would take the spaces around it away, or make a number of it
     if key in all_keys() and is_list(key) and isinstance(override.value(), str):
         shown = f"[{shown}]"
     return f"{'++' if root else ''}{key}={shown}"
@@ -292,7 +309,7 @@ def _job_of_sweep(composed: Composed, sweep: list[str], job: list[str], number: 
     """One job of a sweep, composed anew: its algorithm stands below its other keys. It has a run directory of its own:
     the sweep's and the job's number, but where the run directories are swept themselves."""
     swept = any(o.startswith("run_dir=") and parse_override(o).is_sweep_override() for o in sweep)
-    where = [] if swept else [f"run_dir={_quoted(str(Path(str(composed.config.run_dir)) / str(number)))}"]
+    where = [] if swept else [f"run_dir={quoted(str(Path(str(composed.config.run_dir)) / str(number)))}"]
     return compose(composed.recipe, [*job, *where])[0]
 
 

@@ -136,7 +136,7 @@ def _parent(config: DictConfig, key: str) -> tuple[Any, str]:
     return (OmegaConf.select(config, section) if section else config), leaf
 
 
-def _hint(key: str) -> Any:
+def hint(key: str) -> Any:
     """The annotation of a key of the schema."""
     cls: Any = Config
     *sections, leaf = key.split(".")
@@ -146,11 +146,11 @@ def _hint(key: str) -> Any:
 
 
 def is_list(key: str) -> bool:
-    return typing.get_origin(_hint(key)) is list
+    return typing.get_origin(hint(key)) is list
 
 
 def _type_error(key: str, value: Any, e: Exception) -> str:
-    want = _hint(key)
+    want = hint(key)
     if isinstance(want, type) and hasattr(want, "__members__"):
         choices = list(want.__members__)  # type: ignore[attr-defined]
         return f"{value!r} is not one of {', '.join(choices)}{nearest(str(value), choices)}"

@@ -21,8 +21,8 @@ from rlcore.errors import ConfigError, nearest
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 ALGORITHMS = RECIPES / "algorithm"
-# Free-form: passed through to the engines, or keyed by names of functions and sources.
-OPEN_KEYS = ("rollout.vllm_args", "actor.deepspeed_args", "reward.args", "reward.sources")
+# Free-form: passed through to the engines and the chat template, or keyed by names of functions and sources.
+OPEN_KEYS = ("data.chat_template_args", "rollout.vllm_args", "actor.deepspeed_args", "reward.args", "reward.sources")
 
 # What an algorithm may set. The second part fits a method to a model and a task, and outlives a change of algorithm.
 _THE_METHOD = (

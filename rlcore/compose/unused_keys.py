@@ -78,6 +78,7 @@ _READ_WITH = _table(
     (_listed("reward.fns", "reward_model"), _keys("reward_model.")),
     (_not_empty("data.eval"), _keys("eval.")),
     (_above_0("eval.temperature"), ["eval.top_p", "eval.top_k"]),
+    (_equals("data.chat_template", "true"), ["data.chat_template_args"]),
     (_listed("tracker.sinks", "wandb"), ["tracker.project", "tracker.name"]),
     (_equals("ray.address", "null"), ["ray.object_store_mib"]),
 )

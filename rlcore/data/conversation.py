@@ -1,4 +1,7 @@
-"""Dataset rows to conversations, and conversations to tokens: columns, message lists, both kinds of templates."""
+"""Dataset rows to conversations, and conversations to tokens: columns, message lists, both kinds of templates.
+
+The form of a message is messages.py, what a tokenizer's chat template makes of them chat_template.py.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rlcore.config import DataConfig
+from rlcore.data.chat_template import mark_in, rendered, require_plain, require_written
+from rlcore.data.messages import INSTRUCTING, Message, is_message, normalised
 from rlcore.data.sources import Row, Rows
 from rlcore.errors import ConfigError, DataError, nearest
 
-Message = Mapping[str, Any]
 Template = list[tuple[str, str | None]]  # literal text, then the column after it
 
 _PROMPT_COLUMNS = ("prompt", "question", "problem", "messages")
@@ -20,7 +24,8 @@ _ANSWER_COLUMNS = ("answer", "solution", "ground_truth", "reward_model.ground_tr
 
 
 class Read(NamedTuple):
-    """Of each row: the conversation before the response, the gold answer, what the assistant said last, if it did."""
+    """Of each row: the conversation before the response, whose last message is the assistant's where the response goes
+    on from it; the gold answer; the response, where it is the assistant's last message."""
 
     messages: list[list[Message]]
     answers: list[str]
@@ -28,7 +33,10 @@ class Read(NamedTuple):
 
 
 def read_rows(loaded: Rows, cfg: DataConfig, answers_needed: bool = True) -> Read:
-    """Every row of a source as a conversation. A template that does not name {prompt} needs no prompt column."""
+    """Every row of a source as a conversation. A template that does not name {prompt} needs no prompt column.
+
+    Without `answers_needed` the rows are to be learned from, and bring their own responses.
+    """
     columns = list(dict.fromkeys(column for row in loaded.rows for column in _columns(row)))
     first = list(loaded.rows[0])
     prompt_column = _choose(loaded, "data.prompt_column", cfg.prompt_column, _PROMPT_COLUMNS, first)
@@ -42,16 +50,18 @@ def read_rows(loaded: Rows, cfg: DataConfig, answers_needed: bool = True) -> Rea
         )
     messages, answers, said = [], [], []
     for i in range(len(loaded.rows)):
+        _require_unaided(loaded, i)
         if asked and prompt_column is not None:
             conversation = conversation_of(cell(loaded, i, prompt_column), loaded.at(i), prompt_column)
         else:
             conversation = list[Message]([{"role": "user", "content": ""}])
-        said.append(_answered(conversation, loaded.at(i)))
+        said.append(_answered(conversation, loaded, i, cfg, prompt_column, not answers_needed))
         if cfg.system_prompt is not None:
-            rest = [m for m in conversation if m["role"] != "system"]
+            rest = [m for m in conversation if m["role"] not in INSTRUCTING]
             conversation = [{"role": "system", "content": cfg.system_prompt}, *rest]
         if template is not None:
-            conversation[-1] = _fill(conversation[-1], template, loaded, i)
+            asked_last = -2 if conversation[-1]["role"] == "assistant" else -1
+            conversation[asked_last] = _fill(conversation[asked_last], template, loaded, i)
         messages.append(conversation)
         if answer_column is None or not (answers_needed or _value(loaded.rows[i], answer_column) is not None):
             answers.append("")
@@ -60,14 +70,40 @@ def read_rows(loaded: Rows, cfg: DataConfig, answers_needed: bool = True) -> Rea
     return Read(messages, answers, said)
 
 
-def _answered(conversation: list[Message], where: str) -> str | None:
-    """Takes the last message off, if the assistant said it: its text."""
-    if conversation[-1]["role"] != "assistant":
+def _answered(
+    conversation: list[Message], loaded: Rows, i: int, cfg: DataConfig, column: str | None, learned: bool
+) -> str | None:
+    """What the assistant says last, taken off, where it is the row's response: in rows to learn from, without another
+    one. Else its message stays, as the beginning of a response. DataError where it may be either."""
+    last, where = conversation[-1], loaded.at(i)
+    if last["role"] != "assistant":
         return None
-    content = conversation.pop()["content"]
-    if content is None:
-        raise DataError(f"{where}: the assistant's last message has no content; write it, or leave the message out")
-    return content
+    if not last["content"]:
+        raise DataError(f"{where}: the assistant's last message has no text; write it, or leave the message out")
+    if learned and loaded.rows[i].get(cfg.response_column, last["content"]) == last["content"]:
+        return conversation.pop()["content"]
+    if cfg.prompt_column == "auto" and column == "messages":
+        raise DataError(
+            f"{where}: column messages ends with a message of the assistant's, which may be a response or the "
+            "beginning of one; with data.prompt_column=messages the model goes on from it, or leave the message out"
+        )
+    return None
+
+
+def _require_unaided(loaded: Rows, i: int) -> None:
+    """DataError for a row that has more for its chat template than messages, as TRL's rows may."""
+    tools, args = (loaded.rows[i].get(column) for column in ("tools", "chat_template_kwargs"))
+    listed = [tool for tool in tools if isinstance(tool, Mapping)] if isinstance(tools, list) else []
+    if any("name" in (tool.get("function") or tool) for tool in listed):
+        raise DataError(
+            f"{loaded.at(i)}: column tools has functions to call, which no prompt would tell the model of; describe "
+            "them in a system message, or leave the column out"
+        )
+    if isinstance(args, Mapping) and any(value is not None for value in args.values()):
+        raise DataError(
+            f"{loaded.at(i)}: column chat_template_kwargs is not read; set data.chat_template_args for all rows, and "
+            "leave the column out"
+        )
 
 
 def _choose(loaded: Rows, key: str, column: str, candidates: Sequence[str], columns: Sequence[str]) -> str | None:
@@ -115,18 +151,15 @@ def conversation_of(value: Any, where: str, column: str) -> list[Message]:
             return [{"role": "user", "content": value}]
         value = parsed
     messages = value if isinstance(value, list) else [value]
-    if not all(is_message(m) for m in messages):
+    if not all(is_message(m) or (isinstance(m, Mapping) and "role" in m and "tool_calls" in m) for m in messages):
         raise DataError(f"{where}: column {column} must be text or a list of {{role, content}} messages")
+    messages = normalised(messages, f"{where}: column {column}")
     asked = [m["content"] for m in messages if m["role"] == "user"]
     if not asked:
         raise DataError(f"{where}: column {column} has no user message")
-    if not asked[-1] or (isinstance(asked[-1], str) and not asked[-1].strip()):
+    if not asked[-1].strip():
         raise DataError(f"{where}: column {column}: the last user message is empty")
-    return list(messages)
-
-
-def is_message(value: Any) -> bool:
-    return isinstance(value, Mapping) and {"role", "content"} <= value.keys()
+    return messages
 
 
 def _parse_messages(text: str, where: str, column: str) -> list[Any] | None:
@@ -169,8 +202,8 @@ def _parse_template(template: str, columns: list[str], answer_column: str | None
 
 
 def _fill(message: Message, template: Template, loaded: Rows, i: int) -> Message:
-    if message["role"] != "user" or not isinstance(message["content"], str):
-        raise DataError(f"{loaded.at(i)}: data.prompt_template needs the last message to be the user's, and text")
+    if message["role"] != "user":
+        raise DataError(f"{loaded.at(i)}: data.prompt_template needs the last message to be the user's")
     parts = []
     for text, name in template:
         parts.append(text)
@@ -185,49 +218,87 @@ def as_text(value: Any) -> str:
 
 
 def conversation_tokens(
-    tokenizer: Any, conversation: Sequence[Message], chat_template: bool, generation_prompt: bool = False
+    tokenizer: Any,
+    conversation: Sequence[Message],
+    chat_template: bool,
+    generation_prompt: bool = False,
+    args: Mapping[str, Any] | None = None,
 ) -> list[int]:
-    """The tokens of a conversation; with `generation_prompt`, of one that the assistant is to answer next.
-
-    A chat template writes its own special tokens; the plain contents get those that the tokenizer puts around any text.
+    """The tokens of a conversation; with `generation_prompt`, of one that the assistant is to answer next, or to go on
+    with where the last message is its own. `args` are for the chat template, which writes its own special tokens; plain
+    contents get those that the tokenizer puts around any text, but none twice, and none after what is to be answered.
     Raises ValueError when this conversation cannot be done, DataError when none can.
     """
-    if chat_template:
-        text = _rendered(tokenizer, conversation, generation_prompt)
-    else:
-        text = _plain(conversation, generation_prompt)
-    tokens = tokenizer(text, add_special_tokens=not chat_template)["input_ids"]
+    if not chat_template:
+        return _plain_tokens(tokenizer, _plain(conversation, generation_prompt), generation_prompt)
+    return _tokens(tokenizer, rendered(tokenizer, conversation, args or {}, generation_prompt), generation_prompt)
+
+
+def _tokens(tokenizer: Any, text: str, generation_prompt: bool) -> list[int]:
+    """Of a text that has its special tokens."""
+    tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
     if not tokens:
         raise ValueError(f"the {'prompt' if generation_prompt else 'conversation'} has no tokens")
     return tokens
 
 
-def _rendered(tokenizer: Any, conversation: Sequence[Message], generation_prompt: bool) -> str:
-    if not tokenizer.chat_template:
-        raise DataError("the tokenizer has no chat template; with a base model set data.chat_template=False")
-    messages = [dict(message) for message in conversation]
-    try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation_prompt)
-    except Exception as e:  # a template is a program of the model's authors and raises what it likes
-        raise ValueError(f"the tokenizer's chat template refuses it: {type(e).__name__}: {e}") from e
+def _plain_tokens(tokenizer: Any, text: str, generation_prompt: bool) -> list[int]:
+    tokens = _tokens(tokenizer, text, generation_prompt)
+    before, after = _around(tokenizer)
+    if tokens[: len(before)] != before:
+        tokens = before + tokens
+    if not generation_prompt and after and tokens[-len(after) :] != after:
+        tokens = tokens + after
+    return tokens
+
+
+def _around(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The special tokens that the tokenizer puts before and after any text."""
+    bare, whole = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
+    start = next((n for n in range(len(whole)) if whole[n : n + len(bare)] == bare), 0)
+    return whole[:start], whole[start + len(bare) :]
 
 
 def _plain(conversation: Sequence[Message], generation_prompt: bool) -> str:
     contents = [message["content"] for message in conversation]
     texts = [content for content in contents if isinstance(content, str)]
     if generation_prompt and (len(contents), len(texts)) != (1, 1):
-        raise ValueError("several messages (a system prompt is one) need a chat template; set data.chat_template=True")
+        raise ValueError(
+            "several messages (a system prompt is one, and so is an assistant's to go on from) need a chat template; "
+            "set data.chat_template=True"
+        )
     if len(texts) < len(contents):
         raise ValueError("a message that is not text needs a chat template, which the tokenizer lacks")
     return "".join(texts)
 
 
 def prompt_tokens(where: str, conversation: Sequence[Message], cfg: DataConfig, tokenizer: Any) -> list[int]:
-    """The tokens of what the assistant is to answer. DataError names the row, which is at `where`."""
+    """The tokens of what the assistant is to answer, or to go on with. DataError names the row, which is at `where`."""
+    return row_tokens(where, conversation, cfg, tokenizer, generation_prompt=True)
+
+
+def row_tokens(
+    where: str, conversation: Sequence[Message], cfg: DataConfig, tokenizer: Any, generation_prompt: bool = False
+) -> list[int]:
+    """`conversation_tokens` of a row, which is at `where`. DataError names it, also where its text holds special tokens
+    or the chat template would leave something out."""
     try:
-        return conversation_tokens(tokenizer, conversation, cfg.chat_template, generation_prompt=True)
+        if not cfg.chat_template:
+            return conversation_tokens(tokenizer, conversation, False, generation_prompt)
+        require_plain(where, conversation, tokenizer)
+        text = require_written(tokenizer, conversation, cfg.chat_template_args, generation_prompt)
+        return _tokens(tokenizer, text, generation_prompt)
     except ValueError as e:
         raise DataError(f"{where}: {e}") from e
+
+
+def require_plain_response(where: str, text: str, cfg: DataConfig, tokenizer: Any) -> None:
+    """DataError for a response to learn that holds the end of a sequence, or another mark of the tokenizer's."""
+    if (mark := mark_in(tokenizer, text, cfg.chat_template)) is not None:
+        raise DataError(
+            f"{where}: the response holds {mark}, which is no text to the tokenizer but a mark; take it out (the end "
+            "of the sequence is put after it), or leave the row out"
+        )
 
 
 def response_tokens(text: str, tokenizer: Any) -> list[int]:

@@ -8,7 +8,14 @@ from typing import Any
 
 from rlcore.config import DataConfig
 from rlcore.data.answered import AnsweredRows, answer
-from rlcore.data.conversation import as_text, cell, prompt_tokens, read_rows, response_tokens
+from rlcore.data.conversation import (
+    as_text,
+    cell,
+    prompt_tokens,
+    read_rows,
+    require_plain_response,
+    response_tokens,
+)
 from rlcore.data.prompts import as_prompts
 from rlcore.data.sources import Rows, load_sources
 from rlcore.errors import DataError
@@ -36,6 +43,7 @@ def _groups(loaded: Rows, cfg: DataConfig, tokenizer: Any, max_response_tokens: 
     for i, (row, said) in enumerate(zip(as_prompts(loaded, read, cfg), read.said, strict=True)):
         prompt = dataclasses.replace(row, tokens=prompt_tokens(loaded.at(i), row.messages, cfg, tokenizer))
         text = _response(loaded, i, cfg, said)
+        require_plain_response(loaded.at(i), text, cfg, tokenizer)
         response = response_tokens(text, tokenizer)
         fits = len(prompt.tokens) <= cfg.max_prompt_tokens and len(response) <= max_response_tokens
         yield Group([answer(prompt, prompt.tokens + response, len(response), text, 0.0)]) if fits else None
@@ -45,8 +53,6 @@ def _response(loaded: Rows, i: int, cfg: DataConfig, said: str | None) -> str:
     """What is to be learned from row i: the response column, else the assistant's last message."""
     column = cfg.response_column
     if said is not None and column not in loaded.rows[i]:
-        if not isinstance(said, str):
-            raise DataError(f"{loaded.at(i)}: the assistant's last message must be text, for a policy to learn from it")
         return said
     text = as_text(cell(loaded, i, column))
     if not text:

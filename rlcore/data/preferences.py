@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from rlcore.config import DataConfig
@@ -18,14 +18,15 @@ from rlcore.data.answered import AnsweredRows, answer
 from rlcore.data.conversation import (
     Message,
     Read,
-    as_text,
     cell,
-    conversation_tokens,
     is_message,
     prompt_tokens,
     read_rows,
+    require_plain_response,
     response_tokens,
+    row_tokens,
 )
+from rlcore.data.messages import normalised
 from rlcore.data.prompts import as_prompts
 from rlcore.data.sources import Row, Rows, load_sources
 from rlcore.errors import DataError
@@ -96,17 +97,11 @@ class _Pair(NamedTuple):
 
 
 def _to_score(pair: _Pair, cfg: DataConfig, tokenizer: Any, most: int) -> Group | None:
-    try:
-        whole = [
-            conversation_tokens(tokenizer, [*pair.prompt.messages, *messages], cfg.chat_template)
-            for messages in pair.answers
-        ]
-    except ValueError as e:
-        raise DataError(f"{pair.where}: {e}") from e
+    whole = [row_tokens(pair.where, [*pair.prompt.messages, *messages], cfg, tokenizer) for messages in pair.answers]
     if max(map(len, whole)) > most or whole[0] == whole[1]:
         return None
     tokens = [to_score(each, tokenizer.pad_token_id) for each in whole]
-    texts = [as_text(messages[-1]["content"]) for messages in pair.answers]
+    texts = [messages[-1]["content"] or "" for messages in pair.answers]
     return Group([answer(pair.prompt, *each) for each in zip(tokens, (1, 1), texts, _REWARDS, strict=True)])
 
 
@@ -114,6 +109,8 @@ def _to_learn(pair: _Pair, cfg: DataConfig, tokenizer: Any, max_response_tokens:
     tokens = prompt_tokens(pair.where, _asked(pair), cfg, tokenizer)
     prompt = dataclasses.replace(pair.prompt, tokens=tokens)
     texts = [_only_text(f"{pair.where}: {c}", messages) for c, messages in zip(_COLUMNS, pair.answers, strict=True)]
+    for column, text in zip(_COLUMNS, texts, strict=True):
+        require_plain_response(f"{pair.where}: {column}", text, cfg, tokenizer)
     responses = [response_tokens(text, tokenizer) for text in texts]
     if len(tokens) > cfg.max_prompt_tokens or max(map(len, responses)) > max_response_tokens:
         return None
@@ -144,22 +141,7 @@ def _pairs(sources: Sequence[str], cfg: DataConfig) -> Iterator[_Pair]:
     for loaded in load_sources(sources):
         read, said = _read(loaded, cfg)
         for i, (prompt, answers) in enumerate(zip(as_prompts(loaded, read, cfg), said, strict=True)):
-            for column, messages in zip(_COLUMNS, answers, strict=True):
-                _check_content(f"{loaded.at(i)}: {column}", [*prompt.messages, *messages])
             yield _Pair(loaded.at(i), prompt, answers)
-
-
-def _check_content(where: str, conversation: Sequence[Message]) -> None:
-    """DataError for a message that says nothing, as one that only calls tools: a template may well write "None"."""
-    for number, message in enumerate(conversation, 1):
-        content = message["content"]
-        parts = isinstance(content, list) and bool(content) and all(isinstance(p, str | Mapping) for p in content)
-        if not isinstance(content, str) and not parts:
-            raise DataError(
-                f"{where}: message {number} of its conversation ({message['role']}) has content "
-                f"{json.dumps(content, default=str)[:40]}, must be text or a list of parts; write into the content "
-                "what the model is to read, also of a tool call, or leave the row out"
-            )
 
 
 def _read(loaded: Rows, cfg: DataConfig) -> tuple[Read, list[Answers]]:
@@ -182,8 +164,9 @@ def _read(loaded: Rows, cfg: DataConfig) -> tuple[Read, list[Answers]]:
         cfg.prompt_column = _PROMPT
         said = [(chosen[n:], rejected[n:]) for (chosen, rejected), n in zip(said, cut, strict=True)]
     prompts = read_rows(loaded, cfg, answers_needed=False)
-    for i, (answered, both) in enumerate(zip(prompts.said, said, strict=True)):
-        if answered is not None or not all(messages[-1]["role"] == "assistant" for messages in both):
+    for i, both in enumerate(said):
+        begun = prompts.said[i] is not None or prompts.messages[i][-1]["role"] == "assistant"
+        if begun or not all(messages[-1]["role"] == "assistant" for messages in both):
             raise DataError(
                 f"{loaded.at(i)}: a prompt must end before the assistant speaks, chosen and rejected with what it says"
             )
@@ -230,7 +213,7 @@ def _said(loaded: Rows, i: int, column: str) -> list[Message]:
         return [{"role": "assistant", "content": value}]
     if not isinstance(value, list) or not value or not all(is_message(m) for m in value):
         raise DataError(f"{loaded.at(i)}: column {column} must be text or a list of {{role, content}} messages")
-    return list(value)
+    return normalised(value, f"{loaded.at(i)}: column {column}")
 
 
 def _parsed(text: str) -> list[Any] | None:

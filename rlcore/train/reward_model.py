@@ -25,7 +25,7 @@ class RewardModelling(Supervised):
         from rlcore.workers.reward_model_rank import preference_tokenizer
 
         require_directory(self.cfg)
-        return preference_tokenizer(self.cfg.model, self.cfg.data.chat_template)
+        return preference_tokenizer(self.cfg.model, self.cfg.data)
 
     def require_model(self) -> None:
         require_room(self.cfg, [require_scoring(self.cfg, self.tokenizer)])

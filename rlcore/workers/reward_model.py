@@ -111,4 +111,8 @@ def _length(_key: Any, prompt: Prompt, response: Response) -> int:
 
 
 def _conversation(prompt: Prompt, response: Response) -> list[dict[str, Any]]:
-    return [*prompt.messages, {"role": "assistant", "content": response.text}]
+    """With the response, which goes on from the assistant's own message where the prompt ends with one."""
+    *before, last = prompt.messages
+    if last["role"] == "assistant":
+        return [*before, {**last, "content": last["content"] + response.text}]
+    return [*before, last, {"role": "assistant", "content": response.text}]

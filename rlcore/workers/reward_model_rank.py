@@ -18,8 +18,9 @@ from transformers import PreTrainedTokenizerBase
 
 from rlcore.algo.preference import bradley_terry, one_group_a_pair
 from rlcore.algo.stats import Stats, Totals
-from rlcore.config import ModelConfig
+from rlcore.config import DataConfig, ModelConfig
 from rlcore.data.answered import answer
+from rlcore.data.chat_template import with_defaults
 from rlcore.data.conversation import conversation_tokens as conversation_to_tokens
 from rlcore.data.preferences import to_score
 from rlcore.isolated.outcome import Outcome
@@ -110,7 +111,7 @@ class PreferenceRank(TrainedRank):
         return TokenValue(model)
 
     def _tokenizer(self) -> PreTrainedTokenizerBase:
-        return preference_tokenizer(self.cfg.model, self.cfg.data.chat_template)
+        return preference_tokenizer(self.cfg.model, self.cfg.data)
 
     def update(self, minibatches: list[Work], learning_rate: float) -> Stats:
         """One optimizer step for each of `minibatches`, of whole pairs; see TrainedRank for a rate
@@ -129,12 +130,14 @@ class PreferenceRank(TrainedRank):
         return share
 
 
-def preference_tokenizer(cfg: ModelConfig, chat_template: bool) -> PreTrainedTokenizerBase:
-    """The model's tokenizer; without its chat template where pairs are learned without one, so that whoever scores with
-    the model reads as it has learned to."""
+def preference_tokenizer(cfg: ModelConfig, data: DataConfig) -> PreTrainedTokenizerBase:
+    """The model's tokenizer; without its chat template where pairs are learned without one, and with the arguments that
+    they are learned with, so that whoever scores with the model reads as it has learned to."""
     tokenizer = load_tokenizer(cfg)
-    if not chat_template:
+    if not data.chat_template:
         tokenizer.chat_template = None
+    elif data.chat_template_args and isinstance(tokenizer.chat_template, str):
+        tokenizer.chat_template = with_defaults(tokenizer.chat_template, data.chat_template_args)
     return tokenizer
 
 

@@ -143,7 +143,8 @@ def said(out: str) -> list[str]:
 def test_a_row_is_scored_with_its_own_response_where_it_has_one(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     talk = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "5"}]
     texts = [{}, {"response": None}, {"response": ""}, {"response": "It is 0."}]
-    values = [{"response": value} for value in (0, False, 0.5, talk[1:], [talk[1], *talk, talk[0]])]
+    parts = [{"role": "assistant", "content": [{"type": "text", "text": "5"}]}]
+    values = [{"response": value} for value in (0, False, 0.5, parts, [talk[1], *talk, talk[0]])]
     assert reward_test(["test", "gsm8k", "--data", rows_of(tmp_path, *texts, *values), "--rows", "9"]) == 0
     out = capsys.readouterr().out
     assert said(out) == ["none", "none", "(empty)", "It is 0.", "0", "false", "0.5", "5", "5"]

@@ -151,7 +151,7 @@ def test_messages_column_and_system_prompt(tmp_path: Path, tokenizer) -> None:
 def test_a_last_answer_without_content_is_no_shorter_conversation(tmp_path: Path, tokenizer) -> None:
     turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": None, "tool_calls": []}]
     source = jsonl(tmp_path / "tools.jsonl", [{"messages": turns, "answer": "2"}])
-    with pytest.raises(DataError, match=r"tools.jsonl, line 1: the assistant's last message has no content"):
+    with pytest.raises(DataError, match=r"tools.jsonl, line 1: column messages: message 2 .* has no content"):
         Prompts([source], DataConfig(), tokenizer, 0)
 
 
@@ -232,7 +232,7 @@ def test_a_wrong_template_is_a_config_error(tmp_path: Path, tokenizer, template:
         ([{"question": [{"role": "user"}]}], DataConfig(), "text or a list of"),
         ([{"question": []}], DataConfig(), "no user message"),
         ([{"question": [USER | {"content": " "}]}], DataConfig(), "line 1: column question: the last user message is"),
-        ([{"question": [USER, USER | {"content": None}]}], DataConfig(), "the last user message is empty"),
+        ([{"question": [USER, USER | {"content": None}]}], DataConfig(), r"message 2 \(user\) has no content"),
         ([{"question": [USER | {"content": ""}, {"role": "assistant", "content": "b"}]}], DataConfig(), "last user"),
         ([{"question": "a"}, {"question": " [ {'role': 'user'}]"}], DataConfig(), "line 2: column question looks like"),
         ([{"question": json.dumps([USER, {"role": "user"}])}], DataConfig(), "text or a list of"),
@@ -336,13 +336,16 @@ def test_examples_from_messages_learn_the_last_turn(tmp_path: Path, tokenizer) -
     source = jsonl(tmp_path / "chat.jsonl", [{"messages": turns}])
     ((rollout,),) = (group.rollouts for group in Examples([source], DataConfig(), tokenizer, 0, 8).take(1))
     assert tokenizer.decode(rollout.tokens) == "<user>a<assistant>b<eos>" and rollout.response_tokens == 2
-    assert text_of(tokenizer, Prompts([source], DataConfig(), tokenizer, 0).all()[0]) == "<user>a<assistant>"
+    parts = [turns[0], turns[1] | {"content": [{"type": "text", "text": "b"}]}]
+    source = jsonl(tmp_path / "parts.jsonl", [{"messages": parts}])
+    ((same,),) = (group.rollouts for group in Examples([source], DataConfig(), tokenizer, 0, 8).take(1))
+    assert same.tokens == rollout.tokens
 
 
 def test_examples_without_a_response_are_refused_and_long_ones_counted(tmp_path: Path, tokenizer) -> None:
-    parts = {"role": "assistant", "content": [{"type": "text", "text": "b"}]}
-    with pytest.raises(DataError, match="line 1: the assistant's last message must be text"):
-        Examples([jsonl(tmp_path / "parts.jsonl", [{"messages": [USER, parts]}])], DataConfig(), tokenizer, 0, 8)
+    empty = {"role": "assistant", "content": ""}
+    with pytest.raises(DataError, match="line 1: the assistant's last message has no text"):
+        Examples([jsonl(tmp_path / "empty.jsonl", [{"messages": [USER, empty]}])], DataConfig(), tokenizer, 0, 8)
     source = jsonl(tmp_path / "none.jsonl", [{"prompt": "a", "answer": "b"}])
     with pytest.raises(DataError, match="line 1: column response is missing"):
         Examples([source], DataConfig(), tokenizer, 0, 8)

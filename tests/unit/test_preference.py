@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from rlcore.algo.preference import bradley_terry
-from rlcore.config import Config, DeadlineConfig, ModelConfig
+from rlcore.config import Config, DataConfig, DeadlineConfig, ModelConfig
 from rlcore.errors import ConfigError, WorkerError
 from rlcore.isolated.outcome import Outcome
 from rlcore.models.load import load_tokenizer, load_tokenizer_path, load_value_path
@@ -125,7 +125,7 @@ def test_tokens_are_those_of_the_models_own_template(language_model: Path) -> No
     want = tokenizer.apply_chat_template(asked, tokenize=True, return_dict=False)
     found = conversation_tokens(tokenizer, asked)
     assert found == want and tokenizer.decode(found) == "<user>1+1?<assistant>2<eos>"
-    bare = preference_tokenizer(ModelConfig(path=str(language_model)), chat_template=False)
+    bare = preference_tokenizer(ModelConfig(path=str(language_model)), DataConfig(chat_template=False))
     assert conversation_tokens(bare, asked) == bare("1+1?2<eos>")["input_ids"]
     with pytest.raises(ValueError, match="not text"):
         conversation_tokens(bare, [{"role": "user", "content": [{"type": "text", "text": "a"}]}])
@@ -140,7 +140,7 @@ def test_special_tokens_come_once_from_the_template_or_from_the_tokenizer(langua
     """A tokenizer that puts a token before any text must not put a second one before a template's."""
     from tokenizers.processors import TemplateProcessing
 
-    tokenizer = preference_tokenizer(ModelConfig(path=str(language_model)), chat_template=True)
+    tokenizer = preference_tokenizer(ModelConfig(path=str(language_model)), DataConfig())
     start = tokenizer.convert_tokens_to_ids("<user>")
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(  # type: ignore
         single="<user> $A", special_tokens=[("<user>", start)]
