@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from rewards.manager import Result, RewardManager
 from rlcore.compose.compose import compose_rewards
 from rlcore.data.conversation import as_text, is_message
-from rlcore.data.prompts import untokenized
+from rlcore.data.layouts import response_column
+from rlcore.data.prompts import place, untokenized
 from rlcore.data.sources import Rows, load_rows
 from rlcore.errors import ConfigError, DataError, RewardError, nearest
 from rlcore.records import Prompt, Response
@@ -32,9 +33,9 @@ def reward_test(args: Sequence[str]) -> int:
     given = _arguments(args)
     cfg = compose_rewards({"reward.fns": given.functions, "data.train": [given.data]}, given.settings)
     loaded = load_rows(given.data)
-    everything = untokenized(loaded, cfg.data, loaded.name)
+    everything, told = untokenized(loaded, cfg.data, loaded.name)
     prompts = everything[: given.rows]
-    responses = _responses(loaded, prompts, given.responses)
+    responses = _responses(loaded, prompts, given.responses, response_column(loaded, cfg.data))
     manager = RewardManager(cfg.reward, cfg.rollout.max_response_tokens)
     try:
         manager.require_sources(everything)
@@ -43,8 +44,9 @@ def reward_test(args: Sequence[str]) -> int:
         asked = [(prompt, text) for prompt, each in zip(prompts, responses, strict=True) for _, text in each]
         results = _score(manager, asked)
         scored = iter(results)
+        print(f"{told}; {len(everything)} rows")
         for i, prompt in enumerate(prompts):
-            print(f"\n== {loaded.at(i)}")
+            print(f"\n== {loaded.at(place(prompt)[1])}")
             _show("prompt", prompt.messages[-1]["content"])
             _show("gold", prompt.answer + (f"   (cannot be read: {unread[prompt.id]})" if prompt.id in unread else ""))
             for what, text in responses[i]:
@@ -88,7 +90,7 @@ def _arguments(args: Sequence[str]) -> argparse.Namespace:
     return found
 
 
-def _responses(loaded: Rows, prompts: Sequence[Prompt], asked: str | None) -> list[list[tuple[str, str]]]:
+def _responses(loaded: Rows, prompts: Sequence[Prompt], asked: str | None, usual: str) -> list[list[tuple[str, str]]]:
     """Of each prompt the texts to score, each with what it is. Not every row need have a response of its own."""
     columns = list(dict.fromkeys(name for prompt in prompts for name in prompt.row))
     if asked is not None and asked not in columns:
@@ -96,8 +98,8 @@ def _responses(loaded: Rows, prompts: Sequence[Prompt], asked: str | None) -> li
             f"--responses: {loaded.source} has no column {asked}{nearest(asked, columns)} in the rows to score "
             f"(--rows {len(prompts)}); there are {', '.join(columns)}"
         )
-    column = asked or "response"
-    texts = [_own(loaded, i, column, required=asked is not None) for i in range(len(prompts))]
+    column = asked or usual
+    texts = [_own(loaded, place(prompt)[1], column, required=asked is not None) for prompt in prompts]
     return [
         [*([] if text is None else [(f"column {column}", text)]), ("the gold answer", prompt.answer), ("nothing", "")]
         for prompt, text in zip(prompts, texts, strict=True)

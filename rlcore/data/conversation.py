@@ -9,41 +9,43 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rlcore.config import DataConfig
-from rlcore.data.sources import Row, Rows
+from rlcore.data.cells import as_text
+from rlcore.data.layouts import PROMPTS, cell, choose, gold_of, prompt_of
+from rlcore.data.sources import Rows
 from rlcore.errors import ConfigError, DataError, nearest
 
 Message = Mapping[str, Any]
 Template = list[tuple[str, str | None]]  # literal text, then the column after it
 
-_PROMPT_COLUMNS = ("prompt", "question", "problem", "messages")
-_ANSWER_COLUMNS = ("answer", "solution", "ground_truth", "reward_model.ground_truth", "response")
-
 
 class Read(NamedTuple):
-    """Of each row: the conversation before the response, the gold answer, what the assistant said last, if it did."""
+    """Of each row: the conversation before the response, the gold answer, what the assistant said last, if it did.
+
+    `left_out`: of rows without a gold answer, in a set that is known to have such, why. `told`: from which columns.
+    """
 
     messages: list[list[Message]]
     answers: list[str]
     said: list[str | None]
+    left_out: Mapping[int, str] = {}
+    told: str = ""
 
 
 def read_rows(loaded: Rows, cfg: DataConfig, answers_needed: bool = True) -> Read:
     """Every row of a source as a conversation. A template that does not name {prompt} needs no prompt column."""
-    columns = list(dict.fromkeys(column for row in loaded.rows for column in _columns(row)))
-    first = list(loaded.rows[0])
-    prompt_column = _choose(loaded, "data.prompt_column", cfg.prompt_column, _PROMPT_COLUMNS, first)
-    answer_column = _choose(loaded, "data.answer_column", cfg.answer_column, _ANSWER_COLUMNS, columns)
-    template = _parse_template(cfg.prompt_template, columns, answer_column)
+    chosen = choose(loaded, cfg, learned=not answers_needed)
+    prompt_column = chosen.prompt
+    template = _parse_template(cfg.prompt_template, chosen.columns, chosen.gold)
     asked = template is None or any(name == "prompt" for _, name in template)
     if prompt_column is None and asked:
         raise DataError(
-            f"{loaded.source}: none of the columns {', '.join(_PROMPT_COLUMNS)}; "
-            f"set data.prompt_column to one of {', '.join(first)}"
+            f"{loaded.source}: none of the columns {', '.join(PROMPTS)}; "
+            f"set data.prompt_column to one of {', '.join(loaded.rows[0])}"
         )
-    messages, answers, said = [], [], []
+    messages, answers, said, left_out = [], [], [], {}
     for i in range(len(loaded.rows)):
         if asked and prompt_column is not None:
-            conversation = conversation_of(cell(loaded, i, prompt_column), loaded.at(i), prompt_column)
+            conversation = conversation_of(prompt_of(loaded, i, prompt_column), loaded.at(i), prompt_column)
         else:
             conversation = list[Message]([{"role": "user", "content": ""}])
         said.append(_answered(conversation, loaded.at(i)))
@@ -53,11 +55,13 @@ def read_rows(loaded: Rows, cfg: DataConfig, answers_needed: bool = True) -> Rea
         if template is not None:
             conversation[-1] = _fill(conversation[-1], template, loaded, i)
         messages.append(conversation)
-        if answer_column is None or not (answers_needed or _value(loaded.rows[i], answer_column) is not None):
-            answers.append("")
-        else:
-            answers.append(as_text(cell(loaded, i, answer_column)))
-    return Read(messages, answers, said)
+        answer, why = gold_of(loaded, i, chosen, answers_needed)
+        answers.append(answer)
+        if why is not None:
+            left_out[i] = why
+    if len(left_out) == len(loaded.rows):
+        raise DataError(f"{chosen.told(loaded, left_out.values())}: those are all")
+    return Read(messages, answers, said, left_out, chosen.told(loaded, left_out.values()))
 
 
 def _answered(conversation: list[Message], where: str) -> str | None:
@@ -68,41 +72,6 @@ def _answered(conversation: list[Message], where: str) -> str | None:
     if content is None:
         raise DataError(f"{where}: the assistant's last message has no content; write it, or leave the message out")
     return content
-
-
-def _choose(loaded: Rows, key: str, column: str, candidates: Sequence[str], columns: Sequence[str]) -> str | None:
-    """The one of `columns` to use: the one named, or with "auto" the first candidate among them, if any."""
-    if column != "auto":
-        if column not in columns:
-            raise DataError(
-                f"{loaded.source}: no column {column}{nearest(column, columns)}; "
-                f"{key} must be one of {', '.join(columns)}"
-            )
-        return column
-    return next((c for c in candidates if c in columns), None)
-
-
-def cell(loaded: Rows, i: int, column: str) -> Any:
-    row = loaded.rows[i]
-    value = _value(row, column)
-    if value is None:
-        what = "is empty" if column in row else f"is missing{nearest(column, row)}"
-        raise DataError(f"{loaded.at(i)}: column {column} {what}")
-    return value
-
-
-def _columns(row: Row) -> list[str]:
-    """The columns, and the fields of those that hold records: `reward_model.ground_truth`, as veRL's data has it."""
-    inner = [f"{column}.{name}" for column, value in row.items() if isinstance(value, Mapping) for name in value]
-    return [*row, *inner]
-
-
-def _value(row: Row, column: str) -> Any:
-    outer, dot, name = column.partition(".")
-    if column in row or not dot:
-        return row.get(column)
-    record = row.get(outer)
-    return record.get(name) if isinstance(record, Mapping) else None
 
 
 def conversation_of(value: Any, where: str, column: str) -> list[Message]:
@@ -177,11 +146,6 @@ def _fill(message: Message, template: Template, loaded: Rows, i: int) -> Message
         if name is not None:
             parts.append(message["content"] if name == "prompt" else as_text(cell(loaded, i, name)))
     return {**message, "content": "".join(parts)}
-
-
-def as_text(value: Any) -> str:
-    """A cell as text: text as it is, anything else as JSON (72, true, {"ground_truth": "72"})."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def conversation_tokens(

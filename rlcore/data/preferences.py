@@ -26,6 +26,7 @@ from rlcore.data.conversation import (
     read_rows,
     response_tokens,
 )
+from rlcore.data.layouts import PROMPTS
 from rlcore.data.prompts import as_prompts
 from rlcore.data.sources import Row, Rows, load_sources
 from rlcore.errors import DataError
@@ -211,7 +212,7 @@ def _kind(whole: bool) -> str:
 
 def _is_bare_text(loaded: Rows, cfg: DataConfig) -> bool:
     """Whether there is no prompt to answer: then the texts are taken as they are."""
-    if cfg.prompt_column != "auto" or {"prompt", "question", "problem", "messages"} & loaded.rows[0].keys():
+    if cfg.prompt_column != "auto" or loaded.rows[0].keys() & {*PROMPTS}:
         return False
     if cfg.chat_template:
         raise DataError(

@@ -12,7 +12,7 @@ from rlcore.cluster.placement import Cluster
 from rlcore.cluster.turns import Phases, Turns
 from rlcore.config import Config, compute_dtype
 from rlcore.plugins import plugin
-from rlcore.runs.checkpoint import Checkpoints, export
+from rlcore.runs.checkpoint import Checkpoints, export, state_of
 from rlcore.runs.tracker import Tracker
 from rlcore.train.loop import train
 from rlcore.train.prepare import Say
@@ -29,7 +29,7 @@ class Ready(Protocol):
     """A stage whose rows are read and whose model is a directory; its class is made by (cfg, say).
 
     cfg      with that directory; `tokenizer` is the model's
-    roles    devices of each role; `facts` of the rows, for the record
+    roles    devices of each role; `facts` of the rows, for the record; `require_same_rows` as a checkpoint's state has
     start    the groups of its roles, whose processes exist and have not loaded
     connect  once they have loaded: what each worker answered, by role
     parts    what the loop asks for
@@ -40,6 +40,7 @@ class Ready(Protocol):
 
     def roles(self) -> dict[str, int]: ...
     def facts(self) -> dict[str, Any]: ...
+    def require_same_rows(self, state: Mapping[str, Any]) -> None: ...
     def start(self, cluster: Cluster, watch: Watch) -> list[WorkerGroup]: ...
     def connect(self, answers: Mapping[str, list[dict[str, Any]]]) -> None: ...
     def parts(self, tracker: Tracker) -> Parts: ...
@@ -84,6 +85,7 @@ def build(
     run_dir.mkdir(parents=True, exist_ok=True)
     ready: Ready = plugin(stage.made_by, "stage")(cfg, say)
     ending.callback(ready.close)
+    _require_same_rows(ready, Checkpoints(run_dir, keep=1))
     cfg, watch = ready.cfg, Watch()
     say("Ray: starting" if cfg.ray.address is None else f"Ray: joining {cfg.ray.address}")
     cluster = Cluster(cfg.ray, cfg.placement, cfg.deadline, ready.roles(), watch, cfg.debug)
@@ -104,6 +106,16 @@ def build(
         device=cluster.device,
     )
     return run, groups
+
+
+def _require_same_rows(ready: Ready, checkpoints: Checkpoints) -> None:
+    """Before anything is started. Whether a checkpoint is whole is seen when it is loaded."""
+    try:
+        states = [state_of(path) for path in checkpoints.all()[-1:]]
+    except (OSError, ValueError):
+        return
+    for state in states:
+        ready.require_same_rows(state)
 
 
 def _started(ready: Ready, cluster: Cluster, watch: Watch, say: Say) -> tuple[list[WorkerGroup], dict[str, Any]]:
