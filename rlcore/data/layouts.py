@@ -32,17 +32,14 @@ _SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "
 class Layout(NamedTuple):
     """What a set is called that has all of these columns; `record.field` is a field of a column of records.
 
-    not_gold   columns of GOLDS that are something else here
-    gold       one more column that may be the gold answer, after GOLDS
-    response   what `rlcore sft` learns, where it is not called as data.response_column is by default
-    gaps       rows without a gold answer are left out and counted; elsewhere the first is an error
+    With `gaps`, rows without a gold answer are left out and counted; elsewhere the first is an error.
     """
 
     name: str
     columns: frozenset[str]
-    not_gold: frozenset[str] = frozenset()
-    gold: str | None = None
-    response: str | None = None
+    not_gold: frozenset[str] = frozenset()  # of GOLDS, what is something else here
+    gold: str | None = None  # one more column that may be the gold answer, after GOLDS
+    response: str | None = None  # what `rlcore sft` learns, where no column is called as data.response_column says
     gaps: bool = False
 
 
