@@ -10,11 +10,14 @@ import argparse
 import numbers
 import textwrap
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from rewards.manager import Result, RewardManager
 from rlcore.compose.compose import compose_rewards
+from rlcore.config import DataConfig
 from rlcore.data.conversation import as_text, is_message
-from rlcore.data.layouts import response_column
+from rlcore.data.layouts import PAIRS, choose, response_column
+from rlcore.data.preferences import pairs_of
 from rlcore.data.prompts import place, untokenized
 from rlcore.data.sources import Rows, load_rows
 from rlcore.errors import ConfigError, DataError, RewardError, nearest
@@ -33,9 +36,9 @@ def reward_test(args: Sequence[str]) -> int:
     given = _arguments(args)
     cfg = compose_rewards({"reward.fns": given.functions, "data.train": [given.data]}, given.settings)
     loaded = load_rows(given.data)
-    everything, told = untokenized(loaded, cfg.data, loaded.name)
-    prompts = everything[: given.rows]
-    responses = _responses(loaded, prompts, given.responses, response_column(loaded, cfg.data))
+    read = _read(loaded, cfg.data)
+    everything, prompts = read.prompts, read.prompts[: given.rows]
+    responses = _responses(loaded, prompts, given.responses, read)
     manager = RewardManager(cfg.reward, cfg.rollout.max_response_tokens)
     try:
         manager.require_sources(everything)
@@ -44,10 +47,10 @@ def reward_test(args: Sequence[str]) -> int:
         asked = [(prompt, text) for prompt, each in zip(prompts, responses, strict=True) for _, text in each]
         results = _score(manager, asked)
         scored = iter(results)
-        print(f"{told}; {len(everything)} rows")
+        print(f"{read.told}; {len(everything)} rows")
         for i, prompt in enumerate(prompts):
             print(f"\n== {loaded.at(place(prompt)[1])}")
-            _show("prompt", prompt.messages[-1]["content"])
+            _show("prompt", as_text(prompt.messages[-1]["content"]) if prompt.messages else "")
             _show("gold", prompt.answer + (f"   (cannot be read: {unread[prompt.id]})" if prompt.id in unread else ""))
             for what, text in responses[i]:
                 _show_result(what, text, next(scored))
@@ -90,7 +93,26 @@ def _arguments(args: Sequence[str]) -> argparse.Namespace:
     return found
 
 
-def _responses(loaded: Rows, prompts: Sequence[Prompt], asked: str | None, usual: str) -> list[list[tuple[str, str]]]:
+class _Read(NamedTuple):
+    """Prompts, in words from which columns, the column of responses, and of pairs the texts of each prompt, by id."""
+
+    prompts: list[Prompt]
+    told: str
+    column: str
+    pairs: dict[str, list[tuple[str, str]]] = {}
+
+
+def _read(loaded: Rows, cfg: DataConfig) -> _Read:
+    chosen, column = choose(loaded, cfg), response_column(loaded, cfg)
+    if chosen.layout is not PAIRS:
+        return _Read(*untokenized(loaded, cfg, loaded.name), column)
+    pairs = list(pairs_of(loaded, cfg))
+    last = {pair.prompt.id: [as_text(messages[-1]["content"]) for messages in pair.answers] for pair in pairs}
+    texts = {i: [("column chosen", good), ("column rejected", bad)] for i, (good, bad) in last.items()}
+    return _Read([pair.prompt for pair in pairs], chosen.told_pairs(loaded), column, texts)
+
+
+def _responses(loaded: Rows, prompts: Sequence[Prompt], asked: str | None, read: _Read) -> list[list[tuple[str, str]]]:
     """Of each prompt the texts to score, each with what it is. Not every row need have a response of its own."""
     columns = list(dict.fromkeys(name for prompt in prompts for name in prompt.row))
     if asked is not None and asked not in columns:
@@ -98,7 +120,9 @@ def _responses(loaded: Rows, prompts: Sequence[Prompt], asked: str | None, usual
             f"--responses: {loaded.source} has no column {asked}{nearest(asked, columns)} in the rows to score "
             f"(--rows {len(prompts)}); there are {', '.join(columns)}"
         )
-    column = asked or usual
+    if read.pairs and asked is None:
+        return [[*read.pairs[prompt.id], ("nothing", "")] for prompt in prompts]
+    column = asked or read.column
     texts = [_own(loaded, place(prompt)[1], column, required=asked is not None) for prompt in prompts]
     return [
         [*([] if text is None else [(f"column {column}", text)]), ("the gold answer", prompt.answer), ("nothing", "")]

@@ -74,6 +74,9 @@ LAYOUTS = (  # the first that fits: the more columns it asks for, the earlier
 _ANY = Layout("no known one", frozenset())
 
 
+PAIRS = LAYOUTS[0]
+
+
 class Chosen(NamedTuple):
     """What the columns of a source are taken for.
 
@@ -97,6 +100,11 @@ class Chosen(NamedTuple):
         """The same of rows that bring their own answers."""
         response = column if column in self.columns else "the assistant's last message"
         return self._line(loaded, f"response from {response}", ())
+
+    def told_pairs(self, loaded: Rows) -> str:
+        """The same of pairs."""
+        beginning = "" if self.prompt else " (the prompt is what both begin with)"
+        return self._line(loaded, f"answers from chosen and rejected{beginning}", ())
 
     def _line(self, loaded: Rows, taken: str, left_out: Iterable[str]) -> str:
         prompt = f"prompt from {self.prompt}" if self.prompt else "no prompt column"

@@ -143,11 +143,16 @@ def _only_text(where: str, messages: Sequence[Message]) -> str:
 
 def _pairs(sources: Sequence[str], cfg: DataConfig) -> Iterator[_Pair]:
     for loaded in load_sources(sources):
-        read, said = _read(loaded, cfg)
-        for i, (prompt, answers) in enumerate(zip(as_prompts(loaded, read, cfg), said, strict=True)):
-            for column, messages in zip(_COLUMNS, answers, strict=True):
-                _check_content(f"{loaded.at(i)}: {column}", [*prompt.messages, *messages])
-            yield _Pair(loaded.at(i), prompt, answers)
+        yield from pairs_of(loaded, cfg)
+
+
+def pairs_of(loaded: Rows, cfg: DataConfig) -> Iterator[_Pair]:
+    """The pairs of one source, a row each."""
+    read, said = _read(loaded, cfg)
+    for i, (prompt, answers) in enumerate(zip(as_prompts(loaded, read, cfg), said, strict=True)):
+        for column, messages in zip(_COLUMNS, answers, strict=True):
+            _check_content(f"{loaded.at(i)}: {column}", [*prompt.messages, *messages])
+        yield _Pair(loaded.at(i), prompt, answers)
 
 
 def _check_content(where: str, conversation: Sequence[Message]) -> None:
