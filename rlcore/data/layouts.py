@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rlcore.config import DataConfig
@@ -124,7 +124,7 @@ def choose(loaded: Rows, cfg: DataConfig, learned: bool = False) -> Chosen:
     layout = _recognised(columns)
     golds = [c for c in (*GOLDS, layout.gold) if c in columns and c not in layout.not_gold]
     gold = _named(loaded, "data.answer_column", cfg.answer_column, columns) or next(iter(golds), None)
-    first = _fields(loaded, 0, cfg)
+    first = _fields(loaded, 0, _may_be_json(cfg))
     candidates = PROMPTS
     if learned and _learns_a_talk(columns, layout, cfg):
         candidates = (*_TALKS, *PROMPTS)
@@ -254,26 +254,27 @@ def _value(row: Mapping[str, Any], column: str, where: str) -> Any:
 
 
 def _all_columns(loaded: Rows, cfg: DataConfig) -> list[str]:
-    return list(dict.fromkeys(column for i in range(len(loaded.rows)) for column in _fields(loaded, i, cfg)))
+    as_json = _may_be_json(cfg)
+    return list(dict.fromkeys(name for i in range(len(loaded.rows)) for name in _fields(loaded, i, as_json)))
 
 
-def _fields(loaded: Rows, i: int, cfg: DataConfig) -> list[str]:
-    """The columns of row i, and the fields of those that hold records, also as JSON text where that is usual or asked
-    for: `reward_model.ground_truth`, as veRL's data has it."""
+def _may_be_json(cfg: DataConfig) -> set[str]:
+    """Columns of records that may be JSON text: where that is usual, and where the config names a field."""
+    return {*_RECORDS, *(c.partition(".")[0] for c in (cfg.prompt_column, cfg.answer_column) if "." in c)}
+
+
+def _fields(loaded: Rows, i: int, as_json: set[str]) -> list[str]:
+    """The columns of row i, and the fields of its records: `reward_model.ground_truth`, as veRL's data has it."""
     row = loaded.rows[i]
-    as_json = {*_RECORDS, *(c.partition(".")[0] for c in (cfg.prompt_column, cfg.answer_column) if "." in c)}
-    return [*row, *(name for column in row for name in _inner(row, column, as_json, loaded, i))]
-
-
-def _inner(row: Row, column: str, as_json: set[str], loaded: Rows, i: int) -> Iterator[str]:
-    value = row[column]
-    if column in as_json and isinstance(value, str):
-        value = _parsed(value, "{", loaded.at(i), column)
-    if isinstance(value, Mapping):
-        for name, inner in value.items():
-            yield f"{column}.{name}"
-            if isinstance(inner, Mapping):
-                yield from (f"{column}.{name}.{field}" for field in inner)
+    names = list(row)
+    for column, value in row.items():
+        if column in as_json and isinstance(value, str):
+            value = _parsed(value, "{", loaded.at(i), column)
+        if isinstance(value, dict):
+            for name, inner in value.items():
+                names.append(f"{column}.{name}")
+                names += [f"{column}.{name}.{field}" for field in inner] if isinstance(inner, dict) else ()
+    return names
 
 
 def _parsed(value: Any, bracket: str, where: str, column: str) -> Any:

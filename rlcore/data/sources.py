@@ -33,6 +33,7 @@ _GENERATE = "generate:"
 _GYM = "reasoning_gym:"
 _FILES = (".jsonl", ".parquet", ".csv")
 _AT_ONCE = 10_000  # rows of a table
+_LONGEST_FIELD = 2**31 - 1  # characters of a CSV field; Python's own limit is shorter than the tests of some programs
 
 
 class Rows(NamedTuple):
@@ -132,12 +133,15 @@ def _read_jsonl(path: Path) -> Iterator[tuple[int, Row]]:
                 row = json.loads(text)
             except json.JSONDecodeError as e:
                 raise DataError(f"{path}, line {line}: not valid JSON: {e.msg} at column {e.colno}") from e
+            except (ValueError, RecursionError) as e:  # a number of over 4,300 digits, lists in lists in lists
+                raise DataError(f"{path}, line {line}: cannot be read: {e}") from e
             if not isinstance(row, dict):
                 raise DataError(f"{path}, line {line}: a JSON {type(row).__name__}, must be an object {{...}}")
             yield line, row
 
 
 def _read_csv(path: Path) -> Iterator[tuple[int, Row]]:
+    csv.field_size_limit(_LONGEST_FIELD)
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True)
         try:

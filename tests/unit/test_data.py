@@ -93,6 +93,8 @@ def test_no_two_sources_have_the_same_name(own: list[str], unique: list[str]) ->
         ("a.jsonl", '{"question": "x"}\n\n{"question": \n', "a.jsonl, line 3: not valid JSON"),
         ("a.jsonl", '{"question": "x"}\n[1, 2]\n', "line 2: a JSON list, must be an object"),
         ("a.jsonl", "\n \n", "no rows"),
+        ("a.jsonl", '{"a": 1}\n{"answer": ' + "1" * 5000 + "}\n", r"line 2: cannot be read: .*4300 digits"),
+        ("a.jsonl", '{"a": ' + "[" * 200_000 + "]" * 200_000 + "}\n", "line 1: cannot be read: .*recursion"),
         ("a.jsonl", b'{"question": "\xff"}\n', "cannot be read"),
         ("a.csv", "question,answer\nx,1\ny\n", "line 3: not 2 fields"),
         ("a.csv", "question,answer\nx,1,2\n", "line 2: not 2 fields"),
@@ -108,6 +110,11 @@ def test_a_broken_file_is_named_with_its_line(tmp_path: Path, name: str, content
     with pytest.raises(DataError, match=complaint) as e:
         load_rows(str(path))
     assert str(path) in str(e.value)
+
+
+def test_a_field_of_a_csv_file_may_be_long(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("question,tests\na," + "x" * 200_000 + "\n")
+    assert len(load_rows(str(tmp_path / "a.csv")).rows[0]["tests"]) == 200_000
 
 
 def test_a_missing_file_is_told_with_the_nearest_name(tmp_path: Path) -> None:
