@@ -58,7 +58,7 @@ LAYOUTS = (  # the first that fits: the more columns it asks for, the earlier
     _layout("DeepScaleR", "problem answer solution", gaps=True),
     _layout("MATH", "problem solution level type"),
     _layout("INTELLECT-3-RL", "question avg@", gold="info"),
-    _layout("prompt, completion and label (TRL, unpaired)", "prompt completion label", "label", response="completion"),
+    _layout("prompt, completion and label (TRL, unpaired)", "prompt completion label", "label"),
     _layout("prompt and completion (TRL)", "prompt completion", response="completion"),
     _layout("Alpaca", "instruction output", response="output"),
     _layout("OpenRLHF", "input label"),
@@ -92,14 +92,19 @@ class Chosen(NamedTuple):
 
     def told(self, loaded: Rows, left_out: Iterable[str] = ()) -> str:
         """In one line, for the user: from where prompt and gold answer are, and `left_out`, why each row is."""
-        also = f", not {' or '.join(self.others)} (data.answer_column says which)" if self.others else ""
-        gold = f"gold answer from {self.gold}{also}" if self.gold else "no gold answer"
-        return self._line(loaded, gold, left_out)
+        rest = [c for c in self.columns if c != self.prompt and "." not in c]
+        none = f"no gold answer (data.answer_column may name one: {', '.join(rest)})" if rest else "no gold answer"
+        return self._line(loaded, self._gold() or none, left_out)
 
     def told_learned(self, loaded: Rows, column: str) -> str:
         """The same of rows that bring their own answers."""
         response = column if column in self.columns else "the assistant's last message"
-        return self._line(loaded, f"response from {response}", ())
+        gold = f"{self._gold()}, " if self.gold not in (None, column) else ""
+        return self._line(loaded, f"{gold}response from {response}", ())
+
+    def _gold(self) -> str:
+        also = f", not {' or '.join(self.others)} (data.answer_column says which)" if self.others else ""
+        return f"gold answer from {self.gold}{also}" if self.gold else ""
 
     def told_pairs(self, loaded: Rows) -> str:
         """The same of pairs."""

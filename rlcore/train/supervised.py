@@ -59,7 +59,7 @@ class Supervised:
             self.rows = self.read(self.cfg.data.train)
             say_taken(self.rows.notes, say)
             say(f"data: {len(self.rows)} rows; {self.rows.dropped} left out")
-            self.held_out = self._held_out()
+            self.held_out = self._held_out(say)
             self.sampling = None if self.rewards is None else self._sampling(self.rewards, say)
         except BaseException:
             self.close()
@@ -75,9 +75,11 @@ class Supervised:
         cfg = self.cfg
         return Examples(sources, cfg.data, self.tokenizer, cfg.seed, cfg.rollout.max_response_tokens)
 
-    def _held_out(self) -> dict[str, list[Group]]:
+    def _held_out(self, say: Say) -> dict[str, list[Group]]:
         cfg = self.cfg
         read = dict(zip(source_names(cfg.data.eval), map(self.read, ([s] for s in cfg.data.eval)), strict=True))
+        for rows in read.values():
+            say_taken(rows.notes, say)
         self.held_out_content = {name: content for name, rows in read.items() for content in rows.content.values()}
         return {name: rows.all(limit=cfg.eval.prompts) for name, rows in read.items()}
 

@@ -253,7 +253,12 @@ def test_preference_layouts(tmp_path: Path, tokenizer, row: dict[str, Any], kind
 def test_a_label_that_says_good_or_bad_is_no_gold_answer(tmp_path: Path) -> None:
     rows = [{"prompt": "2+2?", "completion": "4", "label": True}]
     loaded = load_rows(written(tmp_path / "a.parquet", rows))
-    assert choose(loaded, DataConfig()).gold is None and response_column(loaded, DataConfig()) == "completion"
+    chosen = choose(loaded, DataConfig())
+    assert chosen.gold is None and "no gold answer (data.answer_column may name one: completion, label)" in chosen.told(
+        loaded
+    )
+    # Nor is what is called bad learned from unasked.
+    assert response_column(loaded, DataConfig()) == "response"
 
 
 def dapo(problem: str, gold: str, **extra: Any) -> dict[str, Any]:
