@@ -15,8 +15,8 @@ from typing import NamedTuple
 from rewards.manager import Result, RewardManager
 from rlcore.compose.compose import compose_rewards
 from rlcore.config import DataConfig
-from rlcore.data.conversation import as_text, is_message
-from rlcore.data.layouts import PAIRS, choose, response_column
+from rlcore.data.conversation import as_text, is_message, read_rows
+from rlcore.data.layouts import PAIRS, TALKS, choose, response_column
 from rlcore.data.preferences import pairs_of
 from rlcore.data.prompts import place, untokenized
 from rlcore.data.sources import Rows, load_rows
@@ -25,6 +25,7 @@ from rlcore.records import Prompt, Response
 
 _START_SECONDS = 120.0
 _SHOWN = 400  # characters of a text
+_LAST = "the assistant's last message"
 _EPILOG = """
 FUNCTION is a built-in name, FILE.py:function or a dotted path; several are combined as in a run. key=value sets any key
 of reward.* and data.* as in `rlcore train`: reward.weights=[1,0.2] reward.args.NAME.option=1 data.answer_column=answer
@@ -94,22 +95,26 @@ def _arguments(args: Sequence[str]) -> argparse.Namespace:
 
 
 class _Read(NamedTuple):
-    """Prompts, in words from which columns, the column of responses, and of pairs the texts of each prompt, by id."""
+    """Prompts, in words from which columns, the column of responses, and by prompt what else is to be scored."""
 
     prompts: list[Prompt]
     told: str
     column: str
-    pairs: dict[str, list[tuple[str, str]]] = {}
+    said: dict[str, list[tuple[str, str]]]
 
 
 def _read(loaded: Rows, cfg: DataConfig) -> _Read:
     chosen, column = choose(loaded, cfg), response_column(loaded, cfg)
-    if chosen.layout is not PAIRS:
-        return _Read(*untokenized(loaded, cfg, loaded.name), column)
-    pairs = list(pairs_of(loaded, cfg))
-    last = {pair.prompt.id: [as_text(messages[-1]["content"]) for messages in pair.answers] for pair in pairs}
-    texts = {i: [("column chosen", good), ("column rejected", bad)] for i, (good, bad) in last.items()}
-    return _Read([pair.prompt for pair in pairs], chosen.told_pairs(loaded), column, texts)
+    if chosen.layout is PAIRS:
+        pairs = list(pairs_of(loaded, cfg))
+        last = {pair.prompt.id: [as_text(messages[-1]["content"]) for messages in pair.answers] for pair in pairs}
+        texts = {i: [("column chosen", good), ("column rejected", bad)] for i, (good, bad) in last.items()}
+        return _Read([pair.prompt for pair in pairs], chosen.told_pairs(loaded), column, texts)
+    said: dict[str, list[tuple[str, str]]] = {}
+    if column not in chosen.columns and set(TALKS).intersection(chosen.columns):
+        read = read_rows(loaded, cfg, answers_needed=False)
+        said = {f"{loaded.name}:{i}": [(_LAST, text)] for i, text in enumerate(read.said) if isinstance(text, str)}
+    return _Read(*untokenized(loaded, cfg, loaded.name), column, said)
 
 
 def _responses(loaded: Rows, prompts: Sequence[Prompt], asked: str | None, read: _Read) -> list[list[tuple[str, str]]]:
@@ -120,14 +125,14 @@ def _responses(loaded: Rows, prompts: Sequence[Prompt], asked: str | None, read:
             f"--responses: {loaded.source} has no column {asked}{nearest(asked, columns)} in the rows to score "
             f"(--rows {len(prompts)}); there are {', '.join(columns)}"
         )
-    if read.pairs and asked is None:
-        return [[*read.pairs[prompt.id], ("nothing", "")] for prompt in prompts]
     column = asked or read.column
-    texts = [_own(loaded, place(prompt)[1], column, required=asked is not None) for prompt in prompts]
-    return [
-        [*([] if text is None else [(f"column {column}", text)]), ("the gold answer", prompt.answer), ("nothing", "")]
-        for prompt, text in zip(prompts, texts, strict=True)
-    ]
+    responses = []
+    for prompt in prompts:
+        text = _own(loaded, place(prompt)[1], column, required=asked is not None)
+        own = [(f"column {column}", text)] if text is not None else []
+        golds = [("the gold answer", prompt.answer)] if prompt.answer or not read.said else []
+        responses.append([*own, *([] if asked else read.said.get(prompt.id, [])), *golds, ("nothing", "")])
+    return responses
 
 
 def _own(loaded: Rows, i: int, column: str, required: bool) -> str | None:

@@ -39,10 +39,12 @@ def why_no_text(value: Any) -> str | None:
 def from_arrow(kind: pyarrow.DataType) -> Convert | None:
     """What makes a value of this Arrow type one that JSON has; None where it is one already.
 
-    Bytes and durations stay what they are: a column that is not used may hold them. None stays None.
+    Bytes, durations and extension types stay what they are: a column that is not used may hold them. None stays None.
     """
-    from pyarrow import types
+    from pyarrow import BaseExtensionType, types
 
+    if isinstance(kind, BaseExtensionType):
+        return None
     if types.is_dictionary(kind) or types.is_run_end_encoded(kind):
         return from_arrow(kind.value_type)
     if types.is_decimal(kind):

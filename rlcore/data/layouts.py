@@ -25,7 +25,7 @@ GOLDS = (
     "response",
 )
 _RECORDS = ("reward_model", "reward_spec", "extra_info")  # may be JSON text, as in a CSV file
-_TALKS = ("messages", "conversations")
+TALKS = ("messages", "conversations")
 _SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
 
@@ -41,6 +41,7 @@ class Layout(NamedTuple):
     gold: str | None = None  # one more column that may be the gold answer, after GOLDS
     response: str | None = None  # what `rlcore sft` learns, where no column is called as data.response_column says
     gaps: bool = False
+    boxed: bool = False  # a gold answer without a box is none: it is a proof
 
 
 def _layout(name: str, columns: str, not_gold: str = "", **more: Any) -> Layout:
@@ -53,9 +54,9 @@ LAYOUTS = (  # the first that fits: the more columns it asks for, the earlier
     _layout("SkyRL", "prompt reward_spec.ground_truth"),
     _layout("NuminaMath-1.5", "problem solution answer problem_is_valid solution_is_valid", gaps=True),
     _layout("OpenR1-Math", "problem solution answer generations", gaps=True),
-    _layout("NuminaMath-CoT", "source problem solution messages", gaps=True),
+    _layout("NuminaMath-CoT", "source problem solution messages", gaps=True, boxed=True),
     _layout("Big-Math", "problem answer llama8b_solve_rate", gaps=True),
-    _layout("DeepScaleR", "problem answer solution", gaps=True),
+    _layout("problem, answer and solution (DeepScaleR)", "problem answer solution", gaps=True),
     _layout("MATH", "problem solution level type"),
     _layout("INTELLECT-3-RL", "question avg@", gold="info"),
     _layout("prompt, completion and label (TRL, unpaired)", "prompt completion label", "label"),
@@ -132,7 +133,7 @@ def choose(loaded: Rows, cfg: DataConfig, learned: bool = False) -> Chosen:
     first = _fields(loaded, 0, _may_be_json(cfg))
     candidates = PROMPTS
     if learned and _learns_a_talk(columns, layout, cfg):
-        candidates = (*_TALKS, *PROMPTS)
+        candidates = (*TALKS, *PROMPTS)
     prompt = _named(loaded, "data.prompt_column", cfg.prompt_column, first)
     prompt = prompt or next((c for c in candidates if c in first), None)
     # What is asked, or learned, is no other gold answer.
@@ -191,7 +192,7 @@ def _why_no_gold(row: Row, value: Any, chosen: Chosen) -> str | None:
     for column in ("problem_is_valid", "solution_is_valid"):
         if column in chosen.layout.columns and row.get(column) != "Yes":
             return f"whose {column} is not Yes"
-    if chosen.layout.name == "NuminaMath-CoT" and chosen.gold == "solution" and "\\boxed" not in str(text):
+    if chosen.layout.boxed and chosen.gold == "solution" and "\\boxed" not in str(text):
         return "whose solution has no \\boxed{}"
     return None
 

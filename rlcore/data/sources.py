@@ -182,7 +182,7 @@ def _values(source: str, name: str, column: pyarrow.Array, convert: Convert | No
     try:
         values = column.to_pylist()
         return values if convert is None else [convert(value) for value in values]
-    except (ValueError, OverflowError) as e:  # a date beyond the year 9999; pyarrow's own errors are ValueErrors
+    except (ValueError, OverflowError, KeyError, NotImplementedError) as e:  # the year 10000, a zone nobody knows
         raise DataError(f"{source}: column {name} of type {column.type} cannot be read: {e}") from e
 
 

@@ -184,6 +184,19 @@ def test_of_preference_pairs_both_answers_are_scored(
     assert "-- response: column chosen\n  response: four" in out and "-- response: column rejected" in out
 
 
+@pytest.mark.parametrize("column", ["messages", "conversations"])
+def test_what_the_assistant_says_in_a_row_is_scored(tmp_path: Path, capsys: pytest.CaptureFixture, column: str) -> None:
+    turns = [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "It is 4."}]
+    if column == "messages":
+        turns = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "It is 4."}]
+    path = tmp_path / "talk.jsonl"
+    path.write_text(json.dumps({column: turns, "problem": "2+2?", "answer": "4", "solution": "2+2=4"}) + "\n")
+    assert reward_test(["test", "gsm8k", "--data", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "-- response: the assistant's last message\n  response: It is 4.\n    reward: 1 " in out
+    assert "3 calls on 1 rows" in out
+
+
 def test_two_files_are_refused(data: str) -> None:
     with pytest.raises(ConfigError, match=r"--data is given 2 times \(a.jsonl, .*\); test one file at a time"):
         reward_test(["test", "gsm8k", "--data", "a.jsonl", "--data", data])

@@ -115,7 +115,7 @@ TO_SAMPLE = {  # name: (kind of file, row, (layout, prompt, gold answer, in word
     "deepscaler": (
         "jsonl",
         {"problem": "2+2?", "answer": "4", "solution": "2 and 2 are 4"},
-        ("DeepScaleR", "2+2?", "4", gold_from("answer", "solution")),
+        ("problem, answer and solution (DeepScaleR)", "2+2?", "4", gold_from("answer", "solution")),
     ),
     "numina 1.5": (
         "parquet",
@@ -435,6 +435,26 @@ def test_numbers_of_text_files(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_text('{"prompt": "a", "answer": 1e400}\n')
     with pytest.raises(DataError, match=r"b\.jsonl, line 1: column answer is inf, no number"):
         untokenized(load_rows(str(tmp_path / "b.jsonl")), DataConfig(), "a")
+
+
+def test_a_column_that_is_not_used_may_hold_anything(tmp_path: Path) -> None:
+    import numpy
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    odd = {
+        "id": pa.array([b"\0" * 16], pa.uuid()),
+        "image": pa.array([{"bytes": b"x", "path": None}]),
+        "took": pa.array([datetime.timedelta(1)]),
+        "tensor": pa.FixedShapeTensorArray.from_numpy_ndarray(numpy.ones((1, 2, 2), "float32")),
+    }
+    table = pa.table({"prompt": ["2+2?"], "answer": ["4"], **odd})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    loaded = load_rows(str(tmp_path / "a.parquet"))
+    assert [p.answer for p in untokenized(loaded, DataConfig(), "a").prompts] == ["4"]
+    for column in ("id", "image", "took"):
+        with pytest.raises(DataError, match=rf"a\.parquet, row 0: column {column} holds "):
+            untokenized(loaded, DataConfig(answer_column=column), "a")
 
 
 @pytest.mark.parametrize("name", ["decimal128", "float64", "int64"])
