@@ -140,7 +140,7 @@ def _own(loaded: Rows, i: int, column: str, required: bool) -> str | None:
     what is no response in a column that was `required`; any other may happen to be called so."""
     value = loaded.rows[i].get(column)
     if isinstance(value, numbers.Number):
-        return as_text(value) if isinstance(value, (bool, int, float)) else str(value)
+        return as_text(value)
     if value is None or isinstance(value, str):
         return value
     messages = value if isinstance(value, list) and all(is_message(m) for m in value) else []
