@@ -130,14 +130,21 @@ def _read_jsonl(path: Path) -> Iterator[tuple[int, Row]]:
             if not text.strip():
                 continue
             try:
-                row = json.loads(text)
+                row = json.loads(text, object_pairs_hook=_record)
             except json.JSONDecodeError as e:
                 raise DataError(f"{path}, line {line}: not valid JSON: {e.msg} at column {e.colno}") from e
-            except (ValueError, RecursionError) as e:  # a number of over 4,300 digits, lists in lists in lists
+            except (ValueError, RecursionError) as e:  # two keys alike, over 4,300 digits, lists in lists in lists
                 raise DataError(f"{path}, line {line}: cannot be read: {e}") from e
             if not isinstance(row, dict):
                 raise DataError(f"{path}, line {line}: a JSON {type(row).__name__}, must be an object {{...}}")
             yield line, row
+
+
+def _record(pairs: list[tuple[str, Any]]) -> Row:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        raise ValueError(f"two keys {', '.join(n for n, count in Counter(k for k, _ in pairs).items() if count > 1)}")
+    return row
 
 
 def _read_csv(path: Path) -> Iterator[tuple[int, Row]]:

@@ -93,6 +93,7 @@ def test_no_two_sources_have_the_same_name(own: list[str], unique: list[str]) ->
         ("a.jsonl", '{"question": "x"}\n\n{"question": \n', "a.jsonl, line 3: not valid JSON"),
         ("a.jsonl", '{"question": "x"}\n[1, 2]\n', "line 2: a JSON list, must be an object"),
         ("a.jsonl", "\n \n", "no rows"),
+        ("a.jsonl", '{"answer": 1, "question": "x", "answer": 2}\n', "line 1: cannot be read: two keys answer"),
         ("a.jsonl", '{"a": 1}\n{"answer": ' + "1" * 5000 + "}\n", r"line 2: cannot be read: .*4300 digits"),
         ("a.jsonl", '{"a": ' + "[" * 200_000 + "]" * 200_000 + "}\n", "line 1: cannot be read: .*recursion"),
         ("a.jsonl", b'{"question": "\xff"}\n', "cannot be read"),
