@@ -14,7 +14,7 @@ import pytest
 from rewards.exact import exact_match
 from rewards.gsm8k import gsm8k, gsm8k_strict
 from rewards.math.boxed import boxed_math, boxed_math_gold, math
-from rlcore.config import DataConfig
+from rlcore.config import Config, DataConfig
 from rlcore.data.examples import Examples
 from rlcore.data.layouts import choose, response_column
 from rlcore.data.preferences import Pairs, ResponsePairs
@@ -22,6 +22,7 @@ from rlcore.data.prompts import Prompts, untokenized
 from rlcore.data.sources import load_rows
 from rlcore.errors import DataError, UnparseableGold
 from rlcore.records import Prompt
+from rlcore.train.prepare import read_held_out, read_prompts
 from tests.tiny import make_tiny_model
 
 
@@ -326,6 +327,18 @@ def test_the_choice_among_gold_answers_can_be_made(tmp_path: Path, tokenizer) ->
     odd = written(tmp_path / "b.csv", [VERL | {"reward_model": "{'ground_truth': '4'}"}])
     with pytest.raises(DataError, match=r"b\.csv, line 2: column reward_model looks like a record but is not valid"):
         Prompts([odd], DataConfig(), tokenizer, 0)
+
+
+def test_what_was_taken_is_said_once_of_each_source(tmp_path: Path, tokenizer) -> None:
+    train, held_out = written(tmp_path / "a.parquet", [VERL]), written(tmp_path / "b.jsonl", [NUMINA | VALID])
+    cfg, said = Config(), list[str]()
+    cfg.data.train, cfg.data.eval = [train], [held_out]
+    read_prompts(cfg, tokenizer, said.append)
+    read_held_out(cfg, tokenizer, said.append)
+    assert said == [
+        f"data: {train}: veRL; prompt from prompt, {gold_from('reward_model.ground_truth', 'extra_info.answer')}",
+        f"data: {held_out}: NuminaMath-1.5; prompt from problem, {gold_from('answer', 'solution')}",
+    ]
 
 
 def test_a_record_of_ones_own_may_be_json_text(tmp_path: Path, tokenizer) -> None:
