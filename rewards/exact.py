@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 
 from rewards.format import after_thought, last_answer
+from rewards.golds import readable_golds
 from rlcore.errors import UnparseableGold
 from rlcore.records import Prompt
 
@@ -16,18 +17,23 @@ def exact_match(prompt: Prompt, response: str, *, case_sensitive: bool = False, 
     its last line that is not empty. Only what follows the last `</think>` is read. Case does not matter unless
     `case_sensitive`. Raises UnparseableGold if the gold answer is empty.
     """
-    exact_match_gold(prompt)
+    golds = readable_golds(prompt, _gold)
     response = after_thought(response)
     answer = last_answer(response)
     if answer is None:
         answer = response.rstrip().rpartition("\n")[2] if last_line else response
-    return float(_spelled(answer, case_sensitive) == _spelled(prompt.answer, case_sensitive))
+    return float(_spelled(answer, case_sensitive) in [_spelled(gold, case_sensitive) for gold in golds])
 
 
 def exact_match_gold(prompt: Prompt) -> None:
     """UnparseableGold if the gold answer is empty."""
-    if not prompt.answer.strip():
-        raise UnparseableGold(f"prompt {prompt.id}: the gold answer is empty: no text can match it")
+    readable_golds(prompt, _gold)
+
+
+def _gold(answer: str) -> str:
+    if not answer.strip():
+        raise UnparseableGold("the gold answer is empty: no text can match it")
+    return answer
 
 
 def _spelled(text: str, case_sensitive: bool) -> str:

@@ -8,6 +8,7 @@ from fractions import Fraction
 from functools import lru_cache
 
 from rewards.format import after_thought
+from rewards.golds import readable_golds
 from rlcore.errors import UnparseableGold
 from rlcore.records import Prompt
 
@@ -43,9 +44,9 @@ def gsm8k(prompt: Prompt, response: str) -> float:
     The answer is the first number after the last `####`, or what follows `=` on its line; else the last number of the
     response, after `</think>`. What is one number: docs/rewards.md. Raises UnparseableGold if the gold one has none.
     """
-    gold = _gold(prompt)
+    golds = _golds(prompt)
     text = after_thought(response).rstrip()
-    return float(_answer(text) == [gold] or _answer(text, scaled=True) == [gold])
+    return float(any(_answer(text, scaled) == [gold] for gold in golds for scaled in (False, True)))
 
 
 def gsm8k_strict(prompt: Prompt, response: str) -> float:
@@ -53,22 +54,27 @@ def gsm8k_strict(prompt: Prompt, response: str) -> float:
 
     Words may follow on the line, another number may not; a heading of five `#` is no mark.
     """
-    gold = _gold(prompt)
+    golds = _golds(prompt)
     text = after_thought(response)
     at = text.rfind("####")
     found = _STRICT.match(text[at : at + _TAIL]) if at >= 0 and text[at - 1 : at] != "#" else None
-    return float(found is not None and _value(found) == gold)
+    return float(found is not None and _value(found) in golds)
 
 
 def gsm8k_gold(prompt: Prompt) -> None:
     """UnparseableGold if there is no number in the gold answer (after its `####`, if it has one)."""
-    _gold(prompt)
+    _golds(prompt)
 
 
-def _gold(prompt: Prompt) -> Fraction:
-    found = _numbers(prompt.answer.rpartition("####")[2][-_TAIL:])
+def _golds(prompt: Prompt) -> list[Fraction]:
+    """Any of which is right."""
+    return readable_golds(prompt, _gold)
+
+
+def _gold(answer: str) -> Fraction:
+    found = _numbers(answer.rpartition("####")[2][-_TAIL:])
     if not found or found[-1] is None:
-        raise UnparseableGold(f"prompt {prompt.id}: no number in the gold answer {prompt.answer[:80]!r}")
+        raise UnparseableGold(f"no number in the gold answer {answer[:80]!r}")
     return found[-1]
 
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, get_type_hints
 
 from rewards import BUILTIN
 from rewards.outcomes import checked, listed
+from rlcore.data.cells import as_text
 from rlcore.errors import ConfigError, UnparseableGold, nearest
 from rlcore.isolated.outcome import BadValue, Outcome, failure, last_line
 from rlcore.isolated.rule import Call, Submission
@@ -341,10 +342,19 @@ def _verl_arguments(prompt: Prompt, text: str, accepted: frozenset[str] | None) 
     arguments = {
         "data_source": row.get("data_source", prompt.id.rpartition(":")[0]),
         "solution_str": text,
-        "ground_truth": _mapping(prompt, "reward_model").get("ground_truth", prompt.answer),
+        "ground_truth": _ground_truth(prompt),
         "extra_info": _mapping(prompt, "extra_info"),
     }
     return {n: v for n, v in arguments.items() if accepted is None or n in accepted}
+
+
+def _ground_truth(prompt: Prompt) -> Any:
+    """The gold answer that every rule sees; where it is the field of veRL's record, as it stands there."""
+    if prompt.row.get("reward_model"):
+        value = _mapping(prompt, "reward_model").get("ground_truth")
+        if value is not None and as_text(value) == prompt.answer:
+            return value
+    return prompt.answer
 
 
 def _mapping(prompt: Prompt, column: str) -> dict[str, Any]:

@@ -128,8 +128,8 @@ class DataConfig(Section):
     train: list[str] = MISSING  # one or several; their rows are mixed
     eval: list[str] = field(default_factory=list)  # held-out ones; accuracy is eval/NAME/accuracy
     source_column: str = "data_source"  # which source a row is of; rows without it: the name of their file
-    prompt_column: str = "auto"  # text or a list of messages; auto: the first of prompt, question, problem, messages
-    answer_column: str = "auto"  # the gold answer; auto: the first of answer, solution, ground_truth, response
+    prompt_column: str = "auto"  # text or a list of messages; auto: by the order in docs/data.md
+    answer_column: str = "auto"  # the gold answer, also RECORD.FIELD; auto: by the order in docs/data.md
     response_column: str = "response"  # what `rlcore sft` learns to say
     system_prompt: Optional[str] = None  # put before the user's message by the chat template
     prompt_template: str = "{prompt}"  # the user's message; {prompt} is the prompt column, other {columns} work too

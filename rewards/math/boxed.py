@@ -9,9 +9,10 @@ import re
 from collections.abc import Iterator
 
 from rewards.format import TAGS, after_thought, last_answer
+from rewards.golds import readable_golds
 from rewards.math.equal import equal, readable
 from rewards.math.text import MOST_CHARACTERS, clean, last_box
-from rlcore.errors import ConfigError, UnparseableGold
+from rlcore.errors import ConfigError
 from rlcore.records import Prompt, Score
 
 _MOST_ALTERNATIVES = 4
@@ -131,13 +132,14 @@ def math(prompt: Prompt, response: str) -> Score:
     answer = stated_answer(text) if box is None else box
     right = _judged(prompt, answer).reward
     if box is None and answer is not None:
-        right = 0.0 if _is_an_equation(text, answer) and "=" not in _gold(prompt) else right or _each(prompt, answer)
+        equation = any("=" in gold for gold in _golds(prompt))
+        right = 0.0 if _is_an_equation(text, answer) and not equation else right or _each(prompt, answer)
     return Score(right, {"boxed": float(box is not None)})
 
 
 def boxed_math_gold(prompt: Prompt) -> None:
     """UnparseableGold if the gold answer is empty, over 400 characters, too big, or neither mathematics nor words."""
-    _gold(prompt)
+    _golds(prompt)
 
 
 def stated_answer(text: str) -> str | None:
@@ -362,16 +364,17 @@ def _hedged(text: str, start: int, end: int | None = None) -> bool:
 
 
 def _judged(prompt: Prompt, answer: str | None) -> Score:
-    gold = _gold(prompt)
-    right = answer is not None and equal(gold, clean(answer))
+    golds = _golds(prompt)
+    right = answer is not None and any(equal(gold, clean(answer)) for gold in golds)
     return Score(float(right), {"boxed": float(answer is not None)})
 
 
-def _gold(prompt: Prompt) -> str:
-    box = last_box(prompt.answer)
+def _golds(prompt: Prompt) -> list[str]:
+    """Any of which is right."""
+    return readable_golds(prompt, _gold)
+
+
+def _gold(answer: str) -> str:
+    box = last_box(answer)
     # GSM8K's gold answers are worked solutions that end in "#### 72".
-    text = prompt.answer.rpartition("####")[2] if box is None else box
-    try:
-        return readable(text)
-    except UnparseableGold as e:
-        raise UnparseableGold(f"prompt {prompt.id}: {e}") from None
+    return readable(answer.rpartition("####")[2] if box is None else box)

@@ -17,6 +17,7 @@ from typing import Any
 
 from rewards.format import after_thought
 from rewards.over_http.http import Endpoint, EndpointError, ending_in, secret
+from rlcore.data.cells import as_text
 from rlcore.errors import ConfigError
 from rlcore.records import Prompt, Score
 
@@ -131,7 +132,7 @@ class Judge:
                 f"judge: template: {prompt.id} has no column {name}; there are {', '.join(_NAMES)} and the "
                 f"columns: {columns}"
             )
-        return _text(prompt.row[name])
+        return as_text(prompt.row[name])
 
     def score_in(self, reply: Any) -> float:
         """The score in a chat completion."""
@@ -262,11 +263,7 @@ def _question(prompt: Prompt) -> str:
     asked = [m["content"] for m in prompt.messages if m.get("role") == "user"]
     if not asked:
         raise ValueError(f"judge: {prompt.id} has no user message; use a column in template, not {{question}}")
-    return _text(asked[-1])
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return as_text(asked[-1])
 
 
 def _end(content: str) -> str:

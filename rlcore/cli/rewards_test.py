@@ -10,12 +10,16 @@ import argparse
 import numbers
 import textwrap
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from rewards.manager import Result, RewardManager
 from rlcore.compose.compose import compose_rewards
-from rlcore.data.conversation import as_text, is_message
+from rlcore.config import DataConfig
+from rlcore.data.conversation import as_text, is_message, read_rows
+from rlcore.data.layouts import PAIRS, TALKS, choose, response_column
 from rlcore.data.messages import normalised
-from rlcore.data.prompts import untokenized
+from rlcore.data.preferences import pairs_of
+from rlcore.data.prompts import place, untokenized
 from rlcore.data.sources import Rows, load_rows
 from rlcore.errors import ConfigError, DataError, RewardError, nearest
 from rlcore.records import Prompt, Response
@@ -23,6 +27,7 @@ from rlcore.screen import message, shown
 
 _START_SECONDS = 120.0
 _SHOWN = 400  # characters of a text
+_LAST = "the assistant's last message"
 _EPILOG = """
 FUNCTION is a built-in name, FILE.py:function or a dotted path; several are combined as in a run. key=value sets any key
 of reward.* and data.* as in `rlcore train`: reward.weights=[1,0.2] reward.args.NAME.option=1 data.answer_column=answer
@@ -34,9 +39,9 @@ def reward_test(args: Sequence[str]) -> int:
     given = _arguments(args)
     cfg = compose_rewards({"reward.fns": given.functions, "data.train": [given.data]}, given.settings)
     loaded = load_rows(given.data)
-    everything = untokenized(loaded, cfg.data, loaded.name)
-    prompts = everything[: given.rows]
-    responses = _responses(loaded, prompts, given.responses)
+    read = _read(loaded, cfg.data)
+    everything, prompts = read.prompts, read.prompts[: given.rows]
+    responses = _responses(loaded, prompts, given.responses, read)
     manager = RewardManager(cfg.reward, cfg.rollout.max_response_tokens)
     try:
         manager.require_sources(everything)
@@ -45,8 +50,9 @@ def reward_test(args: Sequence[str]) -> int:
         asked = [(prompt, text) for prompt, each in zip(prompts, responses, strict=True) for _, text in each]
         results = _score(manager, asked)
         scored = iter(results)
+        print(message(f"{read.told}; {len(everything)} rows"))
         for i, prompt in enumerate(prompts):
-            print(f"\n== {message(loaded.at(i))}")
+            print(f"\n== {message(loaded.at(place(prompt)[1]))}")
             _show_prompt(prompt)
             _show("gold", prompt.answer + (f"   (cannot be read: {unread[prompt.id]})" if prompt.id in unread else ""))
             for what, text in responses[i]:
@@ -90,7 +96,30 @@ def _arguments(args: Sequence[str]) -> argparse.Namespace:
     return found
 
 
-def _responses(loaded: Rows, prompts: Sequence[Prompt], asked: str | None) -> list[list[tuple[str, str]]]:
+class _Read(NamedTuple):
+    """Prompts, in words from which columns, the column of responses, and by prompt what else is to be scored."""
+
+    prompts: list[Prompt]
+    told: str
+    column: str
+    said: dict[str, list[tuple[str, str]]]
+
+
+def _read(loaded: Rows, cfg: DataConfig) -> _Read:
+    chosen, column = choose(loaded, cfg), response_column(loaded, cfg)
+    if chosen.layout is PAIRS:
+        pairs = list(pairs_of(loaded, cfg))
+        last = {pair.prompt.id: [as_text(messages[-1]["content"]) for messages in pair.answers] for pair in pairs}
+        texts = {i: [("column chosen", good), ("column rejected", bad)] for i, (good, bad) in last.items()}
+        return _Read([pair.prompt for pair in pairs], chosen.told_pairs(loaded), column, texts)
+    said: dict[str, list[tuple[str, str]]] = {}
+    if column not in chosen.columns and set(TALKS).intersection(chosen.columns):
+        read = read_rows(loaded, cfg, answers_needed=False)
+        said = {f"{loaded.name}:{i}": [(_LAST, text)] for i, text in enumerate(read.said) if isinstance(text, str)}
+    return _Read(*untokenized(loaded, cfg, loaded.name), column, said)
+
+
+def _responses(loaded: Rows, prompts: Sequence[Prompt], asked: str | None, read: _Read) -> list[list[tuple[str, str]]]:
     """Of each prompt the texts to score, each with what it is. Not every row need have a response of its own."""
     columns = list(dict.fromkeys(name for prompt in prompts for name in prompt.row))
     if asked is not None and asked not in columns:
@@ -98,12 +127,14 @@ def _responses(loaded: Rows, prompts: Sequence[Prompt], asked: str | None) -> li
             f"--responses: {loaded.source} has no column {asked}{nearest(asked, columns)} in the rows to score "
             f"(--rows {len(prompts)}); there are {', '.join(columns)}"
         )
-    column = asked or "response"
-    texts = [_own(loaded, i, column, required=asked is not None) for i in range(len(prompts))]
-    return [
-        [*([] if text is None else [(f"column {column}", text)]), ("the gold answer", prompt.answer), ("nothing", "")]
-        for prompt, text in zip(prompts, texts, strict=True)
-    ]
+    column = asked or read.column
+    responses = []
+    for prompt in prompts:
+        text = _own(loaded, place(prompt)[1], column, required=asked is not None)
+        own = [(f"column {column}", text)] if text is not None else []
+        golds = [("the gold answer", prompt.answer)] if prompt.answer or not read.said else []
+        responses.append([*own, *([] if asked else read.said.get(prompt.id, [])), *golds, ("nothing", "")])
+    return responses
 
 
 def _own(loaded: Rows, i: int, column: str, required: bool) -> str | None:
@@ -111,7 +142,7 @@ def _own(loaded: Rows, i: int, column: str, required: bool) -> str | None:
     what is no response in a column that was `required`; any other may happen to be called so."""
     value = loaded.rows[i].get(column)
     if isinstance(value, numbers.Number):
-        return as_text(value) if isinstance(value, (bool, int, float)) else str(value)
+        return as_text(value)
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, list) and value and all(is_message(m) for m in value):
@@ -140,7 +171,9 @@ def _score(manager: RewardManager, asked: Sequence[tuple[Prompt, str]]) -> list[
 
 
 def _show_prompt(prompt: Prompt) -> None:
-    """What is asked, and the beginning of the response where the prompt has one."""
+    """What is asked, and the beginning of the response where the prompt has one. Pairs may have none."""
+    if not prompt.messages:
+        return _show("prompt", "")
     begun = prompt.messages[-1]["role"] == "assistant"
     _show("prompt", prompt.messages[-2 if begun else -1]["content"])
     if begun:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlcore.config import DataConfig
-from rlcore.data.order import Order, in_epoch
+from rlcore.data.order import Content, Order, digest, in_epoch
+from rlcore.data.sources import source_names
 from rlcore.errors import DataError
 from rlcore.records import Group, Prompt, Rollout
 
@@ -15,8 +17,10 @@ from rlcore.records import Group, Prompt, Rollout
 class AnsweredRows:
     """A group a row, in a seeded order that resumes. `dropped` counts the rows that were left out: None in `groups`.
 
-    Raises DataError when all are left out, which `why` explains.
+    `notes` say what was taken of each source. Raises DataError when all are left out, which `why` explains.
     """
+
+    notes: Sequence[str] = ()
 
     def __init__(
         self, sources: Sequence[str], groups: Sequence[Group | None], why: str, cfg: DataConfig, seed: int
@@ -26,7 +30,8 @@ class AnsweredRows:
         name = ", ".join(sources)
         if not self._groups:
             raise DataError(f"{name}: all {self.dropped} {why}")
-        self._order = Order(name, len(self._groups), seed, cfg.shuffle)
+        self._sources = sources
+        self._order = Order(name, len(self._groups), seed, cfg.shuffle, content=lambda: self.content)
 
     def __len__(self) -> int:
         return len(self._groups)
@@ -43,6 +48,17 @@ class AnsweredRows:
         """The rows that the `n` after `state` are, each once; None: the first of a run. Does not move `take`."""
         rows = dict.fromkeys(i for i, _ in self._order.ahead(n, state))
         return [self._groups[i] for i in rows]
+
+    @functools.cached_property
+    def content(self) -> Content:
+        """What the rows of each source are, of those that were not left out."""
+        of: dict[str, list[Prompt]] = {name: [] for name in source_names(self._sources)}
+        for group in self._groups:
+            of.setdefault(group.prompt.id.rpartition(":")[0], []).append(group.prompt)
+        return {
+            source: digest((prompt.id, prompt.row) for prompt in prompts)
+            for source, prompts in zip(self._sources, of.values(), strict=False)
+        }
 
     def state(self) -> dict[str, Any]:
         """Where `take` stands, as plain JSON values."""

@@ -12,24 +12,28 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rlcore.config import DataConfig
+from rlcore.data.cells import as_text
 from rlcore.data.chat_template import mark_in, rendered, require_plain, require_written
+from rlcore.data.layouts import PROMPTS, cell, choose, gold_of, prompt_of
 from rlcore.data.messages import INSTRUCTING, Message, is_message, normalised
-from rlcore.data.sources import Row, Rows
+from rlcore.data.sources import Rows
 from rlcore.errors import ConfigError, DataError, nearest
 
 Template = list[tuple[str, str | None]]  # literal text, then the column after it
 
-_PROMPT_COLUMNS = ("prompt", "question", "problem", "messages")
-_ANSWER_COLUMNS = ("answer", "solution", "ground_truth", "reward_model.ground_truth", "response")
-
 
 class Read(NamedTuple):
     """Of each row: the conversation before the response, whose last message is the assistant's where the response goes
-    on from it; the gold answer; the response, where it is the assistant's last message."""
+    on from it; the gold answer; the response, where it is the assistant's last message.
+
+    `left_out`: of rows without a gold answer, in a set that is known to have such, why. `told`: from which columns.
+    """
 
     messages: list[list[Message]]
     answers: list[str]
     said: list[str | None]
+    left_out: Mapping[int, str] = {}
+    told: str = ""
 
 
 def read_rows(loaded: Rows, cfg: DataConfig, answers_needed: bool = True) -> Read:
@@ -37,22 +41,20 @@ def read_rows(loaded: Rows, cfg: DataConfig, answers_needed: bool = True) -> Rea
 
     Without `answers_needed` the rows are to be learned from, and bring their own responses.
     """
-    columns = list(dict.fromkeys(column for row in loaded.rows for column in _columns(row)))
-    first = list(loaded.rows[0])
-    prompt_column = _choose(loaded, "data.prompt_column", cfg.prompt_column, _PROMPT_COLUMNS, first)
-    answer_column = _choose(loaded, "data.answer_column", cfg.answer_column, _ANSWER_COLUMNS, columns)
-    template = _parse_template(cfg.prompt_template, columns, answer_column)
+    chosen = choose(loaded, cfg, learned=not answers_needed)
+    prompt_column = chosen.prompt
+    template = _parse_template(cfg.prompt_template, chosen.columns, chosen.gold)
     asked = template is None or any(name == "prompt" for _, name in template)
     if prompt_column is None and asked:
         raise DataError(
-            f"{loaded.source}: none of the columns {', '.join(_PROMPT_COLUMNS)}; "
-            f"set data.prompt_column to one of {', '.join(first)}"
+            f"{loaded.source}: none of the columns {', '.join(PROMPTS)}; "
+            f"set data.prompt_column to one of {', '.join(loaded.rows[0])}"
         )
-    messages, answers, said = [], [], []
+    messages, answers, said, left_out = [], [], [], {}
     for i in range(len(loaded.rows)):
         _require_unaided(loaded, i)
         if asked and prompt_column is not None:
-            conversation = conversation_of(cell(loaded, i, prompt_column), loaded.at(i), prompt_column)
+            conversation = conversation_of(prompt_of(loaded, i, prompt_column), loaded.at(i), prompt_column)
         else:
             conversation = list[Message]([{"role": "user", "content": ""}])
         said.append(_answered(conversation, loaded, i, cfg, prompt_column, not answers_needed))
@@ -63,11 +65,13 @@ def read_rows(loaded: Rows, cfg: DataConfig, answers_needed: bool = True) -> Rea
             asked_last = -2 if conversation[-1]["role"] == "assistant" else -1
             conversation[asked_last] = _fill(conversation[asked_last], template, loaded, i)
         messages.append(conversation)
-        if answer_column is None or not (answers_needed or _value(loaded.rows[i], answer_column) is not None):
-            answers.append("")
-        else:
-            answers.append(as_text(cell(loaded, i, answer_column)))
-    return Read(messages, answers, said)
+        answer, why = gold_of(loaded, i, chosen, answers_needed)
+        answers.append(answer)
+        if why is not None:
+            left_out[i] = why
+    if len(left_out) == len(loaded.rows):
+        raise DataError(f"{chosen.told(loaded, left_out.values())}: those are all")
+    return Read(messages, answers, said, left_out, chosen.told(loaded, left_out.values()))
 
 
 def _answered(
@@ -104,41 +108,6 @@ def _require_unaided(loaded: Rows, i: int) -> None:
             f"{loaded.at(i)}: column chat_template_kwargs is not read; set data.chat_template_args for all rows, and "
             "leave the column out"
         )
-
-
-def _choose(loaded: Rows, key: str, column: str, candidates: Sequence[str], columns: Sequence[str]) -> str | None:
-    """The one of `columns` to use: the one named, or with "auto" the first candidate among them, if any."""
-    if column != "auto":
-        if column not in columns:
-            raise DataError(
-                f"{loaded.source}: no column {column}{nearest(column, columns)}; "
-                f"{key} must be one of {', '.join(columns)}"
-            )
-        return column
-    return next((c for c in candidates if c in columns), None)
-
-
-def cell(loaded: Rows, i: int, column: str) -> Any:
-    row = loaded.rows[i]
-    value = _value(row, column)
-    if value is None:
-        what = "is empty" if column in row else f"is missing{nearest(column, row)}"
-        raise DataError(f"{loaded.at(i)}: column {column} {what}")
-    return value
-
-
-def _columns(row: Row) -> list[str]:
-    """The columns, and the fields of those that hold records: `reward_model.ground_truth`, as veRL's data has it."""
-    inner = [f"{column}.{name}" for column, value in row.items() if isinstance(value, Mapping) for name in value]
-    return [*row, *inner]
-
-
-def _value(row: Row, column: str) -> Any:
-    outer, dot, name = column.partition(".")
-    if column in row or not dot:
-        return row.get(column)
-    record = row.get(outer)
-    return record.get(name) if isinstance(record, Mapping) else None
 
 
 def conversation_of(value: Any, where: str, column: str) -> list[Message]:
@@ -210,11 +179,6 @@ def _fill(message: Message, template: Template, loaded: Rows, i: int) -> Message
         if name is not None:
             parts.append(message["content"] if name == "prompt" else as_text(cell(loaded, i, name)))
     return {**message, "content": "".join(parts)}
-
-
-def as_text(value: Any) -> str:
-    """A cell as text: text as it is, anything else as JSON (72, true, {"ground_truth": "72"})."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def conversation_tokens(

@@ -16,6 +16,7 @@ from rlcore.data.conversation import (
     require_plain_response,
     response_tokens,
 )
+from rlcore.data.layouts import choose, response_column
 from rlcore.data.prompts import as_prompts
 from rlcore.data.sources import Rows, load_sources
 from rlcore.errors import DataError
@@ -32,26 +33,27 @@ class Examples(AnsweredRows):
     def __init__(
         self, sources: Sequence[str], cfg: DataConfig, tokenizer: Any, seed: int, max_response_tokens: int
     ) -> None:
-        groups = [g for rows in load_sources(sources) for g in _groups(rows, cfg, tokenizer, max_response_tokens)]
+        loaded = list(load_sources(sources))
+        self.notes = [choose(r, cfg, learned=True).told_learned(r, response_column(r, cfg)) for r in loaded]
+        groups = [g for rows in loaded for g in _groups(rows, cfg, tokenizer, max_response_tokens)]
         why = f"rows are over {cfg.max_prompt_tokens} tokens of prompt or {max_response_tokens} of response"
         super().__init__(sources, groups, why, cfg, seed)
 
 
 def _groups(loaded: Rows, cfg: DataConfig, tokenizer: Any, max_response_tokens: int) -> Iterator[Group | None]:
     """The example of each row, None where it is too long."""
-    read = read_rows(loaded, cfg, answers_needed=False)
+    read, column = read_rows(loaded, cfg, answers_needed=False), response_column(loaded, cfg)
     for i, (row, said) in enumerate(zip(as_prompts(loaded, read, cfg), read.said, strict=True)):
         prompt = dataclasses.replace(row, tokens=prompt_tokens(loaded.at(i), row.messages, cfg, tokenizer))
-        text = _response(loaded, i, cfg, said)
+        text = _response(loaded, i, column, said)
         require_plain_response(loaded.at(i), text, cfg, tokenizer)
         response = response_tokens(text, tokenizer)
         fits = len(prompt.tokens) <= cfg.max_prompt_tokens and len(response) <= max_response_tokens
         yield Group([answer(prompt, prompt.tokens + response, len(response), text, 0.0)]) if fits else None
 
 
-def _response(loaded: Rows, i: int, cfg: DataConfig, said: str | None) -> str:
+def _response(loaded: Rows, i: int, column: str, said: str | None) -> str:
     """What is to be learned from row i: the response column, else the assistant's last message."""
-    column = cfg.response_column
     if said is not None and column not in loaded.rows[i]:
         return said
     text = as_text(cell(loaded, i, column))

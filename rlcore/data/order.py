@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from rlcore.errors import DataError
 from rlcore.records import Prompt
 
+Content = dict[str, str]  # of each source, as it is written in data.train: a hash of its rows
+
 
 class Order:
     """Which row comes next. Epochs count from 1.
 
-    With `difficulty`, a number for each row, the rows of lower numbers come first in every epoch.
+    With `difficulty`, a number for each row, the rows of lower numbers come first in every epoch. `content` says what
+    it is an order of: its state is of nothing else.
     """
 
     def __init__(
-        self, source: str, rows: int, seed: int, shuffle: bool, difficulty: Sequence[float] | None = None
+        self,
+        source: str,
+        rows: int,
+        seed: int,
+        shuffle: bool,
+        difficulty: Sequence[float] | None = None,
+        content: Callable[[], Content] = dict,
     ) -> None:
         self._source, self._rows, self._seed, self._shuffle = source, rows, seed, shuffle
-        self._difficulty = difficulty
+        self._difficulty, self._content = difficulty, content
         self._epoch, self._position = 1, 0
         self._indices = self._of_epoch(1)
 
@@ -47,22 +58,48 @@ class Order:
 
     def ahead(self, n: int, state: Mapping[str, Any] | None) -> list[tuple[int, int]]:
         """The n (row, epoch) that come after `state`; None: the first of a run. Does not move `take`."""
-        fresh = Order(self._source, self._rows, self._seed, self._shuffle, self._difficulty)
+        fresh = Order(self._source, self._rows, self._seed, self._shuffle, self._difficulty, self._content)
         if state is not None:
             fresh.restore(state)
         return fresh.take(n)
 
     def state(self) -> dict[str, Any]:
         """Where `take` stands, as plain JSON values."""
-        return {"rows": self._rows, "seed": self._seed, "epoch": self._epoch, "position": self._position}
+        where = {"epoch": self._epoch, "position": self._position}
+        return {"rows": self._rows, "seed": self._seed, "content": self._content(), **where}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on exactly where `state()` was taken. Raises DataError when the rows have changed since."""
         for name, now in (("rows", self._rows), ("seed", self._seed)):
             if state[name] != now:
                 raise DataError(f"{self._source}: {name} is {now}, was {state[name]} when saved: another data order")
+        require_same(state.get("content"), self._content())
         self._epoch, self._position = state["epoch"], state["position"]
         self._indices = self._of_epoch(self._epoch)
+
+
+def digest(rows: Iterable[tuple[Any, Mapping[str, Any]]]) -> str:
+    """A hash of rows, each with its number; the order of a row's columns does not count."""
+    known = hashlib.blake2b(digest_size=16)
+    for number, row in rows:
+        known.update(json.dumps([number, sorted(row.items(), key=lambda cell: cell[0])], default=str).encode())
+    return known.hexdigest()
+
+
+def require_same(saved: Content | None, now: Content) -> None:
+    """DataError naming the sources whose rows are not those that a checkpoint is of. A file may have moved."""
+    if saved is None:
+        raise DataError(
+            "the checkpoint does not say which rows it is of: an earlier rlcore wrote it; start a new run from its "
+            "model (rlcore export)"
+        )
+    known = list(saved.values())
+    if known != list(now.values()):
+        changed = [source for i, (source, rows) in enumerate(now.items()) if known[i : i + 1] != [rows]]
+        raise DataError(
+            f"{', '.join(changed or now)}: not the rows that the run began with; give it the same, or start a new run "
+            "from its model (rlcore export)"
+        )
 
 
 def in_epoch(prompt: Prompt, epoch: int) -> Prompt:

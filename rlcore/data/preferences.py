@@ -26,6 +26,7 @@ from rlcore.data.conversation import (
     response_tokens,
     row_tokens,
 )
+from rlcore.data.layouts import PROMPTS
 from rlcore.data.messages import normalised
 from rlcore.data.prompts import as_prompts
 from rlcore.data.sources import Row, Rows, load_sources
@@ -139,9 +140,14 @@ def _only_text(where: str, messages: Sequence[Message]) -> str:
 
 def _pairs(sources: Sequence[str], cfg: DataConfig) -> Iterator[_Pair]:
     for loaded in load_sources(sources):
-        read, said = _read(loaded, cfg)
-        for i, (prompt, answers) in enumerate(zip(as_prompts(loaded, read, cfg), said, strict=True)):
-            yield _Pair(loaded.at(i), prompt, answers)
+        yield from pairs_of(loaded, cfg)
+
+
+def pairs_of(loaded: Rows, cfg: DataConfig) -> Iterator[_Pair]:
+    """The pairs of one source, a row each."""
+    read, said = _read(loaded, cfg)
+    for i, (prompt, answers) in enumerate(zip(as_prompts(loaded, read, cfg), said, strict=True)):
+        yield _Pair(loaded.at(i), prompt, answers)
 
 
 def _read(loaded: Rows, cfg: DataConfig) -> tuple[Read, list[Answers]]:
@@ -194,7 +200,7 @@ def _kind(whole: bool) -> str:
 
 def _is_bare_text(loaded: Rows, cfg: DataConfig) -> bool:
     """Whether there is no prompt to answer: then the texts are taken as they are."""
-    if cfg.prompt_column != "auto" or {"prompt", "question", "problem", "messages"} & loaded.rows[0].keys():
+    if cfg.prompt_column != "auto" or loaded.rows[0].keys() & {*PROMPTS}:
         return False
     if cfg.chat_template:
         raise DataError(

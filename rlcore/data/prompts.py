@@ -6,13 +6,14 @@ Where rows come from is sources.py. The tokenizer is the caller's; nothing heavy
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from rlcore.config import DataConfig
 from rlcore.data.conversation import Read, prompt_tokens, read_rows
-from rlcore.data.order import Order, in_epoch
+from rlcore.data.order import Content, Order, digest, in_epoch
 from rlcore.data.sources import Rows, load_sources
 from rlcore.errors import DataError, nearest
 from rlcore.records import Prompt
@@ -21,20 +22,24 @@ from rlcore.records import Prompt
 class Prompts:
     """The prompts of one or several sources, in an order that is a function of (seed, epoch) alone and that resumes.
 
-    `dropped` counts the prompts that were longer than `cfg.max_prompt_tokens`. Raises DataError for a row that cannot
-    be used, ConfigError for a template that names no column.
+    `dropped` counts the prompts that were longer than `cfg.max_prompt_tokens`; `notes` say of each source which columns
+    were taken, and how many rows left out. Raises DataError for a row that cannot be used, ConfigError for a template
+    that names no column.
     """
 
     def __init__(self, sources: Sequence[str], cfg: DataConfig, tokenizer: Any, seed: int) -> None:
         self.sources, self.dropped = ", ".join(sources), 0
         self._cfg, self._seed = cfg, seed
         self._rows: dict[str, Rows] = {}
+        self.notes: list[str] = []
         prompts: list[Prompt] = []
         for loaded in load_sources(sources):
             self._rows[loaded.name] = loaded
+            read = untokenized(loaded, cfg, loaded.name)
+            self.notes.append(read.told)
             own = [
-                dataclasses.replace(p, tokens=prompt_tokens(loaded.at(i), p.messages, cfg, tokenizer))
-                for i, p in enumerate(untokenized(loaded, cfg, loaded.name))
+                dataclasses.replace(p, tokens=prompt_tokens(self.at(p), p.messages, cfg, tokenizer))
+                for p in read.prompts
             ]
             short = [p for p in own if len(p.tokens) <= cfg.max_prompt_tokens]
             self.dropped += len(own) - len(short)
@@ -47,13 +52,13 @@ class Prompts:
     def _hold(self, prompts: list[Prompt]) -> None:
         self._prompts = prompts
         difficulty = None if self._cfg.curriculum is None else self._difficulty(self._cfg.curriculum)
-        self._order = Order(self.sources, len(prompts), self._seed, self._cfg.shuffle, difficulty)
+        self._order = Order(self.sources, len(prompts), self._seed, self._cfg.shuffle, difficulty, lambda: self.content)
 
     def _difficulty(self, column: str) -> list[float]:
         """What the rows are handed out by, lowest first."""
         if column == "source":
             position = {name: float(i) for i, name in enumerate(self._rows)}
-            return [position[_place(p)[0]] for p in self._prompts]
+            return [position[place(p)[0]] for p in self._prompts]
         return [self._number(p, column) for p in self._prompts]
 
     def _number(self, prompt: Prompt, column: str) -> float:
@@ -79,7 +84,7 @@ class Prompts:
 
     def at(self, prompt: Prompt) -> str:
         """Where its row is: `data/train.jsonl, line 17`."""
-        name, row = _place(prompt)
+        name, row = place(prompt)
         return self._rows[name].at(row)
 
     def without(self, ids: Collection[str]) -> None:
@@ -90,6 +95,11 @@ class Prompts:
         """The first `limit` prompts in the order of the source; 0: all. Does not move `take`."""
         return self._prompts[: limit or None]
 
+    @functools.cached_property
+    def content(self) -> Content:
+        """What the rows of each source are, those left out too."""
+        return {rows.source: digest(enumerate(rows.rows)) for rows in self._rows.values()}
+
     def state(self) -> dict[str, Any]:
         """Where `take` stands, as plain JSON values."""
         return self._order.state()
@@ -99,9 +109,18 @@ class Prompts:
         self._order.restore(state)
 
 
-def untokenized(loaded: Rows, cfg: DataConfig, name: str) -> list[Prompt]:
-    """The rows of a source as prompts without tokens, with ids that begin with `name`."""
-    return as_prompts(loaded._replace(name=name), read_rows(loaded, cfg), cfg)
+class Untokenized(NamedTuple):
+    """The rows of a source as prompts without tokens, and in words from which columns; see Read."""
+
+    prompts: list[Prompt]
+    told: str
+
+
+def untokenized(loaded: Rows, cfg: DataConfig, name: str) -> Untokenized:
+    """The rows of a source that have a gold answer or need none, with ids that begin with `name`."""
+    read = read_rows(loaded, cfg)
+    prompts = as_prompts(loaded._replace(name=name), read, cfg)
+    return Untokenized([p for i, p in enumerate(prompts) if i not in read.left_out], read.told)
 
 
 def as_prompts(loaded: Rows, read: Read, cfg: DataConfig) -> list[Prompt]:
@@ -113,7 +132,7 @@ def as_prompts(loaded: Rows, read: Read, cfg: DataConfig) -> list[Prompt]:
     ]
 
 
-def _place(prompt: Prompt) -> tuple[str, int]:
+def place(prompt: Prompt) -> tuple[str, int]:
     """Name of the source and number of the row: `train.jsonl:17@2` is (train.jsonl, 17)."""
     name, _, row = prompt.id.partition("@")[0].rpartition(":")
     return name, int(row)

@@ -11,33 +11,44 @@ import inspect
 import itertools
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qsl
 
+from rlcore.data.cells import Convert, from_arrow
 from rlcore.data.generate import GENERATORS
 from rlcore.data.generate import reasoning_gym as gym
+from rlcore.data.layouts import problem_of
 from rlcore.errors import DataError, nearest
 
+if TYPE_CHECKING:
+    import pyarrow
+
 Row = dict[str, Any]
+Numbered = Iterable[tuple[int, Row]]  # the number of its line, where the file has lines, or its own
 
 _GENERATE = "generate:"
 _GYM = "reasoning_gym:"
 _FILES = (".jsonl", ".parquet", ".csv")
+_AT_ONCE = 10_000  # rows of a table
+_LONGEST_FIELD = 2**31 - 1  # characters of a CSV field; Python's own limit is shorter than the tests of some programs
 
 
 class Rows(NamedTuple):
-    """The rows of one source. `lines[i]` is the line of row i in its file, where the file has lines."""
+    """The rows of one source. Row i is its line or row, by `unit`, of number `numbers[i]`; `copies` were left out."""
 
     source: str
     name: str
     rows: list[Row]
-    lines: list[int] | None = None
+    numbers: Sequence[int]
+    unit: str = "row"
+    copies: int = 0
 
     def at(self, row: int) -> str:
         """Where a row is, for an error: `data/train.jsonl, line 17`. Rows count from 0, lines from 1."""
-        return f"{self.source}, " + (f"row {row}" if self.lines is None else f"line {self.lines[row]}")
+        return f"{self.source}, {self.unit} {self.numbers[row]}"
 
 
 def source_name(source: str) -> str:
@@ -69,38 +80,48 @@ def load_sources(sources: Sequence[str]) -> Iterator[Rows]:
 
 
 def load_rows(source: str) -> Rows:
-    """Every row of a source, as dicts. Raises DataError naming the source and line: missing, empty or malformed."""
-    rows, lines = _load(source)
+    """Every row of a source, as dicts. Raises DataError naming the source and line: missing, empty or malformed.
+
+    Of a set that ships each problem many times (DAPO-Math-17k: 100) each is taken once; `copies` counts the others.
+    """
+    known: set[str] = set()
+    rows, numbers, copies = [], [], 0
+    try:
+        numbered, unit = _load(source)
+        for number, row in numbered:
+            problem = problem_of(row)
+            if problem in known:
+                copies += 1
+                continue
+            if problem is not None:
+                known.add(problem)
+            rows.append(row)
+            numbers.append(number)
+    except (UnicodeDecodeError, OSError) as e:
+        raise DataError(f"{source}: cannot be read: {e}") from e
     if not rows:
         raise DataError(f"{source}: no rows")
-    return Rows(source, source_name(source), rows, lines)
+    return Rows(source, source_name(source), rows, numbers, unit, copies)
 
 
-def _load(source: str) -> tuple[list[Row], list[int] | None]:
+def _load(source: str) -> tuple[Numbered, str]:
+    """The rows of a source, and what is counted in it."""
     if source.startswith(_GENERATE):
-        return _generate(source), None
+        return enumerate(_generate(source)), "row"
     if source.startswith(_GYM):
-        return _gym(source), None
+        return enumerate(_gym(source)), "row"
     path = Path(source)
     if path.suffix not in _FILES:
         if path.is_file():
             raise DataError(f"{source}: cannot read a {path.suffix or 'nameless'} file; use {', '.join(_FILES)}")
-        return _load_hub(source), None
+        return enumerate(_load_hub(source)), "row"
     if not path.is_file():
         raise DataError(f"{source}: no such file (looked for {path.resolve()}){nearest(path.name, _siblings(path))}")
-    try:
-        if path.suffix == ".jsonl":
-            return _unzip(_read_jsonl(path))
-        if path.suffix == ".csv":
-            return _unzip(_read_csv(path))
-        return _read_parquet(path), None
-    except (UnicodeDecodeError, OSError) as e:
-        raise DataError(f"{source}: cannot be read: {e}") from e
-
-
-def _unzip(numbered: Iterable[tuple[int, Row]]) -> tuple[list[Row], list[int]]:
-    pairs = list(numbered)
-    return [row for _, row in pairs], [line for line, _ in pairs]
+    if path.suffix == ".jsonl":
+        return _read_jsonl(path), "line"
+    if path.suffix == ".csv":
+        return _read_csv(path), "line"
+    return enumerate(_read_parquet(path)), "row"
 
 
 def _read_jsonl(path: Path) -> Iterator[tuple[int, Row]]:
@@ -109,18 +130,29 @@ def _read_jsonl(path: Path) -> Iterator[tuple[int, Row]]:
             if not text.strip():
                 continue
             try:
-                row = json.loads(text)
+                row = json.loads(text, object_pairs_hook=_record)
             except json.JSONDecodeError as e:
                 raise DataError(f"{path}, line {line}: not valid JSON: {e.msg} at column {e.colno}") from e
+            except (ValueError, RecursionError) as e:  # two keys alike, over 4,300 digits, lists in lists in lists
+                raise DataError(f"{path}, line {line}: cannot be read: {e}") from e
             if not isinstance(row, dict):
                 raise DataError(f"{path}, line {line}: a JSON {type(row).__name__}, must be an object {{...}}")
             yield line, row
 
 
+def _record(pairs: list[tuple[str, Any]]) -> Row:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        raise ValueError(f"two keys {', '.join(n for n, count in Counter(k for k, _ in pairs).items() if count > 1)}")
+    return row
+
+
 def _read_csv(path: Path) -> Iterator[tuple[int, Row]]:
+    csv.field_size_limit(_LONGEST_FIELD)
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True)
         try:
+            _require_different(str(path), reader.fieldnames or ())
             for row in reader:
                 if None in row or None in row.values():
                     columns = len(reader.fieldnames or ())
@@ -130,14 +162,40 @@ def _read_csv(path: Path) -> Iterator[tuple[int, Row]]:
             raise DataError(f"{path}, line {reader.line_num}: not valid CSV: {e}") from e
 
 
-def _read_parquet(path: Path) -> list[Row]:
+def _read_parquet(path: Path) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
 
     try:
-        return pyarrow.parquet.read_table(path).to_pylist()
+        table = pyarrow.parquet.read_table(path)
     except pyarrow.ArrowException as e:
         raise DataError(f"{path}: not a readable parquet file: {e}") from e
+    return _rows_of(str(path), table)
+
+
+def _rows_of(source: str, table: pyarrow.Table) -> Iterator[Row]:
+    """The rows of a table, a part of it at a time: as Python objects it may be many times as large."""
+    _require_different(source, table.column_names)
+    converts = {field.name: from_arrow(field.type) for field in table.schema}
+    for part in table.to_batches(max_chunksize=_AT_ONCE):
+        columns = [
+            _values(source, name, column, converts[name])
+            for name, column in zip(part.schema.names, part.columns, strict=True)
+        ]
+        yield from (dict(zip(converts, values, strict=True)) for values in zip(*columns, strict=True))
+
+
+def _values(source: str, name: str, column: pyarrow.Array, convert: Convert | None) -> list[Any]:
+    try:
+        values = column.to_pylist()
+        return values if convert is None else [convert(value) for value in values]
+    except (ValueError, OverflowError, KeyError, NotImplementedError) as e:  # the year 10000, a zone nobody knows
+        raise DataError(f"{source}: column {name} of type {column.type} cannot be read: {e}") from e
+
+
+def _require_different(source: str, columns: Sequence[str]) -> None:
+    if twice := [name for name, count in Counter(columns).items() if count > 1]:
+        raise DataError(f"{source}: there are two columns {', '.join(twice)}; give each a name of its own")
 
 
 def _hub_parts(source: str) -> tuple[str, str | None, str]:
@@ -146,17 +204,18 @@ def _hub_parts(source: str) -> tuple[str, str | None, str]:
     return name, config or None, split or "train"
 
 
-def _load_hub(source: str) -> list[Row]:
+def _load_hub(source: str) -> Iterator[Row]:
     import datasets
 
     name, config, split = _hub_parts(source)
     try:
-        return list(datasets.load_dataset(name, config, split=split))  # type: ignore[arg-type]
+        table = datasets.load_dataset(name, config, split=split).with_format("arrow")[:]  # type: ignore[union-attr, index]
     except Exception as e:  # the hub's own errors have no common base
         raise DataError(
             f"{source}: neither a {', '.join(_FILES)} file nor a Hugging Face dataset that loads "
             f"(name {name}, config {config}, split {split}): {type(e).__name__}: {e}"
         ) from e
+    return _rows_of(source, table)  # type: ignore[arg-type]
 
 
 def _generate(source: str) -> list[Row]:

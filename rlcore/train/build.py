@@ -12,7 +12,7 @@ from rlcore.cluster.placement import Cluster
 from rlcore.cluster.turns import Phases, Turns
 from rlcore.config import Config, compute_dtype
 from rlcore.plugins import plugin
-from rlcore.runs.checkpoint import ASIDE, Best, Checkpoints, step_of
+from rlcore.runs.checkpoint import ASIDE, Best, Checkpoints, state_of, step_of
 from rlcore.runs.export import export
 from rlcore.runs.tracker import Tracker
 from rlcore.train.loop import train
@@ -30,7 +30,7 @@ class Ready(Protocol):
     """A stage whose rows are read and whose model is a directory; its class is made by (cfg, say).
 
     cfg      with that directory; `tokenizer` is the model's
-    roles    devices of each role; `facts` of the rows, for the record
+    roles    devices of each role; `facts` of the rows, for the record; `require_same_rows` as a checkpoint's state has
     start    the groups of its roles, whose processes exist and have not loaded
     connect  once they have loaded: what each worker answered, by role
     parts    what the loop asks for
@@ -41,6 +41,7 @@ class Ready(Protocol):
 
     def roles(self) -> dict[str, int]: ...
     def facts(self) -> dict[str, Any]: ...
+    def require_same_rows(self, state: Mapping[str, Any]) -> None: ...
     def start(self, cluster: Cluster, watch: Watch) -> list[WorkerGroup]: ...
     def connect(self, answers: Mapping[str, list[dict[str, Any]]]) -> None: ...
     def parts(self, tracker: Tracker) -> Parts: ...
@@ -90,6 +91,8 @@ def build(
     start = _start(checkpoints, step, say)
     ready: Ready = plugin(stage.made_by, "stage")(cfg, say)
     ending.callback(ready.close)
+    if start is not None:
+        ready.require_same_rows(state_of(start))
     cfg, watch = ready.cfg, Watch()
     say("Ray: starting" if cfg.ray.address is None else f"Ray: joining {cfg.ray.address}")
     logs = run_dir / "ray_logs"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -83,6 +83,7 @@ def with_plugins(cfg: Config) -> Config:
 def read_prompts(cfg: Config, tokenizer: Any, say: Say) -> Prompts:
     """The prompts to train on."""
     prompts = Prompts(cfg.data.train, cfg.data, tokenizer, cfg.seed)
+    say_taken(prompts.notes, say)
     _say_dropped(prompts, say)
     return prompts
 
@@ -96,8 +97,25 @@ def read_held_out(cfg: Config, tokenizer: Any, say: Say) -> dict[str, Prompts]:
         for name, source in zip(source_names(cfg.data.eval), cfg.data.eval, strict=True)
     }
     for prompts in held_out.values():
+        say_taken(prompts.notes, say)
         _say_dropped(prompts, say)
     return held_out
+
+
+def say_taken(notes: Sequence[str], say: Say) -> None:
+    """Which columns of each source were taken for what."""
+    for note in notes:
+        say(f"data: {note}")
+
+
+def require_same_held_out(saved: Mapping[str, str], now: Mapping[str, str], sources: Sequence[str]) -> None:
+    """DataError for a held-out source whose rows are not those of a checkpoint's numbers. New ones may be added."""
+    for name, source in zip(now, sources, strict=True):
+        if saved.get(name, now[name]) != now[name]:
+            raise DataError(
+                f"{source}: not the rows that eval/{name}/... was of when the run began, so its numbers cannot be "
+                "compared with those before; give it the same rows, or a file of another name"
+            )
 
 
 def _say_dropped(prompts: Prompts, say: Say) -> None:

@@ -14,6 +14,7 @@ from rlcore.train.prepare import (
     Say,
     read_held_out,
     read_prompts,
+    require_same_held_out,
     require_scorable,
     with_directory,
     with_plugins,
@@ -49,6 +50,7 @@ class Reinforcement:
             say("data: reading and tokenizing")
             self.prompts = read_prompts(self.cfg, self.tokenizer, say)
             held_out = read_held_out(self.cfg, self.tokenizer, say)
+            self.held_out = {name: content for name, p in held_out.items() for content in p.content.values()}
             require_scorable([self.prompts, *held_out.values()], self.rewards, self.cfg, say)
         except BaseException:
             self.rewards.close()
@@ -68,7 +70,13 @@ class Reinforcement:
     def facts(self) -> dict[str, Any]:
         """Of the rows, for the record."""
         evals = {name: len(prompts) for name, prompts in self.sampling.evals.items()}
-        return {"prompts": len(self.prompts), "dropped": self.prompts.dropped, "eval": evals}
+        prompts = self.prompts
+        return {"prompts": len(prompts), "dropped": prompts.dropped, "eval": evals, "taken": prompts.notes}
+
+    def require_same_rows(self, state: Mapping[str, Any]) -> None:
+        """DataError where a checkpoint's state is of other rows."""
+        self.prompts.restore(state["data"])
+        require_same_held_out(state.get("held_out", {}), self.held_out, self.cfg.data.eval)
 
     def start(self, cluster: Cluster, watch: Watch) -> list[WorkerGroup]:
         from rlcore.workers.actor import Actor
@@ -106,6 +114,7 @@ class Reinforcement:
             learner=PolicyLearner(self.actor, sampling, cfg, self.critic, self.reference),
             evaluations=[evaluation] if sampling.evals else [],
             agreement=Agreement(cfg, self.dtype, self.actor, sampling.rollouts, probed),
+            held_out=self.held_out,
         )
 
     def close(self) -> None:

@@ -47,13 +47,14 @@ class Evaluation(Protocol):
 
 class Parts(NamedTuple):
     """What a stage hands to the loop. `agreement` proves that the engines sample with the learner's weights; None:
-    nothing that is learned from is sampled."""
+    nothing that is learned from is sampled. `held_out`: of each held-out source a hash of its rows."""
 
     source: Source
     columns: Credit
     learner: Learner
     evaluations: Sequence[Evaluation] = ()
     agreement: Agreement | None = None
+    held_out: Mapping[str, str] = {}
 
 
 @dataclass
@@ -144,7 +145,7 @@ class Run:
                 self.parts.agreement.probe(step)
         if self._due(step, lambda: self.cfg.save_every_steps) or self.checkpoints.is_better(value):
             with self.phase("save"):
-                state = {"data": self.source.state(), **self.parts.learner.state()}
+                state = {"data": self.source.state(), "held_out": self.parts.held_out, **self.parts.learner.state()}
                 failed = list[str]()
                 write = lambda directory: failed.extend(self.parts.learner.save(directory) or ())  # noqa: E731
                 saved = self.checkpoints.save(step, write, state, value)

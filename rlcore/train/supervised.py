@@ -12,7 +12,7 @@ from rlcore.records import Batch, Group, Prompt
 from rlcore.train.credit import Column, Rows
 from rlcore.train.evaluate import HeldOut, Published, Sampled
 from rlcore.train.learner import Learner
-from rlcore.train.prepare import Say, require_scorable, with_directory
+from rlcore.train.prepare import Say, require_same_held_out, require_scorable, say_taken, with_directory
 from rlcore.train.proof import require_directory, require_policy, require_reward_model, require_room
 from rlcore.train.run import Parts
 from rlcore.train.sampling import NoPrompts, Sampling, make_rewards
@@ -59,8 +59,9 @@ class Supervised:
             self.tokenizer = self.load_tokenizer()
             self.require_model()
             self.rows = self.read(self.cfg.data.train)
+            say_taken(self.rows.notes, say)
             say(f"data: {len(self.rows)} rows; {self.rows.dropped} left out")
-            self.held_out = self._held_out()
+            self.held_out = self._held_out(say)
             self.sampling = None if self.rewards is None else self._sampling(self.rewards, say)
         except BaseException:
             self.close()
@@ -85,10 +86,13 @@ class Supervised:
         cfg = self.cfg
         return Examples(sources, cfg.data, self.tokenizer, cfg.seed, cfg.rollout.max_response_tokens)
 
-    def _held_out(self) -> dict[str, list[Group]]:
+    def _held_out(self, say: Say) -> dict[str, list[Group]]:
         cfg = self.cfg
-        named = zip(source_names(cfg.data.eval), cfg.data.eval, strict=True)
-        return {name: self.read([source]).all(limit=cfg.eval.prompts) for name, source in named}
+        read = dict(zip(source_names(cfg.data.eval), map(self.read, ([s] for s in cfg.data.eval)), strict=True))
+        for rows in read.values():
+            say_taken(rows.notes, say)
+        self.held_out_content = {name: content for name, rows in read.items() for content in rows.content.values()}
+        return {name: rows.all(limit=cfg.eval.prompts) for name, rows in read.items()}
 
     def _sampling(self, rewards: RewardManager, say: Say) -> Sampling:
         """Engines that answer the held-out rows."""
@@ -104,7 +108,12 @@ class Supervised:
     def facts(self) -> dict[str, Any]:
         """Of the rows, for the record."""
         evals = {name: len(groups) for name, groups in self.held_out.items()}
-        return {"rows": len(self.rows), "dropped": self.rows.dropped, "eval": evals}
+        return {"rows": len(self.rows), "dropped": self.rows.dropped, "eval": evals, "taken": self.rows.notes}
+
+    def require_same_rows(self, state: Mapping[str, Any]) -> None:
+        """DataError where a checkpoint's state is of other rows."""
+        self.rows.restore(state["data"])
+        require_same_held_out(state.get("held_out", {}), self.held_out_content, self.cfg.data.eval)
 
     def start(self, cluster: Cluster, watch: Watch) -> list[WorkerGroup]:
         self.model = self.make_model(cluster, watch)
@@ -138,7 +147,8 @@ class Supervised:
         if self.sampling is not None and self.rewards is not None:
             sampled = Sampled(self.cfg, self.sampling.rollouts, self.sampling.evals, self.rewards.names, tracker)
             evaluations += [Published(self.sampling), sampled]
-        return Parts(self.rows, Rows(columns), self.make_learner(columns), evaluations)
+        learner = self.make_learner(columns)
+        return Parts(self.rows, Rows(columns), learner, evaluations, held_out=self.held_out_content)
 
     def close(self) -> None:
         if self.rewards is not None:

@@ -141,6 +141,36 @@ def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_an_older_one_to_t
     assert [path.name for path in Checkpoints(tmp_path, 2).all()] == ["step_000004", "step_000005"]
 
 
+class Spoiled(ToySupervised):
+    """The rows of one source have changed, as its file may have; their number has not."""
+
+    spoiled = ""
+
+    def read(self, sources: Any) -> Any:
+        rows = super().read(sources)
+        if sources == [self.spoiled]:
+            rows.content = dict.fromkeys(sources, "other rows")
+        return rows
+
+
+@pytest.mark.parametrize(
+    ("spoiled", "complaint"),
+    [
+        ("toys", r"toys: not the rows that eval/toys/\.\.\. was of when the run began"),
+        ("toy", r"toy: not the rows that the run began with; give it the same, or start a new run from its model"),
+    ],
+)
+def test_a_run_whose_files_have_changed_does_not_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoiled: str, complaint: str
+) -> None:
+    """Which is said before anything is started."""
+    run(config(tmp_path, "sft", steps=2), monkeypatch)
+    monkeypatch.setattr(Spoiled, "spoiled", spoiled)
+    monkeypatch.setattr(Spoiled, "start", lambda *args: pytest.fail("something was started"))
+    with pytest.raises(DataError, match=complaint):
+        run(config(tmp_path, "sft", steps=4), monkeypatch, made_by=f"{__name__}.Spoiled")
+
+
 def test_nothing_stays_of_an_attempt_without_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor is it there while the first step of the next one is under way."""
     for dies_at, left in ((2, [0, 1]), (0, [])):

@@ -179,6 +179,58 @@ def test_a_response_that_is_no_text_is_named(tmp_path: Path, value: object) -> N
     assert reward_test(["test", "gsm8k", "--data", data]) == 0  # it may happen to be called so
 
 
+def test_it_says_what_was_taken_of_the_source(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    path = tmp_path / "verl.jsonl"
+    record = {"prompt": [{"role": "user", "content": "2+2?"}], "reward_model": {"ground_truth": "4"}}
+    path.write_text(json.dumps(record | {"extra_info": {"answer": "#### 4"}}) + "\n")
+    assert reward_test(["test", "gsm8k", "--data", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(
+        f"{path}: veRL; prompt from prompt, gold answer from reward_model.ground_truth, not extra_info.answer "
+        "(data.answer_column says which); 1 rows\n"
+    )
+    assert "prompt: 2+2?" in out and "gold: 4" in out and "reward: 1   parts: gsm8k 1" in out
+
+
+def test_rows_that_are_left_out_are_not_shown(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    path = tmp_path / "deep.jsonl"
+    rows = [{"problem": f"{i}?", "solution": "a", "answer": answer} for i, answer in enumerate([None, "5", "6"])]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert reward_test(["test", "gsm8k", "--data", str(path), "--rows", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "; left out 1 without answer; 2 rows\n" in out
+    assert f"== {path}, line 2\n" in out and "prompt: 1?" in out and "gold: 5" in out and "0?" not in out
+
+
+@pytest.mark.parametrize("implicit", [False, True])
+def test_of_preference_pairs_both_answers_are_scored(
+    tmp_path: Path, capsys: pytest.CaptureFixture, implicit: bool
+) -> None:
+    asked = [{"role": "user", "content": "2+2?"}]
+    row = {"chosen": [{"role": "assistant", "content": "four"}], "rejected": [{"role": "assistant", "content": "5"}]}
+    row = {k: asked + v for k, v in row.items()} if implicit else {"prompt": asked, **row}
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    assert reward_test(["test", "length_linear", "--data", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"{path}: preference pairs (TRL); ") and "answers from chosen and rejected" in out
+    assert ("(the prompt is what both begin with)" in out) == implicit and "prompt: 2+2?" in out
+    assert "-- response: column chosen\n  response: four" in out and "-- response: column rejected" in out
+
+
+@pytest.mark.parametrize("column", ["messages", "conversations"])
+def test_what_the_assistant_says_in_a_row_is_scored(tmp_path: Path, capsys: pytest.CaptureFixture, column: str) -> None:
+    turns = [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "It is 4."}]
+    if column == "messages":
+        turns = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "It is 4."}]
+    path = tmp_path / "talk.jsonl"
+    path.write_text(json.dumps({column: turns, "problem": "2+2?", "answer": "4", "solution": "2+2=4"}) + "\n")
+    assert reward_test(["test", "gsm8k", "--data", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "-- response: the assistant's last message\n  response: It is 4.\n    reward: 1 " in out
+    assert "3 calls on 1 rows" in out
+
+
 def test_two_files_are_refused(data: str) -> None:
     with pytest.raises(ConfigError, match=r"--data is given 2 times \(a.jsonl, .*\); test one file at a time"):
         reward_test(["test", "gsm8k", "--data", "a.jsonl", "--data", data])

@@ -10,9 +10,11 @@ import pytest
 
 from rlcore.config import DataConfig
 from rlcore.data.examples import Examples
+from rlcore.data.preferences import ResponsePairs
 from rlcore.data.prompts import Prompts
 from rlcore.data.sources import load_rows, source_name, source_names
 from rlcore.errors import ConfigError, DataError
+from rlcore.models.embedded import make_tokenizer
 from tests.tiny import make_tiny_model
 
 USER = {"role": "user", "content": "a"}
@@ -91,6 +93,9 @@ def test_no_two_sources_have_the_same_name(own: list[str], unique: list[str]) ->
         ("a.jsonl", '{"question": "x"}\n\n{"question": \n', "a.jsonl, line 3: not valid JSON"),
         ("a.jsonl", '{"question": "x"}\n[1, 2]\n', "line 2: a JSON list, must be an object"),
         ("a.jsonl", "\n \n", "no rows"),
+        ("a.jsonl", '{"answer": 1, "question": "x", "answer": 2}\n', "line 1: cannot be read: two keys answer"),
+        ("a.jsonl", '{"a": 1}\n{"answer": ' + "1" * 5000 + "}\n", r"line 2: cannot be read: .*4300 digits"),
+        ("a.jsonl", '{"a": ' + "[" * 200_000 + "]" * 200_000 + "}\n", "line 1: cannot be read: .*recursion"),
         ("a.jsonl", b'{"question": "\xff"}\n', "cannot be read"),
         ("a.csv", "question,answer\nx,1\ny\n", "line 3: not 2 fields"),
         ("a.csv", "question,answer\nx,1,2\n", "line 2: not 2 fields"),
@@ -106,6 +111,11 @@ def test_a_broken_file_is_named_with_its_line(tmp_path: Path, name: str, content
     with pytest.raises(DataError, match=complaint) as e:
         load_rows(str(path))
     assert str(path) in str(e.value)
+
+
+def test_a_field_of_a_csv_file_may_be_long(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("question,tests\na," + "x" * 200_000 + "\n")
+    assert len(load_rows(str(tmp_path / "a.csv")).rows[0]["tests"]) == 200_000
 
 
 def test_a_missing_file_is_told_with_the_nearest_name(tmp_path: Path) -> None:
@@ -321,6 +331,54 @@ def test_resuming_on_other_data_is_refused(tmp_path: Path, tokenizer) -> None:
         Prompts([sums(tmp_path)], DataConfig(), tokenizer, seed=4).restore(state)
 
 
+def of_prompts(path: str, tokenizer) -> Prompts:
+    return Prompts([path], DataConfig(), tokenizer, 3)
+
+
+def of_examples(path: str, tokenizer) -> Examples:
+    return Examples([path], DataConfig(), tokenizer, 3, 8)
+
+
+def of_pairs(path: str, tokenizer) -> ResponsePairs:
+    return ResponsePairs([path], DataConfig(), tokenizer, 3, 8)
+
+
+@pytest.mark.parametrize("make", [of_prompts, of_examples, of_pairs])
+def test_a_state_is_of_the_rows_of_its_files(tmp_path: Path, tokenizer, make) -> None:
+    """What a row says counts, and its place; not when or how the file was written, nor where it is."""
+
+    def row(i: int, **changes) -> dict:
+        return {"prompt": str(i), "answer": i, "response": "a", "chosen": "a", "rejected": "b", "level": 1} | changes
+
+    (tmp_path / "moved").mkdir()
+    rows = [row(i) for i in range(4)]
+    source = jsonl(tmp_path / "a.jsonl", rows)
+    state = json.loads(json.dumps(make(source, tokenizer).state()))
+    make(source, tokenizer).restore(state)
+    make(jsonl(tmp_path / "moved" / "a.jsonl", [dict(reversed(r.items())) for r in rows]), tokenizer).restore(state)
+    others = [{"prompt": "x"}, {"answer": 9}, {"response": "c"}, {"rejected": "c"}, {"level": 2}]
+    for changed in ([*rows[:2], rows[3], rows[2]], *([row(0, **change), *rows[1:]] for change in others)):
+        jsonl(tmp_path / "a.jsonl", changed)
+        with pytest.raises(DataError, match=r"a\.jsonl: not the rows that the run began with; give it the same, or"):
+            make(source, tokenizer).restore(state)
+    del state["content"]
+    with pytest.raises(DataError, match="does not say which rows it is of: an earlier rlcore wrote it"):
+        make(source, tokenizer).restore(state)
+
+
+def test_of_several_sources_the_one_that_has_changed_is_named(tmp_path: Path, tokenizer) -> None:
+    sources = [jsonl(tmp_path / f"{name}.jsonl", [{"prompt": name, "answer": 1}]) for name in "abc"]
+    state = Prompts(sources, DataConfig(), tokenizer, 0).state()
+    jsonl(tmp_path / "b.jsonl", [{"prompt": "B", "answer": 1}])
+    with pytest.raises(DataError, match=rf"^{tmp_path}/b\.jsonl: not the rows"):
+        Prompts(sources, DataConfig(), tokenizer, 0).restore(state)
+    generated = ["generate:arithmetic?size=5&seed=1", "generate:arithmetic?size=5&seed=2"]
+    state = Prompts(generated[:1], DataConfig(), make_tokenizer(), 0).state()
+    Prompts(generated[:1], DataConfig(), make_tokenizer(), 0).restore(state)
+    with pytest.raises(DataError, match="seed=2: not the rows"):
+        Prompts(generated[1:], DataConfig(), make_tokenizer(), 0).restore(state)
+
+
 def test_examples_have_the_response_in_the_mask(tmp_path: Path, tokenizer) -> None:
     source = jsonl(tmp_path / "sft.jsonl", [{"prompt": "1+1", "response": "2!", "answer": "2"}])
     ((rollout,),) = (g.rollouts for g in Examples([source], DataConfig(), tokenizer, 0, max_response_tokens=8).take(1))
@@ -356,8 +414,6 @@ def test_examples_without_a_response_are_refused_and_long_ones_counted(tmp_path:
 
 
 def test_the_demo_tokenizer_reads_and_writes_any_text(tmp_path: Path) -> None:
-    from rlcore.models.embedded import make_tokenizer
-
     made = make_tokenizer()
     for text in ("Mia has 14 apples. She buys 7 more. How many now?", "14+7=21\n#### 21", "Ünïcode ∑ 90210 \t<|x|>"):
         assert made.decode(made(text)["input_ids"]) == text

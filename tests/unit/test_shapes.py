@@ -326,17 +326,29 @@ def test_a_trl_verdict_does_not_depend_on_its_neighbours(file: str) -> None:
 
 def test_verl_gets_its_own_columns_or_ours(file: str) -> None:
     row = {"data_source": "gsm8k", "reward_model": {"ground_truth": "7", "style": "rule"}, "extra_info": {"index": 1}}
-    theirs = Submission(Prompt("d:0", [], "8", row), Response("7"))
+    theirs = Submission(Prompt("d:0", [], "7", row), Response("7"))
     ours = Submission(Prompt("train.jsonl:3", [], "8", {"reward_model": None}), Response("8"))
     assert score(rule(file, "compute_score", weight=0.5), theirs)[0][:2] == (0.5, {"source": 1.0, "info": 1.0})
     assert score(rule(file, "compute_score"), ours)[0][:2] == (1.0, {"source": 0.0, "info": 0.0})
     text = {k: v if isinstance(v, str) else json.dumps(v) for k, v in row.items()}
-    of_csv = Submission(Prompt("d:0", [], "8", text), Response("7"))
+    of_csv = Submission(Prompt("d:0", [], "7", text), Response("7"))
     assert score(rule(file, "compute_score", weight=0.5), of_csv)[0][:2] == (0.5, {"source": 1.0, "info": 1.0})
     with pytest.raises(ValueError, match=r"d:0: column reward_model is text, but not JSON: 'x'"):
         score(rule(file, "compute_score"), Submission(Prompt("d:0", [], "8", {"reward_model": "x"}), Response("8")))
     assert rule(file, "compute_score").calls([ours])[0].kwargs["data_source"] == "train.jsonl"
     assert score(rule(file, "verl_any", weight=2), ours)[0].reward == 1.0
+
+
+def test_verls_ground_truth_is_the_gold_answer_of_all_rules(file: str) -> None:
+    """As it stands in the record where it was taken from there; data.answer_column may name another column."""
+
+    def given(answer: str, truth: object) -> object:
+        row = {"reward_model": {"ground_truth": truth}}
+        (call,) = rule(file, "compute_score").calls([Submission(Prompt("d:0", [], answer, row), Response("7"))])
+        return call.kwargs["ground_truth"]
+
+    assert given("8", "7") == "8"
+    assert given("7", 7) == 7 and given('{"target": 7}', {"target": 7}) == {"target": 7} and given("7", None) == "7"
 
 
 def test_the_config_may_name_the_shape(file: str) -> None:
