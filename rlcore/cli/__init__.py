@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import sys
 
-from rlcore.compose.stages import STAGES
 from rlcore.surroundings import settle
+
+settle()  # before the imports that a file in the user's folder could be taken for
+
+from rlcore.compose.stages import STAGES  # noqa: E402
 
 USAGE = """usage: rlcore COMMAND ...
 
@@ -26,7 +29,6 @@ _COMMANDS = (*STAGES, "rewards", "serve-reward", "resume", "export")
 
 def main() -> None:
     """Run the command that was typed, and exit with its code."""
-    settle()
     from rlcore.cli.shell import guarded, print_usage
 
     command, *args = sys.argv[1:] or ["help"]

@@ -48,6 +48,7 @@ class Composed:
     recipe: str
     set_by: dict[str, str] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
+    named_by_time: bool = False  # its run_dir
 
 
 @dataclass
@@ -100,9 +101,9 @@ def compose(
     for m in mergers:
         m.errors += _wrong(m, as_config(m.config), command, {} if varies else m.set_by)
     _require_none(list(dict.fromkeys(errors + [e for m in mergers for e in m.errors])))
-    if merger.config.run_dir is None:
+    if by_time := merger.config.run_dir is None:
         merger.config.run_dir = f"runs/{path.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-    return Composed(merger.config, name, merger.set_by, merger.origins), [line.for_hydra for line in lines]
+    return Composed(merger.config, name, merger.set_by, merger.origins, by_time), [line.for_hydra for line in lines]
 
 
 def _merged(path: Path, found: list[Layer], lines: list[_Line], algorithm: list[Any]) -> Merger:
@@ -309,8 +310,8 @@ def run_with_hydra(
         "hydra/job_logging=none",
         "hydra/hydra_logging=none",
         "hydra.output_subdir=null",
-        f"hydra.run.dir='{base}'",
-        f"hydra.sweep.dir='{base}'",
+        f"hydra.run.dir={_quoted(base)}",
+        f"hydra.sweep.dir={_quoted(base)}",
         "hydra.job.chdir=false",
     ]
     before = sys.argv

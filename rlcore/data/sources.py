@@ -19,6 +19,7 @@ from urllib.parse import parse_qsl
 from rlcore.data.generate import GENERATORS
 from rlcore.data.generate import reasoning_gym as gym
 from rlcore.errors import DataError, nearest
+from rlcore.surroundings import offline_without_hub
 
 Row = dict[str, Any]
 
@@ -147,6 +148,7 @@ def _hub_parts(source: str) -> tuple[str, str | None, str]:
 
 
 def _load_hub(source: str) -> list[Row]:
+    offline_without_hub()
     import datasets
 
     name, config, split = _hub_parts(source)

@@ -23,6 +23,7 @@ from rlcore.config import ModelConfig, compute_dtype
 from rlcore.errors import ConfigError
 from rlcore.files import locked, written_aside
 from rlcore.models.pack import SCORE, pack, pack_value
+from rlcore.surroundings import offline_without_hub
 
 _NOT_A_MODEL = (OSError, ValueError, KeyError, ImportError, RuntimeError)  # what transformers raises for a bad path
 _ANOTHER_MAKES_IT_SECONDS = 3600.0
@@ -74,6 +75,8 @@ def load_value_path(
     A reward model's head of one output is kept. A model without one gets a head of zeros, so that the first advantages
     are the plain returns; with `new_head` False it is refused. `weights` as in load_path. ConfigError names the `key`.
     """
+    if not Path(path).exists():
+        offline_without_hub()
     try:
         shape = AutoConfig.from_pretrained(path, num_labels=1)
         if not weights:

@@ -11,9 +11,11 @@ from rlcore.cluster.deadlines import Watch
 from rlcore.cluster.placement import Cluster
 from rlcore.cluster.turns import Phases, Turns
 from rlcore.config import Config, compute_dtype
+from rlcore.models.embedded import EMBEDDED
 from rlcore.plugins import plugin
 from rlcore.runs.checkpoint import Checkpoints, export
 from rlcore.runs.tracker import Tracker
+from rlcore.surroundings import offline_without_hub
 from rlcore.train.loop import train
 from rlcore.train.prepare import Say
 from rlcore.train.run import Parts, Run
@@ -82,6 +84,8 @@ def build(
     """Start everything: rows first, then Ray, then the models. `ending` ends it, however far it came."""
     run_dir = Path(str(cfg.run_dir))
     run_dir.mkdir(parents=True, exist_ok=True)
+    if any(path and path not in EMBEDDED and not Path(path).exists() for path in (cfg.model.path, cfg.model.tokenizer)):
+        offline_without_hub()
     ready: Ready = plugin(stage.made_by, "stage")(cfg, say)
     ending.callback(ready.close)
     cfg, watch = ready.cfg, Watch()
