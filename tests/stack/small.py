@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import random
 import sys
 from pathlib import Path
 
@@ -14,12 +12,15 @@ from rlcore.config import Config
 
 class Looks:
     def look(self) -> dict[str, str]:
+        import random
+
         import datasets
+
         import rewards
         import rollout
 
         found = {module.__name__: str(module.__file__) for module in (random, datasets, rewards, rollout)}
-        return found | {"folder": sys.path[sys.path.index(os.getcwd()) :][0], "seen": str(os.getcwd())}
+        return found
 
 
 class Fails:

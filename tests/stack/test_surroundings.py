@@ -74,13 +74,13 @@ def test_two_at_once_and_one_of_them_where_everything_is_in_the_way(tmp_path: Pa
         (user / f"{name}.py").write_text("raise RuntimeError('taken for another')\n", encoding="utf-8")
     around = {"TMPDIR": str(job), "HOME": "/proc/self/nowhere", "RAY_ADDRESS": "127.0.0.1:1", "LC_ALL": "C"}
     one, other = Small(user, *small_shm(), **around, **PROXIES), Small(tmp_path)
-    for small, folder in ((one, user), (other, tmp_path)):
+    for small in (one, other):
         out = small.until("{")
         seen = json.loads(out.splitlines()[-1])
         assert ("shared memory is in" in out) == (small is one and bool(small_shm())), out
         assert "raylet" not in out, out  # nothing of Ray's own
         assert seen["died"].startswith("actor rank 0 died during phase start: its creation failed: KeyError: 'a key of")
-        assert seen["died"].endswith("small.py:30)") and os.path.isdir(seen["ray"])
+        assert "small.py:" in seen["died"] and os.path.isdir(seen["ray"])
         assert not [file for name, file in seen.items() if file.startswith(f"{user}/")], seen
         code, out = small.ends(None if small is one else signal.SIGTERM)
         assert code == 0 if small is one else code >= 128 and "stopped by SIGTERM" in out, out
