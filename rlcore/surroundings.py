@@ -9,6 +9,7 @@ import io
 import os
 import sys
 
+_HUB_SECONDS = 5.0
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 
 
@@ -66,3 +67,23 @@ def _own_address() -> str:
             return s.getsockname()[0]
     except OSError:
         return "127.0.0.1"
+
+
+def offline_without_hub() -> None:
+    """Where the Hugging Face hub does not answer, its libraries use what they have cached, at once: each would ask five
+    times a file, for a minute. To be called before something is looked for there."""
+    import urllib.error
+    import urllib.request
+
+    if os.environ.get("HF_HUB_OFFLINE"):
+        return
+    hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    try:
+        urllib.request.urlopen(urllib.request.Request(hub, method="HEAD"), timeout=_HUB_SECONDS).close()
+    except urllib.error.HTTPError:
+        return  # an answer
+    except (OSError, ValueError):
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        for library in ("huggingface_hub.constants", "datasets.config"):  # those that are imported have read it
+            if library in sys.modules:
+                sys.modules[library].HF_HUB_OFFLINE = True

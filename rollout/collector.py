@@ -177,6 +177,7 @@ class _Collection:
         return units
 
     def run(self) -> list[Group]:
+        waiting = self.parent.watch.waiting(f"collecting {self.total} samples", self.until - time.monotonic())
         while len(self.finished) < self.total:
             self._feed()
             self._advance()
@@ -189,6 +190,8 @@ class _Collection:
                 self._score(0.0 if self.calls else _SCORE_POLL_SECONDS)
             if time.monotonic() > self.until:
                 raise WorkerError(self._late())
+            waiting.look(self._outstanding)
+        self.parent.watch.over(waiting)
         samples = self.ask.samples
         self.parent.response_tokens = sum(r.response_tokens for r in self.finished.values()) / self.total
         return [
@@ -270,11 +273,14 @@ class _Collection:
             )
 
     def _late(self) -> str:
+        return (
+            f"collecting {self.total} samples took longer than {self.parent.cfg.deadline.rollout_seconds:g} s "
+            f"(deadline.rollout_seconds); outstanding: {self._outstanding()}; phase {self.parent.watch.phase}"
+        )
+
+    def _outstanding(self) -> str:
         engines = [f"{len(a)} samples on {w}" for w, a in zip(self.parent.engines, self.at, strict=True) if a]
         queued = sum(len(unit) for unit in self.waiting)
         out = engines + ([f"{queued} samples not given out yet"] if queued else [])
         out += [f"{len(self.unscored)} scores"] if self.unscored else []
-        return (
-            f"collecting {self.total} samples took longer than {self.parent.cfg.deadline.rollout_seconds:g} s "
-            f"(deadline.rollout_seconds); outstanding: {', '.join(out)}; phase {self.parent.watch.phase}"
-        )
+        return ", ".join(out)

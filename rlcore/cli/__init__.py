@@ -5,9 +5,12 @@ from __future__ import annotations
 import importlib.metadata
 import sys
 
-from rlcore.compose.stages import STAGES
-from rlcore.errors import ConfigError, nearest
 from rlcore.surroundings import settle
+
+settle()  # before the imports that a file in the user's folder could be taken for
+
+from rlcore.compose.stages import STAGES  # noqa: E402
+from rlcore.errors import ConfigError, nearest  # noqa: E402
 
 USAGE = """usage: rlcore COMMAND ...
 
@@ -31,7 +34,6 @@ _COMMANDS = (*STAGES, "rewards", "serve-reward", "resume", "export")
 
 def main() -> None:
     """Run the command that was typed, and exit with its code."""
-    settle()
     from rlcore.cli.shell import guarded
 
     command, *args = sys.argv[1:] or ["help"]

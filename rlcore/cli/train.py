@@ -133,7 +133,8 @@ def run_stage(cfg: Config, composed: Composed, again: str, step: int | None = No
     forget_reads()  # of another job of a sweep
     run_dir = Path(str(cfg.run_dir))
     try:
-        with recorded(run_dir):
+        with recorded(run_dir, composed.named_by_time) as run_dir:
+            cfg.run_dir = composed.config.run_dir = str(run_dir)
             os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
             from rlcore.train.build import whole_run
 

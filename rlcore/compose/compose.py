@@ -55,6 +55,7 @@ class Composed:
     recipe: str
     set_by: dict[str, str] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
+    named_by_time: bool = False  # its run_dir
 
 
 @dataclass
@@ -102,11 +103,11 @@ def compose(
     for m in mergers:
         m.errors += _wrong(m, as_config(m.config), command, {} if varies else m.set_by)
     _require_none(list(dict.fromkeys(errors + [e for m in mergers for e in m.errors])))
-    if merger.config.run_dir is None:
+    if by_time := merger.config.run_dir is None:
         merger.config.run_dir = f"runs/{path.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     # A sweep's jobs are Hydra's to tell apart; of a single run's config it need only know the one it is given.
     for_hydra = [line.for_hydra for line in lines if multirun or line.key.startswith("hydra")]
-    return Composed(merger.config, name, merger.set_by, merger.origins), for_hydra
+    return Composed(merger.config, name, merger.set_by, merger.origins, by_time), for_hydra
 
 
 def _merged(path: Path, found: list[Layer], lines: list[_Line], algorithm: list[Any]) -> Merger:

@@ -22,6 +22,7 @@ from rlcore.data.generate import GENERATORS
 from rlcore.data.generate import reasoning_gym as gym
 from rlcore.data.layouts import problem_of
 from rlcore.errors import DataError, nearest
+from rlcore.surroundings import offline_without_hub
 
 if TYPE_CHECKING:
     import pyarrow
@@ -205,6 +206,7 @@ def _hub_parts(source: str) -> tuple[str, str | None, str]:
 
 
 def _load_hub(source: str) -> Iterator[Row]:
+    offline_without_hub()
     import datasets
 
     name, config, split = _hub_parts(source)

@@ -43,6 +43,7 @@ from rlcore.models.whole import (
     require_whole,
     without_memory,
 )
+from rlcore.surroundings import offline_without_hub
 
 _NOT_A_MODEL = (OSError, ValueError, KeyError, ImportError, RuntimeError)  # what transformers raises for a bad path
 _LOADING: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True}
@@ -107,6 +108,8 @@ def load_value_path(
     are the plain returns; with `new_head` False it is refused. `weights` as in load_path. ConfigError names the `key`.
     """
     where = _source(path)
+    if not Path(path).exists():
+        offline_without_hub()
     try:
         shape = AutoConfig.from_pretrained(**where, num_labels=1)
         if not weights:

@@ -7,23 +7,24 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from rlcore.errors import DiskError, RlcoreError, is_of_disk
+from rlcore.errors import ConfigError, DiskError, RlcoreError, is_of_disk
 from rlcore.files import locked, require_writable, write_text
 from rlcore.screen import shown
 from rlcore.secret_values import clean
 
 
 @contextmanager
-def recorded(run_dir: Path) -> Iterator[None]:
-    """Own `run_dir`; an error inside becomes an event in events.jsonl, its traceback goes to error.txt, and it is
-    raised on, as an RlcoreError where it was none. ConfigError for a directory that cannot be written."""
-    require_writable(run_dir, "run_dir")
-    with locked(run_dir / ".lock"):
+def recorded(run_dir: Path, named_by_time: bool = False) -> Iterator[Path]:
+    """Own `run_dir`, and yield it; an error inside becomes an event in events.jsonl, its traceback goes to error.txt,
+    and it is raised on, as an RlcoreError where it was none. Where the time has named it, a run of the same second may
+    have been first: then it is `run_dir`-2, or -3. ConfigError for a directory that cannot be written."""
+    with ExitStack() as ending:
+        run_dir = _own(run_dir, named_by_time, ending)
         try:
-            yield
+            yield run_dir
         except BaseException as e:
             error = _as_told(e, run_dir)
             try:
@@ -33,6 +34,17 @@ def recorded(run_dir: Path) -> Iterator[None]:
             if error is e:
                 raise
             raise error from e
+
+
+def _own(run_dir: Path, named_by_time: bool, ending: ExitStack) -> Path:
+    require_writable(run_dir, "run_dir")
+    for number in range(2, 100 if named_by_time else 2):
+        with suppress(ConfigError):
+            ending.enter_context(locked(run_dir / ".lock"))
+            return run_dir
+        run_dir = run_dir.with_name(f"{run_dir.name.removesuffix(f'-{number - 1}')}-{number}")
+    ending.enter_context(locked(run_dir / ".lock"))
+    return run_dir
 
 
 def _as_told(error: BaseException, run_dir: Path) -> BaseException:

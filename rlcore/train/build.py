@@ -11,10 +11,12 @@ from rlcore.cluster.deadlines import Watch
 from rlcore.cluster.placement import Cluster
 from rlcore.cluster.turns import Phases, Turns
 from rlcore.config import Config, compute_dtype
+from rlcore.models.embedded import EMBEDDED
 from rlcore.plugins import plugin
 from rlcore.runs.checkpoint import ASIDE, Best, Checkpoints, state_of, step_of
 from rlcore.runs.export import export
 from rlcore.runs.tracker import Tracker
+from rlcore.surroundings import offline_without_hub
 from rlcore.train.loop import train
 from rlcore.train.prepare import Say
 from rlcore.train.run import Parts, Run
@@ -89,6 +91,8 @@ def build(
     run_dir.mkdir(parents=True, exist_ok=True)
     checkpoints = Checkpoints(run_dir, cfg.keep_checkpoints, cfg.keep_best)
     start = _start(checkpoints, step, say)
+    if any(path and path not in EMBEDDED and not Path(path).exists() for path in (cfg.model.path, cfg.model.tokenizer)):
+        offline_without_hub()
     ready: Ready = plugin(stage.made_by, "stage")(cfg, say)
     ending.callback(ready.close)
     if start is not None:

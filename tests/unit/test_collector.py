@@ -8,7 +8,7 @@ import pytest
 
 from rewards.length import overlong_penalty
 from rlcore.algo.shaping import carries_signal, shape
-from rlcore.cluster.deadlines import Worker
+from rlcore.cluster.deadlines import Watch, Worker
 from rlcore.config import Config, DataConfig, DeadlineConfig, EvalConfig, RewardConfig, RolloutConfig
 from rlcore.data.order import Order
 from rlcore.errors import WorkerError
@@ -54,11 +54,10 @@ class FakeEngine:
         return Sample(key, tokens, [-0.5, -0.25, *[-1.0] * len(tokens)][: len(tokens)], finish)
 
 
-class FakeWatch:
-    phase = "rollout"
-
+class FakeWatch(Watch):
     def __init__(self) -> None:
-        self.waits = 0
+        super().__init__()
+        self.waits, self.phase = 0, "rollout"
 
     def look(self) -> None: ...
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import threading
+from typing import Any
 
 import pytest
 
-from rlcore.cluster.deadlines import Watch, deadline
+from rlcore.cluster.deadlines import Watch, Worker, deadline
 from rlcore.errors import WorkerError
+from rlcore.waiting import Waiting
 
 
 def test_a_call_that_takes_no_timeout_ends_the_process_by_name(
@@ -40,3 +42,38 @@ def test_what_died_is_named_with_the_phase() -> None:
     with pytest.raises(WorkerError, match=r"^Ray's raylet \(pid 7\) died during phase update; the run cannot go on"):
         watch.look()
     watch.look()  # it really looks once a second
+
+
+def test_a_long_wait_says_for_whom_in_which_phase() -> None:
+    said, now = list[str](), [0.0]
+
+    class Slow(Watch):
+        def waiting(self, what: str, seconds: float) -> Waiting:
+            return Waiting(what, seconds, clock=lambda: now[0], say=said.append)
+
+        def any(self, refs: Any, seconds: float) -> list[Any]:
+            now[0] += 30.0
+            return list(refs)[: now[0] == 60.0] or (list(refs) if now[0] >= 240.0 else [])
+
+        def get(self, ref: Any, worker: Worker) -> Any:
+            return ref
+
+    watch = Slow()
+    watch.phase = "update"
+    ranks = [Worker("actor", rank, None) for rank in range(3)]
+    assert watch.gather(ranks, [7, 8, 9], "actor.update", 3600) == [7, 8, 9]  # type: ignore[list-item]
+    assert said == [
+        f"actor.update: waiting for actor rank 1, actor rank 2, phase update, for {minutes} min; the limit is 60 min"
+        for minutes in (1, 3)
+    ]
+
+
+def test_a_wait_that_took_as_long_before_is_no_news() -> None:
+    watch, now = Watch(), [0.0]
+    watch.over(Waiting("actor.update", 3600, clock=lambda: now.append(now[-1] + 100) or now[-1]))
+    said = list[str]()
+    again = watch.waiting("actor.update", 3600)
+    again._clock, again._say, again._began = (lambda: now[0]), said.append, 0.0
+    for now[0] in (150.0, 250.0):
+        again.look(lambda: "actor rank 0")
+    assert len(said) == 1

@@ -23,6 +23,14 @@ def test_two_at_once_are_refused(tmp_path: Path) -> None:
         pass
 
 
+def test_a_second_run_of_the_same_second_has_a_directory_of_its_own(tmp_path: Path) -> None:
+    named = tmp_path / "demo-20260101-120000"
+    with recorded(named, True) as first, recorded(named, True) as second, recorded(named, True) as third:
+        assert (first, second.name, third.name) == (named, f"{named.name}-2", f"{named.name}-3")
+        with pytest.raises(ConfigError, match="another rlcore process"), recorded(named):
+            pass
+
+
 def test_an_error_is_kept_and_named(tmp_path: Path) -> None:
     with pytest.raises(RlcoreError, match="KeyError: 'x'.*error.txt"), recorded(tmp_path):
         {}["x"]

@@ -1,0 +1,67 @@
+"""Commands in a folder and on a machine that are in the way."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+RLCORE = [sys.executable, "-c", "from rlcore.cli import main; main()"]
+MODULE = [sys.executable, "-m", "rlcore.train", "--config-name"]
+# Ours, what we import, and what that imports.
+NAMES = ("rollout", "recipes", "datasets", "tokenizers", "transformers", "torch", "random", "queue", "hydra", "yaml")
+ODD = 'it\'s "the" 1 ü=%d $HOME {a}'
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A user's, with files of other modules' names."""
+    for name in NAMES:
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('taken for another')\n", encoding="utf-8")
+    return tmp_path
+
+
+def run(command: list[str], folder: Path, **environment: str) -> tuple[int, str]:
+    env = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", **environment}
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, encoding="utf-8", timeout=300)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_what_lies_in_the_users_folder_is_taken_for_nothing_else(folder: Path) -> None:
+    """Nor is a hub asked for a minute that does not answer, nor is the run directory another than was said."""
+    command = [*MODULE, "demo", "model.path=nobody/nothing", f"run_dir={folder}/{ODD}"]
+    code, out = run(command, folder, LC_ALL="C", PYTHONPATH=f"{Path.cwd()}{os.pathsep}.")
+    assert code == 2 and "ConfigError: model.path: no tokenizer in nobody/nothing" in out, out
+    assert "Retrying" not in out
+    assert "model.path: no tokenizer" in (folder / ODD / "events.jsonl").read_text(encoding="utf-8")
+    assert {path.name for path in folder.iterdir() if path.is_dir()} == {ODD}
+
+
+def test_a_users_functions_are_found_there_and_what_lies_beside_them(folder: Path) -> None:
+    (folder / "mine.py").write_text("import beside, random\ndef score(prompt, response): return beside.half()\n")
+    (folder / "beside.py").write_text("def half(): return 0.5\n", encoding="utf-8")
+    (folder / "a.jsonl").write_text('{"prompt": "Wie spät?", "answer": "½"}\n', encoding="utf-8")
+    (folder / "elsewhere").mkdir()
+    (folder / "elsewhere/other.py").write_text("import far\ndef other(prompt, response): return far.third()\n")
+    (folder / "elsewhere/far.py").write_text("def third(): return 0.25\n", encoding="utf-8")
+    functions = ["mine.score", "elsewhere/other.py:other"]
+    code, out = run([*RLCORE, "rewards", "test", *functions, "--data", "a.jsonl"], folder, LC_ALL="C")
+    assert code == 0 and "Wie spät?" in out and "½" in out, out
+    assert "parts: score 0.5, other 0.25" in out, out
+
+
+def test_a_dataset_that_no_hub_has_is_known_at_once(folder: Path) -> None:
+    code, out = run([*RLCORE, "rewards", "test", "gsm8k", "--data", "nobody/nothing"], folder)
+    assert code == 2 and "DataError: nobody/nothing: neither a " in out, out
+    assert "Retrying" not in out
+
+
+def test_a_text_that_the_terminal_lacks_ends_no_command(folder: Path) -> None:
+    (folder / "a.jsonl").write_text('{"prompt": "Wie spät?", "answer": "½ ☃"}\n', encoding="utf-8")
+    (folder / "mine.py").write_text("def score(prompt, response): return 1.0\n", encoding="utf-8")
+    command = [*RLCORE, "rewards", "test", "mine.score", "--data", "a.jsonl"]
+    code, out = run(command, folder, PYTHONIOENCODING="ascii")
+    assert code == 0 and "Wie sp\\xe4t?" in out and "\\u2603" in out, out
