@@ -9,7 +9,7 @@ from pathlib import Path
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlcore.errors import ConfigError
-from rlcore.models.checkpoint_files import Header, first_few, first_line
+from rlcore.models.checkpoint_files import Header, first_few, one_line
 from rlcore.models.load import load_tokenizer_path
 from rlcore.models.whole import compare, to_disk, without_memory
 
@@ -33,11 +33,11 @@ def save_beside(directory: Path, model: PreTrainedModel, tokenizer: PreTrainedTo
             # Its own save_pretrained refuses what published models say, as a temperature without do_sample.
             generation.to_json_file(directory / _GENERATION, use_diff=True, keys_to_pop=["compile_config"])
     except Exception as e:  # whatever it is, the weights are there
-        failed.append(f"{_GENERATION}: {first_line(e)}")
+        failed.append(f"{_GENERATION}: {one_line(e)}")
     try:
         tokenizer.save_pretrained(directory)
     except Exception as e:
-        failed.append(f"the tokenizer: {first_line(e)}")
+        failed.append(f"the tokenizer: {one_line(e)}")
     return failed
 
 
@@ -55,7 +55,7 @@ def prove_saved(model: PreTrainedModel, source: Path, tokenizer: PreTrainedToken
         _prove_model(model, source, out)
         _prove_tokenizer(tokenizer, out)
     except OSError as e:
-        raise ConfigError(f"run_dir: {run_dir} cannot be written: {first_line(e)}") from e
+        raise ConfigError(f"run_dir: {run_dir} cannot be written: {one_line(e)}") from e
     finally:
         shutil.rmtree(out, ignore_errors=True)
 
@@ -64,7 +64,7 @@ def _generation(directory: Path) -> GenerationConfig:
     try:
         return GenerationConfig.from_pretrained(directory)
     except (OSError, ValueError, TypeError) as e:
-        raise ConfigError(f"model.path: {directory / _GENERATION}: {first_line(e)}") from e
+        raise ConfigError(f"model.path: {directory / _GENERATION}: {one_line(e)}") from e
 
 
 def _prove_model(model: PreTrainedModel, source: Path, out: Path) -> None:
@@ -75,7 +75,7 @@ def _prove_model(model: PreTrainedModel, source: Path, out: Path) -> None:
         if model.can_generate():
             _generation(out)
     except (OSError, ValueError, KeyError, TypeError) as e:
-        raise ConfigError(f"model.path: the configuration of {source}, saved, does not load: {first_line(e)}") from e
+        raise ConfigError(f"model.path: the configuration of {source}, saved, does not load: {one_line(e)}") from e
     disk = {name: Header(tuple(t.shape), "F32", out) for name, t in to_disk(model).items()}
     found = compare(again, disk)
     if any(found):

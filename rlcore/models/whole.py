@@ -100,7 +100,7 @@ def _unreadable(model: PreTrainedModel, disk: dict[str, Header], target: Any) ->
     for name, header in disk.items():
         renamed, converter = target(name)
         if renamed in state and state[renamed].is_floating_point() and header.dtype not in _FLOATS:
-            wrong.append(f"{name} holds {header.dtype}, not floating-point numbers (quantised?)")
+            wrong.append(f"{name} holds {header.dtype}, not floating-point numbers of 16 bits or more (quantised?)")
         if converter is None and renamed in state and first.setdefault(renamed, name) != name:
             wrong.append(f"{name} and {first[renamed]} are the same tensor of the model")
     return wrong

@@ -264,8 +264,9 @@ def test_a_damaged_file_is_named(
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        (lambda index: index | {EMBEDDING: "../evil.safetensors"}, "names ../evil.safetensors, which is outside"),
-        (lambda index: index | {EMBEDDING: "/etc/evil.safetensors"}, "names /etc/evil.safetensors, which is outside"),
+        (lambda index: index | {EMBEDDING: "../evil.safetensors"}, "names ../evil.safetensors, which is not in"),
+        (lambda index: index | {EMBEDDING: "/etc/evil.safetensors"}, "names /etc/evil.safetensors, which is not in"),
+        (lambda index: index | {EMBEDDING: "a/evil.safetensors"}, "names a/evil.safetensors, which is not in"),
         (lambda index: index | {EMBEDDING: "none.safetensors"}, "names none.safetensors, and there is no such file"),
         (lambda index: index | {"model.more": index[EMBEDDING]}, "says model.more in .*, which does not have it"),
         (lambda index: {name: min(index.values()) for name in index}, "says .* in model-00001.*does not have it"),
@@ -331,6 +332,10 @@ def test_a_hub_id_is_its_files_in_the_cache(whole: Path, tmp_path: Path, monkeyp
         ({"model_type": "gemma3"}, "is a gemma3 model, which reads more than text"),
         ({"vision_config": {"hidden_size": 8}}, "reads more than text"),
         ({"model_type": "bart", "is_encoder_decoder": True}, "encoder and decoder"),
+        ({"hidden_size": "64"}, "config.json: .*'hidden_size' expected int, got str"),
+        ({"num_attention_heads": 3}, "config.json: .*not a multiple of the number of attention heads"),
+        ({"pad_token_id": 500}, "config.json: Padding_idx must be within"),
+        ({"hidden_act": "nope"}, "config.json: 'nope'"),
         ({"transformers_weights": "other.safetensors"}, "takes its weights from other.safetensors"),
     ],
 )
