@@ -198,7 +198,7 @@ def _instead(directory: Path) -> str:
         )
     others = [p.name for p in directory.glob("*.safetensors")]
     instead = f"; there are {first_few(others)}" if others else ""
-    return f"{directory} has neither {ONE_FILE} nor {INDEX}{instead}"
+    return f"{directory} has neither {ONE_FILE} nor {INDEX}{instead}; no other kind of weights is taken"
 
 
 def _header(file: Path, key: str) -> dict[str, Header]:
