@@ -99,18 +99,14 @@ def parameters_of(model: PreTrainedModel) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def require_space(run_dir: Path, parameters: int, copies: int, keep: str) -> None:
-    """Raise ConfigError when the disk of `run_dir` cannot hold `copies` checkpoints at a time, and the export.
-
-    A checkpoint holds 12 bytes a parameter: the weight and Adam's two numbers in float32; an export 4. `keep` says what
-    the copies come from.
-    """
-    each, export = 12 * parameters, 4 * parameters
-    free, needed = shutil.disk_usage(run_dir).free, copies * each + export
+def require_space(run_dir: Path, checkpoint: int, export: int, copies: int, why: str) -> None:
+    """Raise ConfigError when the disk of `run_dir` cannot hold `copies` checkpoints at a time and an export, of so many
+    bytes each. `why` says what they come from."""
+    free, needed = shutil.disk_usage(run_dir).free, copies * checkpoint + export
     if free < needed:
         raise ConfigError(
             f"run_dir: {run_dir} has {_gib(free)} free, and the run needs {_gib(needed)}: {copies} checkpoints of "
-            f"{_gib(each)} at a time ({keep}; {parameters:,} parameters that learn) and an export of {_gib(export)}"
+            f"{_gib(checkpoint)} at a time ({why}) and an export of {_gib(export)}"
         )
 
 
