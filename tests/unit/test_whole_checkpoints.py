@@ -16,8 +16,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from rlcore.errors import ConfigError
 from rlcore.models import load
-from rlcore.models.checkpoint_files import directory_of, require_engine_reads
+from rlcore.models.checkpoint_files import Header, directory_of, require_engine_reads
 from rlcore.models.load import load_path, load_value_path, proved, proved_value
+from rlcore.models.whole import compare, to_disk, without_memory
 from tests.tiny import give_head, make_tiny_model
 from tests.unit.test_model import FAMILIES, SMALL
 
@@ -213,6 +214,20 @@ def test_of_fused_experts_the_one_that_is_missing_is_named(tmp_path: Path, lost:
     save_file(tensors | {named.format(4): taken}, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(ConfigError, match=f"no {named.format(2)}; it has {named.format(4)}"):
         proved(str(tmp_path), "model.path")
+
+
+def test_experts_of_a_layer_that_is_declared_to_be_ignored_are(tmp_path: Path) -> None:
+    """DeepSeek-V3's 62nd layer predicts one token more; transformers knows it by its number."""
+    options: dict[str, Any] = dict(
+        n_routed_experts=4, moe_intermediate_size=16, q_lora_rank=16, kv_lora_rank=8, qk_rope_head_dim=4,
+        qk_nope_head_dim=4, v_head_dim=8, n_group=2, topk_group=1, first_k_dense_replace=1,
+    )  # fmt: skip
+    config = AutoConfig.for_model("deepseek_v3", **(SMALL | options))
+    model = without_memory(AutoModelForCausalLM.from_config, config)
+    disk = {name: Header(tuple(t.shape), "BF16", tmp_path) for name, t in to_disk(model).items()}
+    more = {name.replace("layers.1.", "layers.61."): header for name, header in disk.items() if "layers.1." in name}
+    assert any(".experts.3." in name for name in more)
+    assert not any(compare(without_memory(AutoModelForCausalLM.from_config, config), disk | more))
 
 
 def test_the_backbone_alone_is_no_policy_but_a_critic(whole: Path, tmp_path: Path) -> None:
