@@ -15,6 +15,7 @@ ONE_FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _READ = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.safetensors")  # what a run needs of a repository
 _VOCABULARIES = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt", "*.tiktoken", "tekken.json")
 _POINTER, _POINTER_BYTES = b"version https://git-lfs", 1024
+_CHARACTERS = 300  # of a library's message
 _NAMED = 3  # tensors or files an error lists
 
 
@@ -47,7 +48,7 @@ def directory_of(path: str, key: str, weights: bool = True) -> Path:
     try:
         return Path(snapshot_download(path, allow_patterns=list(_READ), ignore_patterns=others))
     except Exception as e:  # whatever the network, the hub, its client or the disk say
-        raise ConfigError(f"{key}: no directory {path}, and the hub gives none: {first_line(e)}") from e
+        raise ConfigError(f"{key}: no directory {path}, and the hub gives none: {one_line(e)}") from e
 
 
 def read_json(file: Path, key: str) -> dict[str, Any]:
@@ -55,7 +56,7 @@ def read_json(file: Path, key: str) -> dict[str, Any]:
     try:
         read = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
-        raise ConfigError(f"{key}: {file}: {first_line(e)}") from e
+        raise ConfigError(f"{key}: {file}: {one_line(e)}") from e
     if not isinstance(read, dict):
         raise ConfigError(f"{key}: {file} holds a {type(read).__name__}, not a mapping")
     return read
@@ -75,6 +76,12 @@ def require_usable(directory: Path, key: str) -> None:
     config = read_json(directory / "config.json", key)
     if reason := _not_taken(config):
         raise ConfigError(f"{key}: {directory} {reason}")
+    from transformers import AutoConfig
+
+    try:
+        AutoConfig.from_pretrained(directory, trust_remote_code=False)
+    except Exception as e:  # of any kind: it is about what the file says
+        raise ConfigError(f"{key}: {directory / 'config.json'}: {one_line(e)}") from e
 
 
 def _not_taken(config: dict[str, Any]) -> str | None:
@@ -132,7 +139,7 @@ def headers(directory: Path, key: str) -> dict[str, Header]:
             if tensor in found:
                 raise ConfigError(f"{key}: {tensor} is in {found[tensor].file} and in {header.file}; which one counts?")
             found[tensor] = header
-    wrong = {t for t, name in (index or {}).items() if t not in found or found[t].file.name != Path(name).name}
+    wrong = {t for t, name in (index or {}).items() if t not in found or found[t].file.name != name}
     if wrong:
         where = (index or {})[min(wrong)]
         raise ConfigError(f"{key}: {directory / INDEX} says {first_few(wrong)} in {where}, which does not have it")
@@ -170,8 +177,8 @@ def _index(directory: Path, key: str) -> dict[str, str] | None:
         raise ConfigError(f"{key}: {path} has no weight_map of tensors and their files")
     for name in sorted(set(index.values())):
         # Only the name counts: where a link of it leads is the user's own doing, as in the hub's cache.
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise ConfigError(f"{key}: {path} names {name}, which is outside of the model's directory")
+        if Path(name).name != name:
+            raise ConfigError(f"{key}: {path} names {name}, which is not in the model's directory itself")
         if not (directory / name).is_file():
             raise ConfigError(f"{key}: {path} names {name}, and there is no such file")
     if one.is_file() and ONE_FILE not in index.values():
@@ -191,7 +198,7 @@ def _instead(directory: Path) -> str:
         )
     others = [p.name for p in directory.glob("*.safetensors")]
     instead = f"; there are {first_few(others)}" if others else ""
-    return f"{directory} has neither {ONE_FILE} nor {INDEX}{instead}"
+    return f"{directory} has neither {ONE_FILE} nor {INDEX}{instead}; no other kind of weights is taken"
 
 
 def _header(file: Path, key: str) -> dict[str, Header]:
@@ -202,8 +209,10 @@ def _header(file: Path, key: str) -> dict[str, Header]:
             slices = {name: opened.get_slice(name) for name in opened.keys()}
             return {name: Header(tuple(s.get_shape()), s.get_dtype(), file) for name, s in slices.items()}
     except Exception as e:  # safetensors raises its own error
-        raise ConfigError(f"{key}: {file} is cut short or no safetensors file: {first_line(e)}; fetch it again") from e
+        raise ConfigError(f"{key}: {file} is cut short or no safetensors file: {one_line(e)}; fetch it again") from e
 
 
-def first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def one_line(error: Exception) -> str:
+    """What an error says, for the end of another one's line."""
+    said = " ".join(str(error).split()) or type(error).__name__
+    return said if len(said) <= _CHARACTERS else said[:_CHARACTERS] + " ..."

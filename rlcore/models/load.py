@@ -27,9 +27,9 @@ from rlcore.errors import ConfigError
 from rlcore.files import locked, written_aside
 from rlcore.models.checkpoint_files import (
     directory_of,
-    first_line,
     has_vocabulary,
     headers,
+    one_line,
     require_fetched,
     require_usable,
 )
@@ -77,7 +77,7 @@ def _read(path: str, dtype: torch.dtype, weights: bool = True) -> PreTrainedMode
                 model.tie_weights()
             model = _fill_from_gguf(model, path, dtype) if weights else model
     except _NOT_A_MODEL as e:
-        raise ConfigError(f"model.path: cannot load {path}: {first_line(e)}") from e
+        raise ConfigError(f"model.path: cannot load {path}: {one_line(e)}") from e
     if weights:
         require_still_tied(model, at)
         require_finite(model, at)
@@ -119,7 +119,7 @@ def load_value_path(
         model, info = AutoModelForSequenceClassification.from_pretrained(**where)
     except _NOT_A_MODEL as e:
         what = "critic" if new_head else "reward model"
-        raise ConfigError(f"{key}: cannot make a {what} of {path}: {first_line(e)}") from e
+        raise ConfigError(f"{key}: cannot make a {what} of {path}: {one_line(e)}") from e
     _require_value(model, _found(info), f"{key}: {path}", new_head)
     packed, head = pack_value(model, key), f"{SCORE}.weight"
     if head in info["missing_keys"]:
@@ -175,8 +175,8 @@ def proved_value(path: str, key: str, new_head: bool = True) -> PreTrainedModel:
 def _without_memory(from_config: Any, directory: Path, key: str, **changes: Any) -> PreTrainedModel:
     try:
         return without_memory(from_config, AutoConfig.from_pretrained(directory, trust_remote_code=False, **changes))
-    except _NOT_A_MODEL as e:
-        raise ConfigError(f"{key}: cannot make the model of {directory}: {first_line(e)}") from e
+    except Exception as e:  # of any kind: it is about what the file says
+        raise ConfigError(f"{key}: {directory / 'config.json'}: {one_line(e)}") from e
 
 
 def load_tokenizer(cfg: ModelConfig) -> PreTrainedTokenizerBase:
@@ -198,7 +198,7 @@ def load_tokenizer_path(path: str, key: str) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(**where)
     except Exception as e:  # what the tokenizers library raises for a broken file is nothing more special
-        raise ConfigError(f"{key}: no tokenizer in {path}: {first_line(e)}") from e
+        raise ConfigError(f"{key}: no tokenizer in {path}: {one_line(e)}") from e
 
 
 def to_directory(cfg: ModelConfig, out: Path) -> Path | str:

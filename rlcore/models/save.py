@@ -9,7 +9,7 @@ from pathlib import Path
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlcore.errors import ConfigError
-from rlcore.models.checkpoint_files import Header, first_few, first_line
+from rlcore.models.checkpoint_files import Header, first_few, one_line
 from rlcore.models.load import load_tokenizer_path
 from rlcore.models.whole import compare, to_disk, without_memory
 
@@ -33,11 +33,11 @@ def save_beside(directory: Path, model: PreTrainedModel, tokenizer: PreTrainedTo
             # Its own save_pretrained refuses what published models say, as a temperature without do_sample.
             generation.to_json_file(directory / _GENERATION, use_diff=True, keys_to_pop=["compile_config"])
     except Exception as e:  # whatever it is, the weights are there
-        failed.append(f"{_GENERATION}: {first_line(e)}")
+        failed.append(f"{_GENERATION}: {one_line(e)}")
     try:
         tokenizer.save_pretrained(directory)
     except Exception as e:
-        failed.append(f"the tokenizer: {first_line(e)}")
+        failed.append(f"the tokenizer: {one_line(e)}")
     return failed
 
 
@@ -55,7 +55,7 @@ def prove_saved(model: PreTrainedModel, source: Path, tokenizer: PreTrainedToken
         _prove_model(model, source, out)
         _prove_tokenizer(tokenizer, out)
     except OSError as e:
-        raise ConfigError(f"run_dir: {run_dir} cannot be written: {first_line(e)}") from e
+        raise ConfigError(f"run_dir: {run_dir} cannot be written: {one_line(e)}") from e
     finally:
         shutil.rmtree(out, ignore_errors=True)
 
@@ -64,7 +64,7 @@ def _generation(directory: Path) -> GenerationConfig:
     try:
         return GenerationConfig.from_pretrained(directory)
     except (OSError, ValueError, TypeError) as e:
-        raise ConfigError(f"model.path: {directory / _GENERATION}: {first_line(e)}") from e
+        raise ConfigError(f"model.path: {directory / _GENERATION}: {one_line(e)}") from e
 
 
 def _prove_model(model: PreTrainedModel, source: Path, out: Path) -> None:
@@ -75,7 +75,7 @@ def _prove_model(model: PreTrainedModel, source: Path, out: Path) -> None:
         if model.can_generate():
             _generation(out)
     except (OSError, ValueError, KeyError, TypeError) as e:
-        raise ConfigError(f"model.path: the configuration of {source}, saved, does not load: {first_line(e)}") from e
+        raise ConfigError(f"model.path: the configuration of {source}, saved, does not load: {one_line(e)}") from e
     disk = {name: Header(tuple(t.shape), "F32", out) for name, t in to_disk(model).items()}
     found = compare(again, disk)
     if any(found):
@@ -99,18 +99,14 @@ def parameters_of(model: PreTrainedModel) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def require_space(run_dir: Path, parameters: int, copies: int, keep: str) -> None:
-    """Raise ConfigError when the disk of `run_dir` cannot hold `copies` checkpoints at a time, and the export.
-
-    A checkpoint holds 12 bytes a parameter: the weight and Adam's two numbers in float32; an export 4. `keep` says what
-    the copies come from.
-    """
-    each, export = 12 * parameters, 4 * parameters
-    free, needed = shutil.disk_usage(run_dir).free, copies * each + export
+def require_space(run_dir: Path, checkpoint: int, export: int, copies: int, why: str) -> None:
+    """Raise ConfigError when the disk of `run_dir` cannot hold `copies` checkpoints at a time and an export, of so many
+    bytes each. `why` says what they come from."""
+    free, needed = shutil.disk_usage(run_dir).free, copies * checkpoint + export
     if free < needed:
         raise ConfigError(
             f"run_dir: {run_dir} has {_gib(free)} free, and the run needs {_gib(needed)}: {copies} checkpoints of "
-            f"{_gib(each)} at a time ({keep}; {parameters:,} parameters that learn) and an export of {_gib(export)}"
+            f"{_gib(checkpoint)} at a time ({why}) and an export of {_gib(export)}"
         )
 
 

@@ -61,7 +61,7 @@ def compare(model: PreTrainedModel, disk: dict[str, Header]) -> Found:
     """How the tensors of a checkpoint differ from those of `model`, which has no memory and is spent here."""
     disable_progress_bar()
     renamings, converters, target = _renaming(model)
-    of_converter = {name for name in disk if target(name)[1] is not None}
+    of_converter, state = {name for name in disk if target(name)[1] is not None}, set(model.state_dict())
     unreadable = _unreadable(model, disk, target)
     settings = LoadStateDictConfig(
         device_map={"": "meta"}, dtype=torch.float32, weight_mapping=[*renamings, *converters]
@@ -73,7 +73,8 @@ def compare(model: PreTrainedModel, disk: dict[str, Header]) -> Found:
     written = {name for name in to_disk(model) if target(name)[1] is not None}
     missing, surplus = info.missing_keys, info.unexpected_keys
     if of_converter & written:  # experts: how many are fused is seen in a shape, which ones only here
-        missing, surplus = missing | (written - of_converter), surplus | (of_converter - written)
+        strange = {name for name in of_converter - written if target(name)[0] in state}
+        missing, surplus = missing | (written - of_converter), surplus | strange
     reshaped = [f"{n} has shape {tuple(a)}, by config.json {tuple(b)}" for n, a, b in sorted(info.mismatched_keys)]
     return Found(missing, surplus, reshaped, unreadable + sorted(info.conversion_errors))
 
@@ -100,7 +101,7 @@ def _unreadable(model: PreTrainedModel, disk: dict[str, Header], target: Any) ->
     for name, header in disk.items():
         renamed, converter = target(name)
         if renamed in state and state[renamed].is_floating_point() and header.dtype not in _FLOATS:
-            wrong.append(f"{name} holds {header.dtype}, not floating-point numbers (quantised?)")
+            wrong.append(f"{name} holds {header.dtype}, not floating-point numbers of 16 bits or more (quantised?)")
         if converter is None and renamed in state and first.setdefault(renamed, name) != name:
             wrong.append(f"{name} and {first[renamed]} are the same tensor of the model")
     return wrong

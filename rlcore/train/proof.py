@@ -84,16 +84,21 @@ def require_reward_model(cfg: Config) -> None:
     require_rows(load_tokenizer_path(path, key), f"{key} {path}", model, f"{key} {path}")
 
 
-def require_room(cfg: Config, learned: list[PreTrainedModel]) -> None:
+def require_room(cfg: Config, exported: PreTrainedModel, critic: PreTrainedModel | None = None) -> None:
     """Raise ConfigError when the disk has no room for the checkpoints that this run will have at a time, less those
-    that it has already."""
+    that it has already, and its export."""
     from rlcore.models.save import parameters_of, require_space
 
+    policy = parameters_of(exported)
+    learned = policy + (0 if critic is None else parameters_of(critic))
     with uncounted():  # what has no effect in this run is reported all the same
         run_dir, every = Path(str(cfg.run_dir)), cfg.save_every_steps
         saves = 1 + (max(0, cfg.steps - 1) // every if every else 0) + (cfg.steps if cfg.keep_best else 0)
         # One more than are kept exists while it is written, and the best may be an old one.
         at_a_time = min(saves, cfg.keep_checkpoints + 1 + bool(cfg.keep_best))
-        keep = f"save_every_steps {every}, keep_checkpoints {cfg.keep_checkpoints}"
+        follows = cfg.kl.coef > 0 and cfg.reference.refresh_steps > 0
+        why = f"save_every_steps {every}, keep_checkpoints {cfg.keep_checkpoints}; {learned:,} parameters that learn"
     there = len(list(run_dir.glob("checkpoints/step_*")))
-    require_space(run_dir, sum(map(parameters_of, learned)), max(1, at_a_time - there), keep)
+    # In float32: the weight, Adam's two numbers, and the weight of a reference that follows.
+    checkpoint = 12 * learned + (4 * policy if follows else 0)
+    require_space(run_dir, checkpoint, 4 * policy, max(1, at_a_time - there), why)

@@ -42,11 +42,10 @@ class Reinforcement:
 
             require_directory(self.cfg)
             self.tokenizer = load_tokenizer(self.cfg.model)
-            learned = [require_policy(self.cfg, self.tokenizer, sampled=True)]
-            if cfg.critic.ranks > 0:
-                learned.append(require_critic(self.cfg, self.tokenizer))
+            policy = require_policy(self.cfg, self.tokenizer, sampled=True)
+            critic = require_critic(self.cfg, self.tokenizer) if cfg.critic.ranks > 0 else None
             require_reward_model(self.cfg)
-            require_room(self.cfg, learned)
+            require_room(self.cfg, policy, critic)
             say("data: reading and tokenizing")
             self.prompts = read_prompts(self.cfg, self.tokenizer, say)
             held_out = read_held_out(self.cfg, self.tokenizer, say)

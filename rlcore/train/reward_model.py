@@ -28,7 +28,7 @@ class RewardModelling(Supervised):
         return preference_tokenizer(self.cfg.model, self.cfg.data)
 
     def require_model(self) -> None:
-        require_room(self.cfg, [require_scoring(self.cfg, self.tokenizer)])
+        require_room(self.cfg, require_scoring(self.cfg, self.tokenizer))
 
     def read(self, sources: Sequence[str]) -> Pairs:
         return Pairs(sources, self.cfg.data, self.tokenizer, self.cfg.seed, self.cfg.rollout.max_response_tokens)

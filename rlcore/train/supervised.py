@@ -79,7 +79,7 @@ class Supervised:
         model = require_policy(self.cfg, self.tokenizer, sampled)
         if sampled:
             require_reward_model(self.cfg)
-        require_room(self.cfg, [model])
+        require_room(self.cfg, model)
 
     def read(self, sources: Sequence[str]) -> Any:
         """The rows of these sources: a Source that has `all(limit)`, `dropped` and a length."""

@@ -145,13 +145,12 @@ def test_a_run_directory_that_cannot_be_written_is_refused(tiny: Path, tmp_path:
 def test_a_disk_without_room_for_the_checkpoints_is_refused_with_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """1 GiB parameters: a checkpoint of 12 GiB, an export of 4."""
     free = lambda gib: monkeypatch.setattr(save.shutil, "disk_usage", lambda at: SimpleNamespace(free=gib * 2**30))  # noqa: E731
     free(28)
-    require_space(tmp_path, 2**30, 2, "why")
+    require_space(tmp_path, 12 << 30, 4 << 30, 2, "why")
     free(27.9)
     with pytest.raises(ConfigError, match="27.9 GiB free, and the run needs 28 GiB: 2 checkpoints of 12 GiB.*of 4 GiB"):
-        require_space(tmp_path, 2**30, 2, "why")
+        require_space(tmp_path, 12 << 30, 4 << 30, 2, "why")
 
 
 @pytest.mark.parametrize(
@@ -168,8 +167,8 @@ def test_a_disk_without_room_for_the_checkpoints_is_refused_with_numbers(
 def test_room_is_for_the_checkpoints_that_are_there_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], there: int, copies: int
 ) -> None:
-    asked: list[tuple[int, int]] = []
-    monkeypatch.setattr(save, "require_space", lambda at, parameters, copies, keep: asked.append((parameters, copies)))
+    asked: list[tuple[int, ...]] = []
+    monkeypatch.setattr(save, "require_space", lambda at, *sizes: asked.append(sizes[:3]))
     cfg = Config(run_dir=str(tmp_path))
     cfg.steps = 10
     for name, value in changes.items():
@@ -177,8 +176,11 @@ def test_room_is_for_the_checkpoints_that_are_there_at_a_time(
     for i in range(there):
         (tmp_path / "checkpoints" / f"step_{i}").mkdir(parents=True)
     layer: Any = torch.nn.Linear(3, 3, bias=False)
-    proof.require_room(cfg, [layer, layer])
-    assert asked == [(18, copies)]
+    proof.require_room(cfg, layer)
+    proof.require_room(cfg, layer, critic=layer)
+    cfg.kl.coef, cfg.reference.refresh_steps = 0.1, 1
+    proof.require_room(cfg, layer)
+    assert asked == [(9 * 12, 9 * 4, copies), (18 * 12, 9 * 4, copies), (9 * 16, 9 * 4, copies)]
 
 
 # -- tokens

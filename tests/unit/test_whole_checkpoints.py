@@ -16,8 +16,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from rlcore.errors import ConfigError
 from rlcore.models import load
-from rlcore.models.checkpoint_files import directory_of, require_engine_reads
+from rlcore.models.checkpoint_files import Header, directory_of, require_engine_reads
 from rlcore.models.load import load_path, load_value_path, proved, proved_value
+from rlcore.models.whole import compare, to_disk, without_memory
 from tests.tiny import give_head, make_tiny_model
 from tests.unit.test_model import FAMILIES, SMALL
 
@@ -215,6 +216,20 @@ def test_of_fused_experts_the_one_that_is_missing_is_named(tmp_path: Path, lost:
         proved(str(tmp_path), "model.path")
 
 
+def test_experts_of_a_layer_that_is_declared_to_be_ignored_are(tmp_path: Path) -> None:
+    """DeepSeek-V3's 62nd layer predicts one token more; transformers knows it by its number."""
+    options: dict[str, Any] = dict(
+        n_routed_experts=4, moe_intermediate_size=16, q_lora_rank=16, kv_lora_rank=8, qk_rope_head_dim=4,
+        qk_nope_head_dim=4, v_head_dim=8, n_group=2, topk_group=1, first_k_dense_replace=1,
+    )  # fmt: skip
+    config = AutoConfig.for_model("deepseek_v3", **(SMALL | options))
+    model = without_memory(AutoModelForCausalLM.from_config, config)
+    disk = {name: Header(tuple(t.shape), "BF16", tmp_path) for name, t in to_disk(model).items()}
+    more = {name.replace("layers.1.", "layers.61."): header for name, header in disk.items() if "layers.1." in name}
+    assert any(".experts.3." in name for name in more)
+    assert not any(compare(without_memory(AutoModelForCausalLM.from_config, config), disk | more))
+
+
 def test_the_backbone_alone_is_no_policy_but_a_critic(whole: Path, tmp_path: Path) -> None:
     config = AutoConfig.from_pretrained(whole, tie_word_embeddings=False)
     AutoModelForSequenceClassification.from_config(config).base_model.save_pretrained(tmp_path)
@@ -264,8 +279,9 @@ def test_a_damaged_file_is_named(
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        (lambda index: index | {EMBEDDING: "../evil.safetensors"}, "names ../evil.safetensors, which is outside"),
-        (lambda index: index | {EMBEDDING: "/etc/evil.safetensors"}, "names /etc/evil.safetensors, which is outside"),
+        (lambda index: index | {EMBEDDING: "../evil.safetensors"}, "names ../evil.safetensors, which is not in"),
+        (lambda index: index | {EMBEDDING: "/etc/evil.safetensors"}, "names /etc/evil.safetensors, which is not in"),
+        (lambda index: index | {EMBEDDING: "a/evil.safetensors"}, "names a/evil.safetensors, which is not in"),
         (lambda index: index | {EMBEDDING: "none.safetensors"}, "names none.safetensors, and there is no such file"),
         (lambda index: index | {"model.more": index[EMBEDDING]}, "says model.more in .*, which does not have it"),
         (lambda index: {name: min(index.values()) for name in index}, "says .* in model-00001.*does not have it"),
@@ -331,6 +347,10 @@ def test_a_hub_id_is_its_files_in_the_cache(whole: Path, tmp_path: Path, monkeyp
         ({"model_type": "gemma3"}, "is a gemma3 model, which reads more than text"),
         ({"vision_config": {"hidden_size": 8}}, "reads more than text"),
         ({"model_type": "bart", "is_encoder_decoder": True}, "encoder and decoder"),
+        ({"hidden_size": "64"}, "config.json: .*'hidden_size' expected int, got str"),
+        ({"num_attention_heads": 3}, "config.json: .*not a multiple of the number of attention heads"),
+        ({"pad_token_id": 500}, "config.json: Padding_idx must be within"),
+        ({"hidden_act": "nope"}, "config.json: 'nope'"),
         ({"transformers_weights": "other.safetensors"}, "takes its weights from other.safetensors"),
     ],
 )
