@@ -21,8 +21,8 @@ _REFERENCE = re.compile(r"\$\{oc\.env:\s*([^},\s]+)\s*(?:,([^}]*))?\}")
 _URL = re.compile(r"""[A-Za-z][A-Za-z0-9+.-]*://[^\s"'<>]+""")
 # What an option or a header is called that holds a secret; `eos_token` and `api_key_env` do not.
 _OPTION = (
-    r"token|(.*_)?(api_?key|access_?key|secret_?key|private_?key|auth_?key|secret|password|passwd|passphrase|pwd|auth"
-    r"|credentials?|authorization|cookie|signature|(access|auth|api|bearer|refresh|session|hf|hub|id|secret)_?token)"
+    r"token|(.*_)?(api_?key|access_?key|secret_?key|private_?key|auth_?key|subscription_?key|secret|password"
+    r"|passwd|passphrase|pwd|auth|bearer|credentials?|authorization|cookie|signature|(access|auth|api|bearer|refresh|session|hf|hub|id|secret)_?token)"
 )
 _IN_A_QUERY = r"code|(.*_)?(key|token|sig|pass)|" + _OPTION
 _VARIABLE = r"(.*_)?(KEY|APIKEY|TOKEN|SECRET|PASSWORD|PASSWD|PASS|PW|PAT|CREDENTIALS?)"
@@ -129,7 +129,8 @@ def _of_url(url: str) -> Iterator[str]:
 
 
 def _is_called(names: str, name: str) -> bool:
-    return re.fullmatch(names, name.lower().replace("-", "_")) is not None
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).replace("-", "_")  # clientSecret, X-Api-Key
+    return re.fullmatch(names, words.lower()) is not None
 
 
 def _says_secret(variable: str) -> bool:

@@ -46,6 +46,8 @@ def nothing_known(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         ("data.train", "https://h/a.jsonl?token=hunter2", "hunter2"),
         ("reward.args.mine.api_key", "hunter2", "hunter2"),
         ("reward.args.mine.apiKey", "hunter2", "hunter2"),
+        ("reward.args.mine.clientSecret", "hunter2", "hunter2"),
+        ("reward.args.mine.Ocp-Apim-Subscription-Key", "hunter2", "hunter2"),
         ("reward.args.mine.password", 12345678, "12345678"),
         ("reward.args.mine", {"headers": {"X-Api-Key": "hunter2"}}, "hunter2"),
         ("reward.args.mine", {"headers": {"Authorization": "Bearer hunter2"}}, "hunter2"),
