@@ -123,7 +123,7 @@ class Group:
         return len({r.reward for r in self.rollouts if r.reward is not None}) > 1
 
 
-MOST_REWARD = 3.4e38  # what float32, in which a batch has rewards, can hold
+MOST_REWARD = 1e30  # far below where float32 ends, in which advantages, sums and differences of rewards are held
 
 
 @dataclass(frozen=True)

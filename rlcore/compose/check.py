@@ -10,6 +10,7 @@ import shlex
 from pathlib import Path
 
 from rewards import REWARD_MODEL, names
+from rlcore.algo import ADVANTAGES
 from rlcore.compose.function_names import built_in, wrong_name
 from rlcore.compose.ranges import out_of_range
 from rlcore.compose.stages import stage_of
@@ -302,7 +303,7 @@ def _kl(cfg: Config) -> list[str]:
             errors.append(f"reference.refresh_steps is {cfg.reference.refresh_steps} {none} reference.refresh_steps=0")
         return errors
     in_loss = kl.place == KLPlace.loss
-    if not in_loss and cfg.advantage.name == "grpo" and cfg.advantage.std_normalize:
+    if not in_loss and cfg.advantage.name in ("grpo", ADVANTAGES["grpo"]) and cfg.advantage.std_normalize:
         errors.append(
             "kl.place is reward with advantage.name grpo and advantage.std_normalize true: where the rewards of a "
             "group are equal, what is left is the KL, and its division by the group's deviation makes it of order 1 "

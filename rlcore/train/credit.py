@@ -143,12 +143,13 @@ def require_finite(name: str, column: Tensor, batch: Batch, groups: Sequence[Gro
 
 
 def require_finite_rewards(groups: Sequence[Group], functions: Sequence[str]) -> None:
-    """Raise RewardError for a score that is no finite float32, by prompt and function: else the advantage is blamed."""
+    """Raise RewardError for a score that no advantage can be made of, by prompt and function: else that is blamed."""
     for group in groups:
         for i, rollout in enumerate(group.drawn):
             if rollout.reward is not None and not abs(rollout.reward) <= MOST_REWARD:
                 gave = ", ".join(f"{n} {rollout.parts[n]:g}" for n in functions if n in rollout.parts)
                 raise RewardError(
                     f"reward.fns: rollout {i} of prompt {group.prompt.id} has the reward {rollout.reward:g}, which is "
-                    f"not a finite number (its functions gave: {gave}); look at them and at reward.weights"
+                    f"not a finite number below {MOST_REWARD:g} (its functions gave: {gave}); look at them and at "
+                    "reward.weights"
                 )

@@ -119,11 +119,12 @@ def test_the_reward_is_the_weighted_sum_of_all_functions() -> None:
     ("weights", "a", "clip", "reward"),
     [
         ([1.0, 1.0], 1e39, [], None),  # float32, in which a batch holds rewards, ends at 3.4e38
+        ([1.0, 1.0], 3e38, [], None),  # and differences of such have none
         ([-1e300, 1.0], 1e300, [], None),
         ([1e308, 1e308], 1.5, [], None),  # no float either
         ([1.0, 1.0], 1e39, [0.0, 1.0], 1.0),
         ([0.0, 1.0], 1e39, [], 0.5),
-        ([1.0, 1.0], 3e38, [], 3e38),
+        ([1.0, 1.0], 1e20, [], 1e20),
     ],
 )
 def test_a_sum_that_no_batch_can_hold_is_a_failure_of_its_largest_function(
