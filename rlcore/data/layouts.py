@@ -128,14 +128,14 @@ def choose(loaded: Rows, cfg: DataConfig, learned: bool = False) -> Chosen:
     """
     columns = _all_columns(loaded, cfg)
     layout = _recognised(columns)
-    golds = [c for c in (*GOLDS, layout.gold) if c in columns and c not in layout.not_gold]
+    candidates = [c for c in (*GOLDS, layout.gold) if c in columns and c not in layout.not_gold]
+    filled = [c for c in candidates if any(value_of(loaded, i, c) not in (None, "") for i in range(len(loaded.rows)))]
+    golds = filled or candidates[:1]
     gold = _named(loaded, "data.answer_column", cfg.answer_column, columns) or next(iter(golds), None)
     first = _fields(loaded, 0, _may_be_json(cfg))
-    candidates = PROMPTS
-    if learned and _learns_a_talk(columns, layout, cfg):
-        candidates = (*TALKS, *PROMPTS)
+    prompts = (*TALKS, *PROMPTS) if learned and _learns_a_talk(columns, layout, cfg) else PROMPTS
     prompt = _named(loaded, "data.prompt_column", cfg.prompt_column, first)
-    prompt = prompt or next((c for c in candidates if c in first), None)
+    prompt = prompt or next((c for c in prompts if c in first), None)
     # What is asked, or learned, is no other gold answer.
     others = [c for c in golds if c not in (gold, prompt, "response")]
     return Chosen(layout, columns, prompt, gold, others)
@@ -176,7 +176,7 @@ def gold_of(loaded: Rows, i: int, chosen: Chosen, needed: bool) -> tuple[str, st
         return "", None
     value = value_of(loaded, i, chosen.gold)
     if not needed:
-        return "" if value is None else as_text(cell(loaded, i, chosen.gold)), None
+        return "" if value is None or why_no_text(value) else as_text(value), None
     if chosen.layout.gaps and (why := _why_no_gold(loaded.rows[i], value, chosen)):
         return "", why
     return as_text(cell(loaded, i, chosen.gold)), None

@@ -329,6 +329,20 @@ def test_the_choice_among_gold_answers_can_be_made(tmp_path: Path, tokenizer) ->
         Prompts([odd], DataConfig(), tokenizer, 0)
 
 
+def test_a_column_that_is_empty_in_all_rows_is_no_gold_answer(tmp_path: Path, tokenizer) -> None:
+    """As a table has it that is made of several: every row has every column."""
+    rows = [{"question": "2+2?", "answer": None, "ground_truth": "", "solution": s} for s in ("4", "5")]
+    prompts = Prompts([written(tmp_path / "a.parquet", rows)], DataConfig(), tokenizer, 0)
+    assert [p.answer for p in prompts.all()] == ["4", "5"]
+    assert prompts.notes[0].endswith(gold_from("solution"))
+
+
+def test_what_is_learned_needs_no_gold_answer(tmp_path: Path, tokenizer) -> None:
+    rows = [{"question": "2+2?", "answer": a, "response": "4"} for a in (4.0, None, float("nan"))]
+    examples = Examples([written(tmp_path / "a.jsonl", rows)], DataConfig(shuffle=False), tokenizer, 0, 8)
+    assert [group.prompt.answer for group in examples.take(3)] == ["4", "", ""]
+
+
 def test_what_was_taken_is_said_once_of_each_source(tmp_path: Path, tokenizer) -> None:
     train, held_out = written(tmp_path / "a.parquet", [VERL]), written(tmp_path / "b.jsonl", [NUMINA | VALID])
     cfg, said = Config(), list[str]()
