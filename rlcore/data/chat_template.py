@@ -8,6 +8,7 @@ where no conversation would do.
 from __future__ import annotations
 
 import functools
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -86,9 +87,8 @@ def require_plain(where: str, conversation: Sequence[Message], tokenizer: Any) -
 
 
 def with_defaults(template: str, args: Mapping[str, Any]) -> str:
-    """A template that has these arguments where it is given none."""
-    import json
-
+    """A template that has these arguments where it is given none. ConfigError for one that it does not read."""
+    _require_used(args, template)
     literals = {key: "none" if value is None else json.dumps(value, ensure_ascii=False) for key, value in args.items()}
     lines = [f"{{%- if {k} is not defined %}}{{%- set {k} = {v} %}}{{%- endif %}}" for k, v in literals.items()]
     return "".join(lines) + template
@@ -104,7 +104,7 @@ def _template(tokenizer: Any) -> str:
 
 
 def _require_used(args: Mapping[str, Any], template: str) -> None:
-    for key in args:
+    for key in map(str, args):
         if key in _OURS or key.endswith("_token"):
             raise ConfigError(f"data.chat_template_args.{key}: is not to be set here; leave it out")
         names = _names(template)
