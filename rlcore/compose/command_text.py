@@ -65,8 +65,8 @@ def with_breaks(key: str, value: Any) -> Any:
     if isinstance(value, str) and (tex := _TEX.search(value)) is not None:
         word = tex[1]
         raise ConfigError(
-            f"{key}: \\n{word} reads as a line break and {word!r}; write \\\\n{word} for TeX's command, or the line break "
-            "itself"
+            f"{key}: \\n{word} reads as a line break and {word!r}; write \\\\n{word} for TeX's command, or the line "
+            "break itself"
         )
     return _breaks(value)
 
