@@ -182,12 +182,12 @@ def _overlap(text: str, words: str) -> int:
 def _marks(tokenizer: Any, template: str | None) -> re.Pattern[str] | None:
     """Matches what is no text to this tokenizer and template."""
     named = tokenizer.special_tokens_map
-    if template is None:
-        marks = {named[name] for name in ("bos_token", "eos_token") if name in named}
-    else:
+    marks = {named[name] for name in ("bos_token", "eos_token") if name in named}
+    if template is not None:
         special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-        marks = {token for token in named.values() if isinstance(token, str)} | _between_turns(tokenizer)
-        marks |= {token for token in special if not _TAG.fullmatch(token)}
+        special = {token for token in special if len(token) > 2}  # some pad with a letter: "!"
+        marks |= {token for token in special if not _TAG.fullmatch(token)} | _between_turns(tokenizer)
+        marks |= {token for token in named.values() if isinstance(token, str) and _MARK.fullmatch(token)}
     marks = {mark for mark in marks if mark.strip()}
     longest_first = sorted(marks, key=lambda mark: (-len(mark), mark))
     return re.compile("|".join(map(re.escape, longest_first))) if marks else None

@@ -372,6 +372,17 @@ def test_a_text_with_marks_is_refused_by_row(tmp_path: Path, template: str, text
         Pairs([learned], DataConfig(), tokenizer, 0, 99)
 
 
+def test_what_pads_may_be_a_text(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = make_tokenizer()
+    tokenizer.pad_token = "!"
+    tokenizer.save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert any(token.content == "!" for token in tokenizer.added_tokens_decoder.values() if token.special)
+    assert mark_in(tokenizer, "No!") is None and mark_in(tokenizer, "a <unk>") == "<unk>"
+
+
 def test_a_response_without_a_template_must_not_hold_the_end(tmp_path: Path) -> None:
     source = jsonl(tmp_path / "a.jsonl", {"prompt": "Q", "response": "a</s>"})
     with pytest.raises(DataError, match=r"line 1: the response holds </s>.*the end of the sequence is put after it"):
@@ -402,7 +413,7 @@ def test_arguments_reach_the_template_in_every_stage(tmp_path: Path) -> None:
 
 def test_a_reward_model_reads_as_it_has_learned_to(tmp_path: Path) -> None:
     """What it learns with is in the template that is saved with it; what the template is given goes before."""
-    marked = "{{ style }}" + CHATML
+    marked = "{% macro m() %}{{ style }}{% endmacro %}{% for i in [1] %}{{ style }}{% endfor %}{{ m() }}" + CHATML
     args = {"style": 'a "b" \\ ü\n'}
     learned = make_tokenizer(with_defaults(marked, args))
     row = {"prompt": "Q", "chosen": "c", "rejected": "d"}
