@@ -63,8 +63,10 @@ def with_breaks(key: str, value: Any) -> Any:
     if root_key(key) not in _FOR_A_MODEL:
         return value
     if isinstance(value, str) and (tex := _TEX.search(value)) is not None:
+        word = tex[1]
         raise ConfigError(
-            f"{key}: \\n{tex[1]} reads as a line break and {tex[1]!r}; write \\\\n{tex[1]} for TeX's command"
+            f"{key}: \\n{word} reads as a line break and {word!r}; write \\\\n{word} for TeX's command, or the line "
+            "break itself"
         )
     return _breaks(value)
 

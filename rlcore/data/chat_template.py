@@ -8,6 +8,7 @@ where no conversation would do.
 from __future__ import annotations
 
 import functools
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -86,9 +87,8 @@ def require_plain(where: str, conversation: Sequence[Message], tokenizer: Any) -
 
 
 def with_defaults(template: str, args: Mapping[str, Any]) -> str:
-    """A template that has these arguments where it is given none."""
-    import json
-
+    """A template that has these arguments where it is given none. ConfigError for one that it does not read."""
+    _require_used(args, template)
     literals = {key: "none" if value is None else json.dumps(value, ensure_ascii=False) for key, value in args.items()}
     lines = [f"{{%- if {k} is not defined %}}{{%- set {k} = {v} %}}{{%- endif %}}" for k, v in literals.items()]
     return "".join(lines) + template
@@ -104,7 +104,7 @@ def _template(tokenizer: Any) -> str:
 
 
 def _require_used(args: Mapping[str, Any], template: str) -> None:
-    for key in args:
+    for key in map(str, args):
         if key in _OURS or key.endswith("_token"):
             raise ConfigError(f"data.chat_template_args.{key}: is not to be set here; leave it out")
         names = _names(template)
@@ -182,12 +182,12 @@ def _overlap(text: str, words: str) -> int:
 def _marks(tokenizer: Any, template: str | None) -> re.Pattern[str] | None:
     """Matches what is no text to this tokenizer and template."""
     named = tokenizer.special_tokens_map
-    if template is None:
-        marks = {named[name] for name in ("bos_token", "eos_token") if name in named}
-    else:
+    marks = {named[name] for name in ("bos_token", "eos_token") if name in named}
+    if template is not None:
         special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-        marks = {token for token in named.values() if isinstance(token, str)} | _between_turns(tokenizer)
-        marks |= {token for token in special if not _TAG.fullmatch(token)}
+        special = {token for token in special if len(token) > 2}  # some pad with a letter: "!"
+        marks |= {token for token in special if not _TAG.fullmatch(token)} | _between_turns(tokenizer)
+        marks |= {token for token in named.values() if isinstance(token, str) and _MARK.fullmatch(token)}
     marks = {mark for mark in marks if mark.strip()}
     longest_first = sorted(marks, key=lambda mark: (-len(mark), mark))
     return re.compile("|".join(map(re.escape, longest_first))) if marks else None

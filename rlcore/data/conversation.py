@@ -24,14 +24,14 @@ Template = list[tuple[str, str | None]]  # literal text, then the column after i
 
 class Read(NamedTuple):
     """Of each row: the conversation before the response, whose last message is the assistant's where the response goes
-    on from it; the gold answer; the response, where it is the assistant's last message.
+    on from it; the gold answer; the assistant's last message, where that is the response.
 
     `left_out`: of rows without a gold answer, in a set that is known to have such, why. `told`: from which columns.
     """
 
     messages: list[list[Message]]
     answers: list[str]
-    said: list[str | None]
+    said: list[Message | None]
     left_out: Mapping[int, str] = {}
     told: str = ""
 
@@ -76,16 +76,16 @@ def read_rows(loaded: Rows, cfg: DataConfig, answers_needed: bool = True) -> Rea
 
 def _answered(
     conversation: list[Message], loaded: Rows, i: int, cfg: DataConfig, column: str | None, learned: bool
-) -> str | None:
+) -> Message | None:
     """What the assistant says last, taken off, where it is the row's response: in rows to learn from, without another
     one. Else its message stays, as the beginning of a response. DataError where it may be either."""
     last, where = conversation[-1], loaded.at(i)
     if last["role"] != "assistant":
         return None
-    if not last["content"]:
+    if not last["content"] and not (learned and "tool_calls" in last):
         raise DataError(f"{where}: the assistant's last message has no text; write it, or leave the message out")
     if learned and loaded.rows[i].get(cfg.response_column, last["content"]) == last["content"]:
-        return conversation.pop()["content"]
+        return conversation.pop()
     if cfg.prompt_column == "auto" and column == "messages":
         raise DataError(
             f"{where}: column messages ends with a message of the assistant's, which may be a response or the "
@@ -193,9 +193,21 @@ def conversation_tokens(
     contents get those that the tokenizer puts around any text, but none twice, and none after what is to be answered.
     Raises ValueError when this conversation cannot be done, DataError when none can.
     """
-    if not chat_template:
-        return _plain_tokens(tokenizer, _plain(conversation, generation_prompt), generation_prompt)
-    return _tokens(tokenizer, rendered(tokenizer, conversation, args or {}, generation_prompt), generation_prompt)
+    text = conversation_text(tokenizer, conversation, chat_template, generation_prompt, args)
+    return (_tokens if chat_template else _plain_tokens)(tokenizer, text, generation_prompt)
+
+
+def conversation_text(
+    tokenizer: Any,
+    conversation: Sequence[Message],
+    chat_template: bool,
+    generation_prompt: bool = False,
+    args: Mapping[str, Any] | None = None,
+) -> str:
+    """What `conversation_tokens` makes tokens of. Raises the same."""
+    if chat_template:
+        return rendered(tokenizer, conversation, args or {}, generation_prompt)
+    return _plain(conversation, generation_prompt)
 
 
 def _tokens(tokenizer: Any, text: str, generation_prompt: bool) -> list[int]:

@@ -9,6 +9,7 @@ from typing import Any
 from rlcore.config import DataConfig
 from rlcore.data.answered import AnsweredRows, answer
 from rlcore.data.conversation import (
+    Message,
     as_text,
     cell,
     prompt_tokens,
@@ -52,10 +53,12 @@ def _groups(loaded: Rows, cfg: DataConfig, tokenizer: Any, max_response_tokens: 
         yield Group([answer(prompt, prompt.tokens + response, len(response), text, 0.0)]) if fits else None
 
 
-def _response(loaded: Rows, i: int, column: str, said: str | None) -> str:
+def _response(loaded: Rows, i: int, column: str, said: Message | None) -> str:
     """What is to be learned from row i: the response column, else the assistant's last message."""
     if said is not None and column not in loaded.rows[i]:
-        return said
+        if "tool_calls" in said:
+            raise DataError(f"{loaded.at(i)}: the assistant's last message must be text, for a policy to learn from it")
+        return said["content"]
     text = as_text(cell(loaded, i, column))
     if not text:
         raise DataError(f"{loaded.at(i)}: column {column} is empty")

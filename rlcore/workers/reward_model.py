@@ -112,7 +112,7 @@ def _length(_key: Any, prompt: Prompt, response: Response) -> int:
 
 def _conversation(prompt: Prompt, response: Response) -> list[dict[str, Any]]:
     """With the response, which goes on from the assistant's own message where the prompt ends with one."""
-    *before, last = prompt.messages
-    if last["role"] == "assistant":
-        return [*before, {**last, "content": last["content"] + response.text}]
-    return [*before, last, {"role": "assistant", "content": response.text}]
+    last: dict[str, Any] = prompt.messages[-1] if prompt.messages else {}
+    if last.get("role") == "assistant":
+        return [*prompt.messages[:-1], {**last, "content": last["content"] + response.text}]
+    return [*prompt.messages, {"role": "assistant", "content": response.text}]

@@ -192,6 +192,30 @@ def test_what_is_null_or_in_parts_never_reaches_a_template(name: str) -> None:
     assert prompt_of(arrow, TEMPLATES[name]) == prompt_of(said(("user", "Q?")), TEMPLATES[name])
 
 
+def test_arrows_nulls_are_not_written(tmp_path: Path) -> None:
+    """A parquet file has every field of any row in each of its rows, also inside the arguments of a call."""
+    import pyarrow
+    import pyarrow.parquet
+
+    def call(arguments: dict[str, Any]) -> dict[str, Any]:
+        return {"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": arguments}}]}
+
+    rows = [
+        {"prompt": said(("system", "S"), ("user", "Q"))},
+        {"prompt": [*said(("user", "Q")), call({"a": 1}), {"role": "tool", "content": "3", "tool_call_id": "1"}]},
+        {"prompt": [{**said(("user", "Q"))[0], "name": "Ann"}, call({"b": [2]}), *said(("tool", "4"))]},
+    ]
+    rows = [row | {"answer": "x"} for row in rows]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "arrow.parquet")
+    sources = str(tmp_path / "arrow.parquet"), jsonl(tmp_path / "plain.jsonl", *rows)
+    arrow, plain = (Prompts([source], DataConfig(), make_tokenizer(QWEN3), 0).all() for source in sources)
+    assert "None" in str(arrow[0].row), "there are nulls in it"
+    assert [p.messages for p in arrow] == [p.messages for p in plain] and "None" not in str(
+        [p.messages for p in plain[:1]]
+    )
+    assert [p.tokens for p in arrow] == [p.tokens for p in plain]
+
+
 def test_fields_are_kept_where_they_are_valid() -> None:
     calls = [
         {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": null, "b": [1]}'}, "x": None}
@@ -348,6 +372,17 @@ def test_a_text_with_marks_is_refused_by_row(tmp_path: Path, template: str, text
         Pairs([learned], DataConfig(), tokenizer, 0, 99)
 
 
+def test_what_pads_may_be_a_text(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = make_tokenizer()
+    tokenizer.pad_token = "!"
+    tokenizer.save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert any(token.content == "!" for token in tokenizer.added_tokens_decoder.values() if token.special)
+    assert mark_in(tokenizer, "No!") is None and mark_in(tokenizer, "a <unk>") == "<unk>"
+
+
 def test_a_response_without_a_template_must_not_hold_the_end(tmp_path: Path) -> None:
     source = jsonl(tmp_path / "a.jsonl", {"prompt": "Q", "response": "a</s>"})
     with pytest.raises(DataError, match=r"line 1: the response holds </s>.*the end of the sequence is put after it"):
@@ -378,7 +413,7 @@ def test_arguments_reach_the_template_in_every_stage(tmp_path: Path) -> None:
 
 def test_a_reward_model_reads_as_it_has_learned_to(tmp_path: Path) -> None:
     """What it learns with is in the template that is saved with it; what the template is given goes before."""
-    marked = "{{ style }}" + CHATML
+    marked = "{% macro m() %}{{ style }}{% endmacro %}{% for i in [1] %}{{ style }}{% endfor %}{{ m() }}" + CHATML
     args = {"style": 'a "b" \\ ü\n'}
     learned = make_tokenizer(with_defaults(marked, args))
     row = {"prompt": "Q", "chosen": "c", "rejected": "d"}
@@ -409,3 +444,5 @@ def test_a_reward_model_reads_as_it_has_learned_to(tmp_path: Path) -> None:
 def test_an_argument_that_is_not_read_is_refused(template: str, key: str, why: str) -> None:
     with pytest.raises(ConfigError, match=f"data.chat_template_args.{key}: .*{why}"):
         prompt_of(said(("user", "Q")), template, {key: 1})
+    with pytest.raises(ConfigError, match=f"data.chat_template_args.{key}: .*{why}"):
+        with_defaults(template, {key: 1})

@@ -220,6 +220,15 @@ def test_a_lane_sends_what_fits_one_call_at_a_time_and_gives_each_its_own() -> N
     assert {k: v["reward_model"].reward for k, v in got.items()} == {k: float(k) for k in range(8)}
 
 
+def test_a_response_goes_on_from_the_prompts_last_words() -> None:
+    lane, group = lane_of(ranks=1, microbatch_tokens=100)
+    asked = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "<think>\n"}]
+    lane.submit(0, Prompt("p", [], "", {}, asked), Response("2</think>2", 9), None)
+    lane.poll(0.0)
+    assert group.calls[0][0] == [[asked[0], {"role": "assistant", "content": "<think>\n2</think>2"}]]
+    assert asked[1]["content"] == "<think>\n"
+
+
 def test_a_sample_larger_than_a_call_is_sent_alone() -> None:
     lane, group = lane_of(ranks=2, microbatch_tokens=5)
     submit(lane, range(2), tokens=100)
