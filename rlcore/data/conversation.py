@@ -24,7 +24,7 @@ class Read(NamedTuple):
 
     messages: list[list[Message]]
     answers: list[str]
-    said: list[str | None]
+    said: list[Message | None]
 
 
 def read_rows(loaded: Rows, cfg: DataConfig, answers_needed: bool = True) -> Read:
@@ -60,14 +60,14 @@ def read_rows(loaded: Rows, cfg: DataConfig, answers_needed: bool = True) -> Rea
     return Read(messages, answers, said)
 
 
-def _answered(conversation: list[Message], where: str) -> str | None:
-    """Takes the last message off, if the assistant said it: its text."""
+def _answered(conversation: list[Message], where: str) -> Message | None:
+    """Takes the last message off, if the assistant said it."""
     if conversation[-1]["role"] != "assistant":
         return None
-    content = conversation.pop()["content"]
-    if content is None:
+    message = conversation.pop()
+    if message["content"] is None and not message.get("tool_calls"):
         raise DataError(f"{where}: the assistant's last message has no content; write it, or leave the message out")
-    return content
+    return message
 
 
 def _choose(loaded: Rows, key: str, column: str, candidates: Sequence[str], columns: Sequence[str]) -> str | None:
@@ -192,14 +192,20 @@ def conversation_tokens(
     A chat template writes its own special tokens; the plain contents get those that the tokenizer puts around any text.
     Raises ValueError when this conversation cannot be done, DataError when none can.
     """
-    if chat_template:
-        text = _rendered(tokenizer, conversation, generation_prompt)
-    else:
-        text = _plain(conversation, generation_prompt)
+    text = conversation_text(tokenizer, conversation, chat_template, generation_prompt)
     tokens = tokenizer(text, add_special_tokens=not chat_template)["input_ids"]
     if not tokens:
         raise ValueError(f"the {'prompt' if generation_prompt else 'conversation'} has no tokens")
     return tokens
+
+
+def conversation_text(
+    tokenizer: Any, conversation: Sequence[Message], chat_template: bool, generation_prompt: bool = False
+) -> str:
+    """What `conversation_tokens` makes tokens of. Raises the same."""
+    if chat_template:
+        return _rendered(tokenizer, conversation, generation_prompt)
+    return _plain(conversation, generation_prompt)
 
 
 def _rendered(tokenizer: Any, conversation: Sequence[Message], generation_prompt: bool) -> str:
@@ -228,10 +234,3 @@ def prompt_tokens(where: str, conversation: Sequence[Message], cfg: DataConfig, 
         return conversation_tokens(tokenizer, conversation, cfg.chat_template, generation_prompt=True)
     except ValueError as e:
         raise DataError(f"{where}: {e}") from e
-
-
-def response_tokens(text: str, tokenizer: Any) -> list[int]:
-    """The tokens of an answer that is to be learned: its text's, then the end-of-sequence token."""
-    if tokenizer.eos_token_id is None:
-        raise DataError("the tokenizer has no end-of-sequence token, so a response cannot be taught to end")
-    return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]

@@ -12,6 +12,7 @@ from typing import Any
 
 from rlcore.config import DataConfig
 from rlcore.data.conversation import Read, prompt_tokens, read_rows
+from rlcore.data.opened import opened
 from rlcore.data.order import Order, in_epoch
 from rlcore.data.sources import Rows, load_sources
 from rlcore.errors import DataError, nearest
@@ -33,8 +34,7 @@ class Prompts:
         for loaded in load_sources(sources):
             self._rows[loaded.name] = loaded
             own = [
-                dataclasses.replace(p, tokens=prompt_tokens(loaded.at(i), p.messages, cfg, tokenizer))
-                for i, p in enumerate(untokenized(loaded, cfg, loaded.name))
+                tokenized(p, loaded.at(i), cfg, tokenizer) for i, p in enumerate(untokenized(loaded, cfg, loaded.name))
             ]
             short = [p for p in own if len(p.tokens) <= cfg.max_prompt_tokens]
             self.dropped += len(own) - len(short)
@@ -97,6 +97,12 @@ class Prompts:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on exactly where `state()` was taken. Raises DataError when the source has changed since."""
         self._order.restore(state)
+
+
+def tokenized(prompt: Prompt, where: str, cfg: DataConfig, tokenizer: Any) -> Prompt:
+    """The prompt with its tokens, and what is open at their end. DataError names the row, which is at `where`."""
+    tokens = prompt_tokens(where, prompt.messages, cfg, tokenizer)
+    return dataclasses.replace(prompt, tokens=tokens, opened=opened(tokenizer, tokens, prompt.messages))
 
 
 def untokenized(loaded: Rows, cfg: DataConfig, name: str) -> list[Prompt]:

@@ -33,6 +33,7 @@ class Letters:
     """A tokenizer whose tokens are a text's letters, so that tests can read them. 36 is the padding, 33 the end."""
 
     chat_template, pad_token_id, eos_token_id = "yes", ord("$"), ord("!")
+    all_special_ids = (ord("$"), ord("!"))
 
     def apply_chat_template(
         self, messages: Sequence[Mapping[str, Any]], tokenize: bool, add_generation_prompt: bool
@@ -44,6 +45,9 @@ class Letters:
 
     def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
         return {"input_ids": [ord(c) for c in text]}
+
+    def decode(self, tokens: list[int], **how: bool) -> str:
+        return read(tokens)
 
 
 def read(tokens: list[int]) -> str:
