@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -11,6 +12,7 @@ from rlcore.cluster.deadlines import Watch
 from rlcore.cluster.placement import Cluster
 from rlcore.cluster.turns import Phases, Turns
 from rlcore.config import Config, compute_dtype
+from rlcore.data.endings import text_of
 from rlcore.plugins import plugin
 from rlcore.runs.checkpoint import Checkpoints, export
 from rlcore.runs.tracker import Tracker
@@ -31,7 +33,7 @@ class Ready(Protocol):
     cfg      with that directory; `tokenizer` is the model's
     roles    devices of each role; `facts` of the rows, for the record
     start    the groups of its roles, whose processes exist and have not loaded
-    connect  once they have loaded: what each worker answered, by role
+    connect  once they have loaded
     parts    what the loop asks for
     """
 
@@ -41,7 +43,7 @@ class Ready(Protocol):
     def roles(self) -> dict[str, int]: ...
     def facts(self) -> dict[str, Any]: ...
     def start(self, cluster: Cluster, watch: Watch) -> list[WorkerGroup]: ...
-    def connect(self, answers: Mapping[str, list[dict[str, Any]]]) -> None: ...
+    def connect(self) -> None: ...
     def parts(self, tracker: Tracker) -> Parts: ...
     def close(self) -> None: ...
 
@@ -89,7 +91,7 @@ def build(
     cluster = Cluster(cfg.ray, cfg.placement, cfg.deadline, ready.roles(), watch, cfg.debug)
     ending.callback(cluster.close)
     groups, started = _started(ready, cluster, watch, say)
-    tracker = Tracker(run_dir, cfg.tracker, resolved, cfg.steps, decode=ready.tokenizer.decode)
+    tracker = Tracker(run_dir, cfg.tracker, resolved, cfg.steps, decode=functools.partial(text_of, ready.tokenizer))
     ending.callback(tracker.close, "failed")
     watch.on_fatal = lambda error: tracker.event("failed", error="WorkerError", message=str(error))
     tracker.event("data", **ready.facts())
@@ -115,8 +117,5 @@ def _started(ready: Ready, cluster: Cluster, watch: Watch, say: Say) -> tuple[li
     workers = [worker for group in groups for worker in group.workers]
     refs = [ref for group in groups for ref in group.begin("start")]
     answers = watch.gather(workers, refs, "start", cfg.deadline.start_seconds)
-    of_role: dict[str, list[dict[str, Any]]] = {}
-    for worker, answer in zip(workers, answers, strict=True):
-        of_role.setdefault(worker.role, []).append(answer)
-    ready.connect(of_role)
+    ready.connect()
     return groups, {str(worker): answer for worker, answer in zip(workers, answers, strict=True)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,6 +18,7 @@ from rlcore.records import Prompt
 
 if TYPE_CHECKING:
     from rewards.manager import RewardManager
+    from rlcore.data.endings import Endings
 
 Say = Callable[[str], None]  # tells the user what is being started
 _LISTED = 10  # bad rows shown; all are in a file
@@ -85,7 +87,24 @@ def read_held_out(cfg: Config, tokenizer: Any, say: Say) -> dict[str, Prompts]:
     return held_out
 
 
+def find_endings(cfg: Config, tokenizer: Any, say: Say) -> Endings:
+    """The tokens that end a response of this run."""
+    from rlcore.models.endings import model_endings
+
+    ends = model_endings(cfg, tokenizer)
+    say(f"endings: {ends.shown()}")
+    return ends
+
+
+def openings(prompts: Sequence[Prompt]) -> dict[str, int]:
+    """How many prompts end with something open, such as `<think>\n`, by what it is."""
+    return dict(Counter(prompt.opened for prompt in prompts if prompt.opened).most_common(_LISTED))
+
+
 def _say_dropped(prompts: Prompts, say: Say) -> None:
+    for opened, many in openings(prompts.all()).items():
+        of = f"{many} of {len(prompts)} prompts of {prompts.sources}"
+        say(f"data: {of} end with {opened[:80]!r}, which rewards read before the response")
     if prompts.dropped:
         say(f"data: left out {prompts.dropped} prompts of {prompts.sources} over data.max_prompt_tokens")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rlcore.config import Config, compute_dtype
@@ -12,6 +11,8 @@ from rlcore.train.evaluate import Sampled
 from rlcore.train.learner import PolicyLearner
 from rlcore.train.prepare import (
     Say,
+    find_endings,
+    openings,
     read_held_out,
     read_prompts,
     require_scorable,
@@ -40,6 +41,7 @@ class Reinforcement:
 
             say("data: reading and tokenizing")
             self.tokenizer = load_tokenizer(self.cfg.model)
+            self.ends = find_endings(self.cfg, self.tokenizer, say)
             self.prompts = read_prompts(self.cfg, self.tokenizer, say)
             held_out = read_held_out(self.cfg, self.tokenizer, say)
             require_scorable([self.prompts, *held_out.values()], self.rewards, self.cfg, say)
@@ -47,7 +49,7 @@ class Reinforcement:
             self.rewards.close()
             raise
         evals = {name: prompts.all(limit=self.cfg.eval.prompts) for name, prompts in held_out.items()}
-        self.sampling = Sampling(self.cfg, self.rewards, self.tokenizer, self.prompts, evals)
+        self.sampling = Sampling(self.cfg, self.rewards, self.tokenizer, self.ends, self.prompts, evals)
 
     def roles(self) -> dict[str, int]:
         cfg = self.cfg
@@ -61,7 +63,8 @@ class Reinforcement:
     def facts(self) -> dict[str, Any]:
         """Of the rows, for the record."""
         evals = {name: len(prompts) for name, prompts in self.sampling.evals.items()}
-        return {"prompts": len(self.prompts), "dropped": self.prompts.dropped, "eval": evals}
+        facts = {"prompts": len(self.prompts), "dropped": self.prompts.dropped, "eval": evals}
+        return facts | {"endings": self.ends.shown(), "opened": openings(self.prompts.all())}
 
     def start(self, cluster: Cluster, watch: Watch) -> list[WorkerGroup]:
         from rlcore.workers.actor import Actor
@@ -85,8 +88,8 @@ class Reinforcement:
         others = [role.group for role in (self.reference, self.critic) if role is not None]
         return [engines, self.actor.group, *others, *scorers]
 
-    def connect(self, answers: Mapping[str, list[dict[str, Any]]]) -> None:
-        self.sampling.connect(self.actor, answers["rollout"][0]["eos"])
+    def connect(self) -> None:
+        self.sampling.connect(self.actor)
 
     def parts(self, tracker: Tracker) -> Parts:
         cfg, sampling = self.cfg, self.sampling

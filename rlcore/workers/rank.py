@@ -15,6 +15,7 @@ from rlcore import config
 from rlcore.algo.stats import Stats, Totals
 from rlcore.config import Config
 from rlcore.errors import CheckpointError, ConfigError
+from rlcore.models.endings import model_endings
 from rlcore.models.load import load_tokenizer, model_dtype
 from rlcore.models.logp import TokenLogp, TokenValue, microbatch
 from rlcore.records import Batch
@@ -174,9 +175,11 @@ class TrainedRank(Rank):
         written |= {"architectures": [type(model).__name__], "dtype": "float32", "use_cache": True}
         written.pop("quantization_config", None)  # of a GGUF file; these weights are not quantized
         (path / "config.json").write_text(json.dumps(written, indent=1))
+        tokenizer = self._tokenizer()
         if model.can_generate() and model.generation_config is not None:
+            model.generation_config.eos_token_id = list(model_endings(self.cfg, tokenizer).ids)
             model.generation_config.save_pretrained(path)
-        self._tokenizer().save_pretrained(path)
+        tokenizer.save_pretrained(path)
 
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         """What is saved beside the weights."""
