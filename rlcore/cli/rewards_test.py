@@ -1,7 +1,9 @@
 """`rlcore rewards test FUNCTION --data FILE`: what a reward function says of a few rows, before any run.
 
 Of every row it scores the row's own response, where it has one (text, a number or TRL's list of messages), the gold
-answer as if a model had said it, and an empty response: what is right should score, what is empty should not.
+answer as if a model had said it, and an empty response: what is right should score, what is empty should not. Where a
+prompt ends with something open, such as <think>, each is scored after it, as in a run; a response column may begin with
+it. With model.path or model.tokenizer prompts end as its chat template ends them.
 """
 
 from __future__ import annotations
@@ -10,11 +12,14 @@ import argparse
 import numbers
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 
 from rewards.manager import Result, RewardManager
 from rlcore.compose.compose import compose_rewards
+from rlcore.config import Config
+from rlcore.data import opened
 from rlcore.data.conversation import as_text, is_message
-from rlcore.data.prompts import untokenized
+from rlcore.data.prompts import tokenized, untokenized
 from rlcore.data.sources import Rows, load_rows
 from rlcore.errors import ConfigError, DataError, RewardError, nearest
 from rlcore.records import Prompt, Response
@@ -23,7 +28,8 @@ _START_SECONDS = 120.0
 _SHOWN = 400  # characters of a text
 _EPILOG = """
 FUNCTION is a built-in name, FILE.py:function or a dotted path; several are combined as in a run. key=value sets any key
-of reward.* and data.* as in `rlcore train`: reward.weights=[1,0.2] reward.args.NAME.option=1 data.answer_column=answer
+of reward.*, data.* and model.* as in `rlcore train`: reward.weights=[1,0.2] reward.args.NAME.option=1
+data.answer_column=answer model.path=MODEL
 """
 
 
@@ -33,7 +39,7 @@ def reward_test(args: Sequence[str]) -> int:
     cfg = compose_rewards({"reward.fns": given.functions, "data.train": [given.data]}, given.settings)
     loaded = load_rows(given.data)
     everything = untokenized(loaded, cfg.data, loaded.name)
-    prompts = everything[: given.rows]
+    prompts = _with_openings(everything[: given.rows], loaded, cfg, given.settings)
     responses = _responses(loaded, prompts, given.responses)
     manager = RewardManager(cfg.reward, cfg.rollout.max_response_tokens)
     try:
@@ -46,6 +52,8 @@ def reward_test(args: Sequence[str]) -> int:
         for i, prompt in enumerate(prompts):
             print(f"\n== {loaded.at(i)}")
             _show("prompt", prompt.messages[-1]["content"])
+            if prompt.opened:
+                _show("opened", prompt.opened)
             _show("gold", prompt.answer + (f"   (cannot be read: {unread[prompt.id]})" if prompt.id in unread else ""))
             for what, text in responses[i]:
                 _show_result(what, text, next(scored))
@@ -59,6 +67,8 @@ def reward_test(args: Sequence[str]) -> int:
         )
     print("\nThe gold answer alone may lack the form a rule asks for: a box, tags, an equation.")
     print("Lengths are in words here, in tokens in a run.")
+    if cfg.data.chat_template and not _names_a_model(given.settings):
+        print("Prompts are not rendered: what a chat template opens, as <think>, is seen with model.path=MODEL.")
     print(f"{calls} calls on {len(prompts)} rows, each ended with a score")
     return 0
 
@@ -97,10 +107,41 @@ def _responses(loaded: Rows, prompts: Sequence[Prompt], asked: str | None) -> li
             f"(--rows {len(prompts)}); there are {', '.join(columns)}"
         )
     column = asked or "response"
-    texts = [_own(loaded, i, column, required=asked is not None) for i in range(len(prompts))]
+    said = [_own(loaded, i, column, required=asked is not None) for i in range(len(prompts))]
+    found: list[list[tuple[str, str]]] = []
+    for prompt, own in zip(prompts, said, strict=True):
+        texts = ([] if own is None else [(f"column {column}", own)]) + [
+            ("the gold answer", prompt.answer),
+            ("nothing", ""),
+        ]
+        found.append([(what, _after(prompt, text)) for what, text in texts])
+    return found
+
+
+def _after(prompt: Prompt, text: str) -> str:
+    """A response after what its prompt has opened, which a whole message begins with already."""
+    if not prompt.opened:
+        return text
+    rest = opened.after(prompt.opened, text)
+    return prompt.opened + (text if rest is None else rest)
+
+
+def _names_a_model(settings: Sequence[str]) -> bool:
+    return any(setting.startswith(("model.path=", "model.tokenizer=")) for setting in settings)
+
+
+def _with_openings(prompts: list[Prompt], loaded: Rows, cfg: Config, settings: Sequence[str]) -> list[Prompt]:
+    """The prompts with what is open at their end: as rendered, where a tokenizer is named, or as they are written."""
+    if _names_a_model(settings):
+        from rlcore.models.load import load_tokenizer
+
+        tokenizer = load_tokenizer(cfg.model)
+        return [tokenized(prompt, loaded.at(i), cfg.data, tokenizer) for i, prompt in enumerate(prompts)]
+    if cfg.data.chat_template:
+        return prompts
+    texts = [prompt.messages[-1]["content"] for prompt in prompts]
     return [
-        [*([] if text is None else [(f"column {column}", text)]), ("the gold answer", prompt.answer), ("nothing", "")]
-        for prompt, text in zip(prompts, texts, strict=True)
+        replace(p, opened=opened.of_text(t)) if isinstance(t, str) else p for p, t in zip(prompts, texts, strict=True)
     ]
 
 

@@ -70,7 +70,7 @@ def test_a_function_that_fails_ends_with_its_error_and_its_line(
     [
         (["gsm8kk"], ConfigError, "no built-in 'gsm8kk'; did you mean gsm8k"),
         (["gsm8k", "reward.args.gsm8k.x=1"], ConfigError, "reward.args.gsm8k.x: gsm8k has no such option"),
-        (["gsm8k", "steps=3"], ConfigError, r"only keys of reward.\* and data.\* count here"),
+        (["gsm8k", "steps=3"], ConfigError, r"only keys of reward.\*, data.\* and model.\* count"),
         (["gsm8k", "reward.wieghts=[1]"], ConfigError, "did you mean reward.weights"),
         (["gsm8k", "--rows", "0"], ConfigError, "--rows is 0"),
         (["gsm8k", "--responses", "gone"], ConfigError, "--responses: .* has no column gone"),
