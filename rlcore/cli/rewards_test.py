@@ -1,9 +1,7 @@
 """`rlcore rewards test FUNCTION --data FILE`: what a reward function says of a few rows, before any run.
 
 Of every row it scores the row's own response, where it has one (text, a number or TRL's list of messages), the gold
-answer as if a model had said it, and an empty response: what is right should score, what is empty should not. Where a
-prompt ends with something open, such as <think>, each is scored after it, as in a run; a response column may begin with
-it. With model.path or model.tokenizer prompts end as its chat template ends them.
+answer as if a model had said it, and an empty response: what is right should score, what is empty should not.
 """
 
 from __future__ import annotations
@@ -30,6 +28,9 @@ _EPILOG = """
 FUNCTION is a built-in name, FILE.py:function or a dotted path; several are combined as in a run. key=value sets any key
 of reward.*, data.* and model.* as in `rlcore train`: reward.weights=[1,0.2] reward.args.NAME.option=1
 data.answer_column=answer model.path=MODEL
+
+With model.path or model.tokenizer prompts end as its chat template ends them. What is open there, such as <think>, is
+shown, and every response is read after it, as in a run; the response column may begin with it.
 """
 
 

@@ -177,7 +177,8 @@ class TrainedRank(Rank):
         (path / "config.json").write_text(json.dumps(written, indent=1))
         tokenizer = self._tokenizer()
         if model.can_generate() and model.generation_config is not None:
-            model.generation_config.eos_token_id = list(model_endings(self.cfg, tokenizer).ids)
+            ids = model_endings(self.cfg, tokenizer).ids
+            model.generation_config.eos_token_id = ids[0] if len(ids) == 1 else list(ids)
             model.generation_config.save_pretrained(path)
         tokenizer.save_pretrained(path)
 

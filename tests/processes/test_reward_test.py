@@ -9,6 +9,7 @@ import pytest
 
 from rlcore.cli.rewards_test import reward_test
 from rlcore.errors import ConfigError, DataError, RewardError
+from tests.templates import OPENS_THINK, make_tokenizer
 
 
 @pytest.fixture
@@ -30,6 +31,27 @@ def test_it_shows_prompt_response_gold_parts_and_time_of_every_call(data: str, c
     assert "-- response: column response" in out and "response: It is 8." in out
     assert out.count("reward: 0   parts: gsm8k 0   time: ") == 3 and out.count("reward: 1   parts: gsm8k 1") == 3
     assert "6 calls on 2 rows, each ended with a score" in out
+
+
+def test_what_a_prompt_opens_is_shown_and_a_response_read_after_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """As the chat template of the named tokenizer opens it, or as the prompt is written; a column may have it."""
+    make_tokenizer(OPENS_THINK).save_pretrained(tmp_path / "tokenizer")
+    said = ["<think>by hand</think><answer>4</answer>", "by hand</think><answer>4</answer>"]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"prompt": "2+2?", "answer": "4", "response": text}) + "\n" for text in said))
+    command = ["test", "format", "--data", str(path)]
+    assert reward_test([*command, f"model.tokenizer={tmp_path / 'tokenizer'}"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("opened: <think>") == 2 and out.count("response: <think>") == 6
+    assert out.count("reward: 1 ") == 2 and out.count("reward: 0 ") == 4 and "not rendered" not in out
+    template = "data.prompt_template='User: {prompt} Think in <think> </think>.\nAssistant: <think>'"
+    assert reward_test([*command, template, "data.chat_template=false"]) == 0
+    assert capsys.readouterr().out.count("reward: 1 ") == 2
+    assert reward_test(command) == 0
+    out = capsys.readouterr().out
+    assert out.count("reward: 1 ") == 1 and "opened" not in out and "seen with model.path=MODEL" in out
 
 
 def test_a_gold_answer_that_cannot_be_read_is_said(data: str, capsys: pytest.CaptureFixture) -> None:
