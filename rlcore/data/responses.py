@@ -56,7 +56,7 @@ def response_tokens(
         raise DataError(f"{where}: the assistant's message holds {held[0]}, which ends a response; leave it out")
     try:
         before = conversation_text(tokenizer, context, cfg.chat_template, generation_prompt=True)
-        whole = conversation_text(tokenizer, [*context, message], True) if cfg.chat_template else ""
+        whole = conversation_text(tokenizer, _joined(context, message), True) if cfg.chat_template else ""
     except ValueError as e:
         raise DataError(f"{where}: {e}") from e
     begun = opened.of_text(before)
@@ -69,6 +69,13 @@ def response_tokens(
     else:
         said = _own_words(where, message, begun)
     return [*_going_on(tokenizer, before, said), ends.taught]
+
+
+def _joined(context: Sequence[Message], message: Message) -> list[Message]:
+    """The conversation, where the message goes on with words of the assistant's if they are last."""
+    if not context or context[-1]["role"] != "assistant":
+        return [*context, message]
+    return [*context[:-1], {**message, "content": f"{context[-1]['content'] or ''}{message['content']}"}]
 
 
 def _going_on(tokenizer: Any, before: str, said: str) -> list[int]:

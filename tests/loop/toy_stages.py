@@ -42,10 +42,11 @@ class Toys:
     """What the toy stages have instead of a model, its tokenizer and its ranks."""
 
     cfg: Config
+    speaks = False
     whole_groups = False
 
     def load_tokenizer(self) -> Any:
-        return SimpleNamespace(decode=str)
+        return SimpleNamespace(decode=lambda tokens, **how: str(tokens))
 
     def read(self, sources: Sequence[str]) -> AnsweredRows:
         groups = [self.group(Prompt(f"toy:{i}", [i], str(right(i)))) for i in range(PROMPTS)]
