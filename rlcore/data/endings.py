@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from rlcore.errors import ConfigError
 
 _ASKED, _SAID = "xq", "zw"  # stands for what a user and an assistant say
-_MARKER = re.compile(r"\s*(<\S+?>|\[\S+?\])")
+MARKER = re.compile(r"\s*(<\S+?>|\[\S+?\])")  # as <|end|>, </s>, [EOS]
 
 
 class Endings(NamedTuple):
@@ -66,7 +66,7 @@ def _of_template(tokenizer: Any, chat_template: bool) -> int | None:
     for token in tokenizer(after, add_special_tokens=False)["input_ids"]:
         if token in special:
             return token
-    if chat_template and (marker := _MARKER.match(after)):
+    if chat_template and (marker := MARKER.match(after)):
         raise ConfigError(
             f"model.path: the chat template ends the assistant's turn with {marker[1]}, for which the tokenizer has no "
             "token: no engine could stop there; add the token to the tokenizer, or set data.chat_template=false"

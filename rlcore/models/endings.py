@@ -8,7 +8,7 @@ from typing import Any
 from transformers.utils import cached_file
 
 from rlcore.config import Config
-from rlcore.data.endings import Endings, endings, special_tokens, text_of
+from rlcore.data.endings import MARKER, Endings, endings, special_tokens, text_of
 from rlcore.errors import ConfigError
 
 _FILES = ("generation_config.json", "config.json")  # the first that says anything counts, as in transformers and vLLM
@@ -21,7 +21,7 @@ def model_endings(cfg: Config, tokenizer: Any) -> Endings:
     for token in declared:
         if not 0 <= token < len(tokenizer):
             what = f"which is no token of the tokenizer (it has {len(tokenizer)})"
-        elif token not in known:
+        elif token not in known and not MARKER.fullmatch(text_of(tokenizer, [token])):
             what = f"which is {text_of(tokenizer, [token])!r} in the tokenizer, a piece of text and no ending"
         else:
             continue
