@@ -60,11 +60,11 @@ def response_tokens(
     except ValueError as e:
         raise DataError(f"{where}: {e}") from e
     begun = opened.of_text(before)
-    if cfg.chat_template and whole.startswith(before) and not _left_out(message, begun + whole[len(before) :]):
-        said = whole[len(before) :]
+    said = _turn(whole.removeprefix(before), ends)
+    if cfg.chat_template and whole.startswith(before) and not _left_out(message, begun + said):
         tokens = _going_on(tokenizer, before, said)
-        if (end := next((n for n, t in enumerate(tokens, 1) if t in ends.ids), None)) is not None:
-            return tokens[:end]
+        if tokens[-1:] and tokens[-1] in ends.ids:
+            return tokens
         said = _up_to(said, message["content"])
     else:
         said = _own_words(where, message, begun)
@@ -76,6 +76,12 @@ def _joined(context: Sequence[Message], message: Message) -> list[Message]:
     if not context or context[-1]["role"] != "assistant":
         return [*context, message]
     return [*context[:-1], {**message, "content": f"{context[-1]['content'] or ''}{message['content']}"}]
+
+
+def _turn(text: str, ends: Endings) -> str:
+    """The text up to the first ending token, with it; all of a text that has none."""
+    found = [at + len(end) for end in ends.texts if end and (at := text.find(end)) >= 0]
+    return text[: min(found, default=len(text))]
 
 
 def _going_on(tokenizer: Any, before: str, said: str) -> list[int]:

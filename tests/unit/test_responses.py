@@ -83,6 +83,8 @@ def test_a_completion_of_messages_is_what_they_say(tmp_path: Path, completion: A
         (LLAMA_2, SAID, " It is 4 <|endoftext|>"),
         (PHI_3, SAID, "It is 4<|end|>"),
         (GLM_4, SAID, "It is 4<|endoftext|>"),
+        # A thought that the template ends like a turn would be all that is learned.
+        (CHATML.replace("\\n</think>", "</think><|im_end|>"), THOUGHT, THOUGHT["content"] + "<|im_end|>"),
         # The prompt ends with <think> and a line's end, so the answer goes on after them.
         (OPENS_THINK, THOUGHT, "by hand\n</think>\n\nIt is 4<|endoftext|>"),
         (OPENS_THINK, {**SAID, "content": "by hand</think>It is 4"}, "by hand</think>It is 4<|endoftext|>"),
