@@ -53,7 +53,10 @@ def response_tokens(
         raise DataError(f"{where}: the assistant's last message must be text, for a policy to learn from it")
     written = json.dumps({k: v for k, v in message.items() if k != "role"}, ensure_ascii=False, default=str)
     if held := [text for text in ends.texts if text and text in written]:
-        raise DataError(f"{where}: the assistant's message holds {held[0]}, which ends a response; leave it out")
+        raise DataError(
+            f"{where}: the response holds {held[0]}, which ends a response; take it out (the end of the sequence is put "
+            "after it), or leave the row out"
+        )
     try:
         before = conversation_text(tokenizer, context, cfg.chat_template, generation_prompt=True)
         whole = conversation_text(tokenizer, _joined(context, message), True) if cfg.chat_template else ""

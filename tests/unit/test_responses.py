@@ -99,7 +99,9 @@ def test_an_answer_is_what_the_template_writes_after_the_prompt(
     rollout = only(examples)
     assert learned(rollout) == [said]
     # And the prompt is the one that is sampled from: its tokens are the same.
-    (prompt,) = Prompts([str(tmp_path / "rows.jsonl")], DataConfig(), make_tokenizer(template), 0).all()
+    asked = tmp_path / "asked.jsonl"
+    asked.write_text(json.dumps({"prompt": [ASK], "answer": "4"}))
+    (prompt,) = Prompts([str(asked)], DataConfig(), make_tokenizer(template), 0).all()
     assert rollout.prompt.tokens == prompt.tokens and rollout.prompt.opened == prompt.opened
 
 
@@ -109,8 +111,8 @@ def test_an_answer_is_what_the_template_writes_after_the_prompt(
         (OPENS_THINK, {"messages": [ASK, SAID]}, "the prompt ends with <think>, and the assistant's message neither"),
         (OPENS_THINK, {"messages": [ASK, KEPT]}, "leaves out the reasoning_content of the assistant's message"),
         (LLAMA_2, {"messages": [ASK, {**CALL, "content": "let me"}]}, "leaves out the tool_calls of the assistant's"),
-        (CHATML, {"messages": [ASK, {**SAID, "content": "4<|im_end|>"}]}, r"holds <\|im_end\|>, which ends a response"),
-        (CHATML, {"prompt": "2+2?", "response": "a<|endoftext|>b"}, r"holds <\|endoftext\|>, which ends a response"),
+        (CHATML, {"messages": [ASK, {**SAID, "content": "4<|im_end|>"}]}, r"the response holds <\|im_end\|>, "),
+        (CHATML, {"prompt": "2+2?", "response": "a<|endoftext|>b"}, r"the response holds <\|endoftext\|>, "),
         (CHATML, {"prompt": "2+2?", "response": {"a": 4}}, "column response must be text or a list of .* messages"),
         (CHATML, {"prompt": "2+2?", "response": [1, 2]}, "column response must be text or a list of .* messages"),
         (CHATML, {"prompt": "2+2?", "response": [MORE, SAID]}, "must begin and end with what the assistant says"),
