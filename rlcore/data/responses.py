@@ -54,8 +54,8 @@ def response_tokens(
     written = json.dumps({k: v for k, v in message.items() if k != "role"}, ensure_ascii=False, default=str)
     if held := [text for text in ends.texts if text and text in written]:
         raise DataError(
-            f"{where}: the response holds {held[0]}, which ends a response; take it out (the end of the sequence is put "
-            "after it), or leave the row out"
+            f"{where}: the response holds {held[0]}, which ends a response; take it out (the end of the sequence is "
+            "put after it), or leave the row out"
         )
     try:
         before = conversation_text(tokenizer, context, cfg.chat_template, generation_prompt=True)
