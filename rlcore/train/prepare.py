@@ -71,6 +71,7 @@ def read_prompts(cfg: Config, tokenizer: Any, say: Say) -> Prompts:
     """The prompts to train on."""
     prompts = Prompts(cfg.data.train, cfg.data, tokenizer, cfg.seed)
     _say_dropped(prompts, say)
+    _say_openings(prompts, say)
     return prompts
 
 
@@ -84,6 +85,7 @@ def read_held_out(cfg: Config, tokenizer: Any, say: Say) -> dict[str, Prompts]:
     }
     for prompts in held_out.values():
         _say_dropped(prompts, say)
+        _say_openings(prompts, say)
     return held_out
 
 
@@ -101,10 +103,13 @@ def openings(prompts: Sequence[Prompt]) -> dict[str, int]:
     return dict(Counter(prompt.opened for prompt in prompts if prompt.opened).most_common(_LISTED))
 
 
-def _say_dropped(prompts: Prompts, say: Say) -> None:
+def _say_openings(prompts: Prompts, say: Say) -> None:
     for opened, many in openings(prompts.all()).items():
         of = f"{many} of {len(prompts)} prompts of {prompts.sources}"
         say(f"data: {of} end with {opened[:80]!r}, which rewards read before the response")
+
+
+def _say_dropped(prompts: Prompts, say: Say) -> None:
     if prompts.dropped:
         say(f"data: left out {prompts.dropped} prompts of {prompts.sources} over data.max_prompt_tokens")
 
