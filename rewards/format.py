@@ -10,13 +10,12 @@ TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 _BLANKS = "\u115f\u1160\u2800\u3164\uffa0"  # by Unicode's categories letters and a symbol, but nothing is to be seen
 
 
-def think_answer(prompt: Prompt, response: str, *, prefilled: bool = False) -> float:
+def think_answer(prompt: Prompt, response: str) -> float:
     """1.0 if the four tags appear in order, once each, around something visible, and outside is only space; else 0.0.
 
-    `prefilled`: the prompt ends in an opening `<think>`, as TinyZero's and Logic-RL's templates do, so the response
-    starts inside the thought.
+    Tags that the prompt ends with count as the response's own.
     """
-    text = opened(response, prefilled).strip()
+    text = whole(prompt, response).strip()
     if not in_order(text) or not text.startswith(TAGS[0]) or not text.endswith(TAGS[3]):
         return 0.0
     at = [text.find(tag) for tag in TAGS]
@@ -29,9 +28,15 @@ def _visible(text: str) -> bool:
     return any(unicodedata.category(c)[0] in "LNPS" and c not in _BLANKS for c in text)
 
 
-def opened(response: str, prefilled: bool) -> str:
-    """The response with the `<think>` that its prompt has already written, if it has."""
-    return TAGS[0] + response if prefilled else response
+def whole(prompt: Prompt, response: str) -> str:
+    """The response with the tags that its prompt has written before it, from `<think>` on.
+
+    Where the prompt has closed the thought, or begun the answer without one, there is nothing more to think: `-`.
+    """
+    own, head = response.removeprefix(prompt.opened), prompt.opened
+    if TAGS[1] in head or head.startswith(TAGS[2]):
+        head = f"{TAGS[0]}-{TAGS[1]}" + head.rpartition(TAGS[1])[2]
+    return head + own
 
 
 def in_order(text: str) -> bool:

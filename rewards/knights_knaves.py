@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from rewards.format import in_order, last_answer, opened
+from rewards.format import in_order, last_answer, whole
 from rlcore.errors import UnparseableGold
 from rlcore.records import Prompt, Score
 
@@ -17,14 +17,14 @@ _SOLUTION_LINE = re.compile(
 )
 
 
-def knights_knaves(prompt: Prompt, response: str, *, prefilled: bool = False) -> Score:
+def knights_knaves(prompt: Prompt, response: str) -> Score:
     """2.0 if the last `<answer>` says rightly of everyone who is what, -1.5 if it says so but not rightly, else -2.0.
 
-    Part `people_right`: share of the people whose role is right, as in arXiv 2410.23123. `prefilled`: the prompt ends
-    in `<think>`. Raises UnparseableGold when the row tells no solution.
+    Part `people_right`: share of the people whose role is right, as in arXiv 2410.23123. Tags that the
+    prompt ends with count as the response's own. Raises UnparseableGold when the row tells no solution.
     """
     solution = _gold(prompt)
-    text = opened(response, prefilled)
+    text = whole(prompt, response)
     answer = (last_answer(text) or "") if in_order(text) else ""
     said = {name: _roles(name, answer) for name in solution}
     right = sum(said[name] == {is_knight} for name, is_knight in solution.items())
@@ -33,18 +33,18 @@ def knights_knaves(prompt: Prompt, response: str, *, prefilled: bool = False) ->
     return Score(reward, {"people_right": right / len(solution)})
 
 
-def knights_knaves_solved(prompt: Prompt, response: str, *, prefilled: bool = False, partial: bool = False) -> float:
+def knights_knaves_solved(prompt: Prompt, response: str, *, partial: bool = False) -> float:
     """1.0 where `knights_knaves` gives 2.0, else 0.0: a rule whose mean is an accuracy.
 
     `partial`: the share of the people whose role is right instead, whoever is left out (arXiv 2410.23123).
     """
-    reward, parts = knights_knaves(prompt, response, prefilled=prefilled)
+    reward, parts = knights_knaves(prompt, response)
     return parts["people_right"] if partial else float(reward == 2.0)
 
 
-def logic_rl_format(prompt: Prompt, response: str, *, prefilled: bool = False) -> float:
+def logic_rl_format(prompt: Prompt, response: str) -> float:
     """1.0 if the four tags appear once each and in order, else -1.0; text outside them is not judged, as published."""
-    return 1.0 if in_order(opened(response, prefilled)) else -1.0
+    return 1.0 if in_order(whole(prompt, response)) else -1.0
 
 
 def knights_knaves_gold(prompt: Prompt) -> None:

@@ -32,10 +32,13 @@ class Prompt:
     # What was tokenized, with template and system prompt: [{"role": "user", "content": ...}].
     messages: list[dict[str, Any]] = field(default_factory=list)
     source: str = ""  # what its rewards and metrics go by
+    # What the assistant's turn has opened where the tokens end, such as "<think>\n": rewards read a response after it.
+    opened: str = ""
 
 
 class Response(NamedTuple):
-    """What a reward function may know of a finished sample: its text, its length in tokens, how it ended."""
+    """What a reward function may know of a finished sample: its text after what its prompt has opened, its length in
+    tokens, how it ended."""
 
     text: str
     tokens: int = 0

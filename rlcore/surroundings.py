@@ -86,4 +86,4 @@ def offline_without_hub() -> None:
         os.environ["HF_HUB_OFFLINE"] = "1"
         for library in ("huggingface_hub.constants", "datasets.config"):  # those that are imported have read it
             if library in sys.modules:
-                sys.modules[library].HF_HUB_OFFLINE = True
+                vars(sys.modules[library])["HF_HUB_OFFLINE"] = True

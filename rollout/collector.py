@@ -62,13 +62,17 @@ class Ask(NamedTuple):
         return self.samples + self.greedy
 
 
-def response_text(decode: Callable[[list[int]], str], eos: Collection[int]) -> Callable[[Sample], str]:
-    """Sample -> the text that rewards and logs see: without the end-of-sequence token, also where `decode` shows it."""
-    ends = frozenset(eos)
+def response_text(
+    decode: Callable[[list[int]], str], ends: Collection[int], padding: int | None = None
+) -> Callable[[Sample], str]:
+    """Sample -> the text that rewards and logs see: of all its tokens but padding and the ending token, one of `ends`.
+
+    Other special tokens are text: <think> is one in some tokenizers.
+    """
 
     def text(sample: Sample) -> str:
         ended = sample.finish == "stop" and sample.tokens and sample.tokens[-1] in ends
-        return decode(sample.tokens[:-1] if ended else sample.tokens)
+        return decode([t for t in (sample.tokens[:-1] if ended else sample.tokens) if t != padding])
 
     return text
 
@@ -251,7 +255,8 @@ class _Collection:
         self.load[engine] = max(0.0, self.load[engine] - self._expected(key)) if self.at[engine] else 0.0
         text = parent.text(sample)
         self.unscored[key] = sample, text
-        parent.rewards.submit(key, self.prompts[key[0]], Response(text, len(sample.tokens), sample.finish))
+        prompt = self.prompts[key[0]]
+        parent.rewards.submit(key, prompt, Response(prompt.opened + text, len(sample.tokens), sample.finish))
 
     def _score(self, wait_seconds: float) -> None:
         for key, result in self.parent.rewards.poll(wait_seconds):

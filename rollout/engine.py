@@ -54,6 +54,7 @@ class EngineSpec(NamedTuple):
     dtype: str  # "float32" or "bfloat16"
     device: str  # "cpu" or "gpu"
     max_model_tokens: int  # of prompt and response together
+    ends: tuple[int, ...]  # the tokens that end a response
     seed: int = 0
     tokenizer: str | None = None  # where it is, if not at model_path; only stop strings need one
     backend: str = "shm"  # how weights come: "shm", "ipc" or "nccl"
@@ -80,7 +81,7 @@ class Engine:
         self._llm: Any = None
 
     def start(self) -> dict[str, Any]:
-        """Load the model. Returns {"eos": end-of-sequence token ids, "seconds", "memory_bytes"}.
+        """Load the model. Returns {"seconds", "memory_bytes"}.
 
         Raises ConfigError for what vLLM refuses: an unknown `rollout.vllm_args` name, a context longer than the
         model's, a cache too small for one sequence.
@@ -102,11 +103,7 @@ class Engine:
                 f"and rollout.max_response_tokens, "
                 f"its cache rollout.kv_cache_gib on CPU and rollout.device_memory_fraction on a GPU)"
             ) from e
-        return {
-            "eos": self._eos(),
-            "seconds": time.monotonic() - began,
-            "memory_bytes": psutil.Process().memory_info().rss,
-        }
+        return {"seconds": time.monotonic() - began, "memory_bytes": psutil.Process().memory_info().rss}
 
     def check_args(self) -> None:
         """Raise ConfigError for a name in `rollout.vllm_args` that vLLM does not know. Imports vLLM."""
@@ -159,16 +156,6 @@ class Engine:
                 args["distributed_executor_backend"] = "ray"
         return args | cfg.vllm_args
 
-    def _eos(self) -> list[int]:
-        """What ends a response: the generation config's end-of-sequence tokens, the ones vLLM stops at."""
-        found = self._llm.input_processor.generation_config_fields.get("eos_token_id")
-        if found is None:
-            raise ConfigError(
-                f"{self.spec.model_path}: neither generation_config.json nor config.json has an eos_token_id, so no "
-                "response would end"
-            )
-        return [found] if isinstance(found, int) else sorted(found)
-
     def submit(self, requests: list[SampleRequest]) -> None:
         """Queue samples; nothing runs before `advance`. Samples of one prompt share its prefix."""
         from vllm.inputs.engine import tokens_input
@@ -178,6 +165,9 @@ class Engine:
         cfg = self.cfg
         common: dict[str, Any] = {
             "max_tokens": cfg.max_response_tokens,
+            # The run's ending tokens and no others: vLLM's own are those of one file of the model.
+            "stop_token_ids": list(self.spec.ends),
+            "ignore_eos": True,
             "stop": list(cfg.stop) or None,
             "detokenize": bool(cfg.stop),
             "logprobs": 0,  # of the sampled token only

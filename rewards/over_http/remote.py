@@ -57,7 +57,7 @@ class Remote:
             return []
         samples = [
             {
-                "prompt": {"id": p.id, "messages": p.messages, "answer": p.answer, "row": p.row},
+                "prompt": {"id": p.id, "messages": p.messages, "answer": p.answer, "row": p.row, "opened": p.opened},
                 "response": {"text": text},
             }
             for p, text in zip(prompts, responses, strict=True)

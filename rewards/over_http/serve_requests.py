@@ -53,6 +53,7 @@ def _sample(where: str, sample: Any) -> tuple[Prompt, Response]:
             answer=_field(prompt, at, "answer", str, ""),
             row=_field(prompt, at, "row", dict, {}),
             messages=messages,
+            opened=_field(prompt, at, "opened", str, ""),
         ),
         Response(
             text=_field(response, f"{where}.response.", "text", str, None),

@@ -10,16 +10,18 @@ import argparse
 import numbers
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from rewards.manager import Result, RewardManager
 from rlcore.compose.compose import compose_rewards
-from rlcore.config import DataConfig
+from rlcore.config import Config, DataConfig
+from rlcore.data import opened
 from rlcore.data.conversation import as_text, is_message, read_rows
 from rlcore.data.layouts import PAIRS, TALKS, choose, response_column
 from rlcore.data.messages import normalised
 from rlcore.data.preferences import pairs_of
-from rlcore.data.prompts import place, untokenized
+from rlcore.data.prompts import place, tokenized, untokenized
 from rlcore.data.sources import Rows, load_rows
 from rlcore.errors import ConfigError, DataError, RewardError, nearest
 from rlcore.records import Prompt, Response
@@ -30,7 +32,11 @@ _SHOWN = 400  # characters of a text
 _LAST = "the assistant's last message"
 _EPILOG = """
 FUNCTION is a built-in name, FILE.py:function or a dotted path; several are combined as in a run. key=value sets any key
-of reward.* and data.* as in `rlcore train`: reward.weights=[1,0.2] reward.args.NAME.option=1 data.answer_column=answer
+of reward.*, data.* and model.* as in `rlcore train`: reward.weights=[1,0.2] reward.args.NAME.option=1
+data.answer_column=answer model.path=MODEL
+
+With model.path or model.tokenizer prompts end as its chat template ends them. What is open there, such as <think>, is
+shown, and every response is read after it, as in a run; the response column may begin with it.
 """
 
 
@@ -40,7 +46,8 @@ def reward_test(args: Sequence[str]) -> int:
     cfg = compose_rewards({"reward.fns": given.functions, "data.train": [given.data]}, given.settings)
     loaded = load_rows(given.data)
     read = _read(loaded, cfg.data)
-    everything, prompts = read.prompts, read.prompts[: given.rows]
+    everything = read.prompts
+    prompts = _with_openings(everything[: given.rows], loaded, cfg, given.settings)
     responses = _responses(loaded, prompts, given.responses, read)
     manager = RewardManager(cfg.reward, cfg.rollout.max_response_tokens)
     try:
@@ -67,6 +74,8 @@ def reward_test(args: Sequence[str]) -> int:
         )
     print("\nThe gold answer alone may lack the form a rule asks for: a box, tags, an equation.")
     print("Lengths are in words here, in tokens in a run.")
+    if cfg.data.chat_template and not _names_a_model(given.settings):
+        print("Prompts are not rendered: what a chat template opens, as <think>, is seen with model.path=MODEL.")
     print(f"{calls} calls on {len(prompts)} rows, each ended with a score")
     return 0
 
@@ -115,7 +124,7 @@ def _read(loaded: Rows, cfg: DataConfig) -> _Read:
     said: dict[str, list[tuple[str, str]]] = {}
     if column not in chosen.columns and set(TALKS).intersection(chosen.columns):
         read = read_rows(loaded, cfg, answers_needed=False)
-        said = {f"{loaded.name}:{i}": [(_LAST, text)] for i, text in enumerate(read.said) if isinstance(text, str)}
+        said = {f"{loaded.name}:{i}": [(_LAST, m["content"])] for i, m in enumerate(read.said) if m and m["content"]}
     return _Read(*untokenized(loaded, cfg, loaded.name), column, said)
 
 
@@ -133,8 +142,37 @@ def _responses(loaded: Rows, prompts: Sequence[Prompt], asked: str | None, read:
         text = _own(loaded, place(prompt)[1], column, required=asked is not None)
         own = [(f"column {column}", text)] if text is not None else []
         golds = [("the gold answer", prompt.answer)] if prompt.answer or not read.said else []
-        responses.append([*own, *([] if asked else read.said.get(prompt.id, [])), *golds, ("nothing", "")])
+        texts = [*own, *([] if asked else read.said.get(prompt.id, [])), *golds, ("nothing", "")]
+        responses.append([(what, _after(prompt, text)) for what, text in texts])
     return responses
+
+
+def _after(prompt: Prompt, text: str) -> str:
+    """A response after what its prompt has opened, which a whole message begins with already."""
+    if not prompt.opened:
+        return text
+    rest = opened.after(prompt.opened, text)
+    return prompt.opened + (text if rest is None else rest)
+
+
+def _names_a_model(settings: Sequence[str]) -> bool:
+    return any(setting.startswith(("model.path=", "model.tokenizer=")) for setting in settings)
+
+
+def _with_openings(prompts: list[Prompt], loaded: Rows, cfg: Config, settings: Sequence[str]) -> list[Prompt]:
+    """The prompts with what is open at their end: as rendered, where a tokenizer is named, or as they are written."""
+    asked = [prompt for prompt in prompts if prompt.messages]
+    if _names_a_model(settings):
+        from rlcore.models.load import load_tokenizer
+
+        tokenizer = load_tokenizer(cfg.model)
+        found = [tokenized(prompt, loaded.at(place(prompt)[1]), cfg.data, tokenizer) for prompt in asked]
+    elif cfg.data.chat_template:
+        found = []
+    else:
+        found = [replace(prompt, opened=opened.of_text(prompt.messages[-1]["content"])) for prompt in asked]
+    by_id = {prompt.id: prompt for prompt in found}
+    return [by_id.get(prompt.id, prompt) for prompt in prompts]
 
 
 def _own(loaded: Rows, i: int, column: str, required: bool) -> str | None:
@@ -178,6 +216,8 @@ def _show_prompt(prompt: Prompt) -> None:
     _show("prompt", prompt.messages[-2 if begun else -1]["content"])
     if begun:
         _show("begun", prompt.messages[-1]["content"])
+    if prompt.opened:
+        _show("opened", prompt.opened)
 
 
 def _show(what: str, text: str) -> None:

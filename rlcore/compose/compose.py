@@ -252,22 +252,22 @@ def compose_run(run_dir: Path, overrides: list[str]) -> Composed:
 
 
 def compose_rewards(given: dict[str, Any], overrides: list[str]) -> Config:
-    """A config without a recipe, for `rlcore rewards test`: these lines, then overrides of reward.* and data.*, checked
-    by the rules of both."""
+    """A config without a recipe, for `rlcore rewards test`: these lines, then overrides of reward.*, data.* and
+    model.*, checked by the rules of these."""
     merger = Merger()
     for key, value in {"model.path": "demo", "steps": 1, **given}.items():
         merger.put(key, value, _COMMAND_LINE, users=True)
     for text in overrides:
         line = _line(text, False, merger.errors)
-        if line is not None and not line.key.startswith(("reward.", "data.")):
-            merger.errors.append(f"{text} (command line): only keys of reward.* and data.* count here")
+        if line is not None and not line.key.startswith(("reward.", "data.", "model.")):
+            merger.errors.append(f"{text} (command line): only keys of reward.*, data.* and model.* count here")
         elif line is not None:
             merger.put(line.key, line.values[0], _COMMAND_LINE, users=True)
     _settle(merger, "set it on the command line")
     cfg = as_config(merger.config)
     with uncounted():
         errors = check(cfg)
-    _require_none(merger.errors + [e for e in errors if e.startswith(("reward.", "data."))])
+    _require_none(merger.errors + [e for e in errors if e.startswith(("reward.", "data.", "model."))])
     return cfg
 
 

@@ -21,6 +21,7 @@ class AnsweredRows:
     """
 
     notes: Sequence[str] = ()
+    last_only = 0  # rows of several turns of the assistant's of which only the last can be learned
 
     def __init__(
         self, sources: Sequence[str], groups: Sequence[Group | None], why: str, cfg: DataConfig, seed: int

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from rlcore.config import DataConfig
 from rlcore.data.cells import as_text
 from rlcore.data.chat_template import mark_in, rendered, require_plain, require_written
-from rlcore.data.layouts import PROMPTS, cell, choose, gold_of, prompt_of
+from rlcore.data.layouts import PROMPTS, cell, choose, gold_of, prompt_of, response_column
 from rlcore.data.messages import INSTRUCTING, Message, is_message, normalised
 from rlcore.data.sources import Rows
 from rlcore.errors import ConfigError, DataError, nearest
@@ -50,6 +50,7 @@ def read_rows(loaded: Rows, cfg: DataConfig, answers_needed: bool = True) -> Rea
             f"{loaded.source}: none of the columns {', '.join(PROMPTS)}; "
             f"set data.prompt_column to one of {', '.join(loaded.rows[0])}"
         )
+    response = None if answers_needed else response_column(loaded, cfg)
     messages, answers, said, left_out = [], [], [], {}
     for i in range(len(loaded.rows)):
         _require_unaided(loaded, i)
@@ -57,7 +58,7 @@ def read_rows(loaded: Rows, cfg: DataConfig, answers_needed: bool = True) -> Rea
             conversation = conversation_of(prompt_of(loaded, i, prompt_column), loaded.at(i), prompt_column)
         else:
             conversation = list[Message]([{"role": "user", "content": ""}])
-        said.append(_answered(conversation, loaded, i, cfg, prompt_column, not answers_needed))
+        said.append(_answered(conversation, loaded, i, prompt_column, response, cfg.prompt_column != "auto"))
         if cfg.system_prompt is not None:
             rest = [m for m in conversation if m["role"] not in INSTRUCTING]
             conversation = [{"role": "system", "content": cfg.system_prompt}, *rest]
@@ -75,18 +76,19 @@ def read_rows(loaded: Rows, cfg: DataConfig, answers_needed: bool = True) -> Rea
 
 
 def _answered(
-    conversation: list[Message], loaded: Rows, i: int, cfg: DataConfig, column: str | None, learned: bool
+    conversation: list[Message], loaded: Rows, i: int, column: str | None, response: str | None, named: bool
 ) -> Message | None:
     """What the assistant says last, taken off, where it is the row's response: in rows to learn from, without another
-    one. Else its message stays, as the beginning of a response. DataError where it may be either."""
+    one in the column `response`. Else its message stays, as the beginning of a response. DataError where it may be
+    either, and the column was not `named`."""
     last, where = conversation[-1], loaded.at(i)
     if last["role"] != "assistant":
         return None
-    if not last["content"] and not (learned and "tool_calls" in last):
+    if not last["content"] and not (response is not None and "tool_calls" in last):
         raise DataError(f"{where}: the assistant's last message has no text; write it, or leave the message out")
-    if learned and loaded.rows[i].get(cfg.response_column, last["content"]) == last["content"]:
+    if response is not None and loaded.rows[i].get(response, last["content"]) == last["content"]:
         return conversation.pop()
-    if cfg.prompt_column == "auto" and column == "messages":
+    if not named and column == "messages":
         raise DataError(
             f"{where}: column messages ends with a message of the assistant's, which may be a response or the "
             "beginning of one; with data.prompt_column=messages the model goes on from it, or leave the message out"
@@ -275,10 +277,3 @@ def require_plain_response(where: str, text: str, cfg: DataConfig, tokenizer: An
             f"{where}: the response holds {mark}, which is no text to the tokenizer but a mark; take it out (the end "
             "of the sequence is put after it), or leave the row out"
         )
-
-
-def response_tokens(text: str, tokenizer: Any) -> list[int]:
-    """The tokens of an answer that is to be learned: its text's, then the end-of-sequence token."""
-    if tokenizer.eos_token_id is None:
-        raise DataError("the tokenizer has no end-of-sequence token, so a response cannot be taught to end")
-    return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]

@@ -8,58 +8,65 @@ from typing import Any
 
 from rlcore.config import DataConfig
 from rlcore.data.answered import AnsweredRows, answer
-from rlcore.data.conversation import (
-    Message,
-    as_text,
-    cell,
-    prompt_tokens,
-    read_rows,
-    require_plain_response,
-    response_tokens,
-)
+from rlcore.data.conversation import Message, read_rows
+from rlcore.data.endings import Endings, endings
 from rlcore.data.layouts import choose, response_column
-from rlcore.data.prompts import as_prompts
+from rlcore.data.prompts import as_prompts, tokenized
+from rlcore.data.responses import learned_before, response_tokens, spoken
 from rlcore.data.sources import Rows, load_sources
-from rlcore.errors import DataError
-from rlcore.records import Group
+from rlcore.records import Group, Prompt
 
 
 class Examples(AnsweredRows):
-    """A row's prompt and its response, which ends with the end-of-sequence token; only the response is in the mask.
+    """A row's prompt and what the assistant says, each time with the token that ends it; only that is in the mask.
 
-    The response is the response column or, with messages, their last one when the assistant said it. `dropped` counts
-    the rows whose prompt or response is too long. Raises DataError for a row that cannot be used.
+    It says the response column, text or messages, or, with messages that end with its own, all of its messages there.
+    `dropped` counts the rows whose prompt or response is too long. Raises DataError for a row that cannot be used.
     """
 
     def __init__(
-        self, sources: Sequence[str], cfg: DataConfig, tokenizer: Any, seed: int, max_response_tokens: int
+        self,
+        sources: Sequence[str],
+        cfg: DataConfig,
+        tokenizer: Any,
+        seed: int,
+        max_response_tokens: int,
+        ends: Endings | None = None,  # None: those of the tokenizer alone
     ) -> None:
+        self._cfg, self._tokenizer, self._longest = cfg, tokenizer, max_response_tokens
+        self._ends = ends or endings(tokenizer, cfg.chat_template, cfg.chat_template_args)
         loaded = list(load_sources(sources))
         self.notes = [choose(r, cfg, learned=True).told_learned(r, response_column(r, cfg)) for r in loaded]
-        groups = [g for rows in loaded for g in _groups(rows, cfg, tokenizer, max_response_tokens)]
+        groups = [group for rows in loaded for group in self._of(rows)]
         why = f"rows are over {cfg.max_prompt_tokens} tokens of prompt or {max_response_tokens} of response"
         super().__init__(sources, groups, why, cfg, seed)
 
+    def _of(self, loaded: Rows) -> Iterator[Group | None]:
+        """The example of each row, None where it is too long."""
+        cfg, column = self._cfg, response_column(loaded, self._cfg)
+        read = read_rows(loaded, cfg, answers_needed=False)
+        for i, (row, said) in enumerate(zip(as_prompts(loaded, read, cfg), read.said, strict=True)):
+            conversation: list[Message] = list(row.messages)
+            if said is not None and column not in loaded.rows[i]:
+                conversation.append(said)
+                first = 0
+            else:
+                first = len(conversation)
+                conversation += spoken(loaded, i, column)
+            turns = [n for n in range(first, len(conversation)) if conversation[n]["role"] == "assistant"]
+            prompt = dataclasses.replace(row, messages=[dict(message) for message in conversation[:-1]])
+            yield self._example(loaded.at(i), prompt, conversation, turns[:-1])
 
-def _groups(loaded: Rows, cfg: DataConfig, tokenizer: Any, max_response_tokens: int) -> Iterator[Group | None]:
-    """The example of each row, None where it is too long."""
-    read, column = read_rows(loaded, cfg, answers_needed=False), response_column(loaded, cfg)
-    for i, (row, said) in enumerate(zip(as_prompts(loaded, read, cfg), read.said, strict=True)):
-        prompt = dataclasses.replace(row, tokens=prompt_tokens(loaded.at(i), row.messages, cfg, tokenizer))
-        text = _response(loaded, i, column, said)
-        require_plain_response(loaded.at(i), text, cfg, tokenizer)
-        response = response_tokens(text, tokenizer)
-        fits = len(prompt.tokens) <= cfg.max_prompt_tokens and len(response) <= max_response_tokens
-        yield Group([answer(prompt, prompt.tokens + response, len(response), text, 0.0)]) if fits else None
-
-
-def _response(loaded: Rows, i: int, column: str, said: Message | None) -> str:
-    """What is to be learned from row i: the response column, else the assistant's last message."""
-    if said is not None and column not in loaded.rows[i]:
-        if "tool_calls" in said:
-            raise DataError(f"{loaded.at(i)}: the assistant's last message must be text, for a policy to learn from it")
-        return said["content"]
-    text = as_text(cell(loaded, i, column))
-    if not text:
-        raise DataError(f"{loaded.at(i)}: column {column} is empty")
-    return text
+    def _example(self, where: str, prompt: Prompt, conversation: list[Message], earlier: list[int]) -> Group | None:
+        """The last message as the response; messages number `earlier` are learned too, where they are what was said."""
+        cfg, tokenizer, ends = self._cfg, self._tokenizer, self._ends
+        prompt = tokenized(prompt, where, cfg, tokenizer)
+        response = response_tokens(where, tokenizer, conversation, cfg, ends)
+        if len(prompt.tokens) > cfg.max_prompt_tokens or len(response) > self._longest:
+            return None
+        before = learned_before(where, tokenizer, conversation, earlier, prompt.tokens, cfg, ends)
+        self.last_only += before is None
+        text = conversation[-1]["content"] or ""
+        whole = answer(prompt, prompt.tokens + response, len(response), text, 0.0)
+        mask = whole.mask if before is None else [*before, *whole.mask[len(before) :]]
+        return Group([dataclasses.replace(whole, mask=mask)])

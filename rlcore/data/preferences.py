@@ -8,8 +8,6 @@ Text without a prompt column is the whole text. See docs/data.md.
 from __future__ import annotations
 
 import copy
-import dataclasses
-import json
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -18,17 +16,13 @@ from rlcore.data.answered import AnsweredRows, answer
 from rlcore.data.conversation import (
     Message,
     Read,
-    cell,
-    is_message,
-    prompt_tokens,
     read_rows,
-    require_plain_response,
-    response_tokens,
     row_tokens,
 )
+from rlcore.data.endings import Endings, endings
 from rlcore.data.layouts import PROMPTS
-from rlcore.data.messages import normalised
-from rlcore.data.prompts import as_prompts
+from rlcore.data.prompts import as_prompts, tokenized
+from rlcore.data.responses import messages_of, response_tokens
 from rlcore.data.sources import Row, Rows, load_sources
 from rlcore.errors import DataError
 from rlcore.records import Group, Prompt, Rollout
@@ -67,9 +61,16 @@ class ResponsePairs(AnsweredRows):
     """
 
     def __init__(
-        self, sources: Sequence[str], cfg: DataConfig, tokenizer: Any, seed: int, max_response_tokens: int
+        self,
+        sources: Sequence[str],
+        cfg: DataConfig,
+        tokenizer: Any,
+        seed: int,
+        max_response_tokens: int,
+        ends: Endings | None = None,  # None: those of the tokenizer alone
     ) -> None:
-        groups = [_to_learn(pair, cfg, tokenizer, max_response_tokens) for pair in _pairs(sources, cfg)]
+        ends = ends or endings(tokenizer, cfg.chat_template, cfg.chat_template_args)
+        groups = [_to_learn(pair, cfg, tokenizer, max_response_tokens, ends) for pair in _pairs(sources, cfg)]
         why = (
             f"pairs are of equal texts, or over {cfg.max_prompt_tokens} tokens of prompt or {max_response_tokens} of "
             "response"
@@ -106,13 +107,14 @@ def _to_score(pair: _Pair, cfg: DataConfig, tokenizer: Any, most: int) -> Group 
     return Group([answer(pair.prompt, *each) for each in zip(tokens, (1, 1), texts, _REWARDS, strict=True)])
 
 
-def _to_learn(pair: _Pair, cfg: DataConfig, tokenizer: Any, max_response_tokens: int) -> Group | None:
-    tokens = prompt_tokens(pair.where, _asked(pair), cfg, tokenizer)
-    prompt = dataclasses.replace(pair.prompt, tokens=tokens)
-    texts = [_only_text(f"{pair.where}: {c}", messages) for c, messages in zip(_COLUMNS, pair.answers, strict=True)]
-    for column, text in zip(_COLUMNS, texts, strict=True):
-        require_plain_response(f"{pair.where}: {column}", text, cfg, tokenizer)
-    responses = [response_tokens(text, tokenizer) for text in texts]
+def _to_learn(pair: _Pair, cfg: DataConfig, tokenizer: Any, max_response_tokens: int, ends: Endings) -> Group | None:
+    _require_prompt(pair)
+    prompt = tokenized(pair.prompt, pair.where, cfg, tokenizer)
+    tokens, texts, responses = prompt.tokens, list[str](), list[list[int]]()
+    for column, messages in zip(_COLUMNS, pair.answers, strict=True):
+        where = f"{pair.where}: {column}"
+        texts.append(_only_text(where, messages))
+        responses.append(response_tokens(where, tokenizer, [*prompt.messages, *messages], cfg, ends))
     if len(tokens) > cfg.max_prompt_tokens or max(map(len, responses)) > max_response_tokens:
         return None
     if responses[0] == responses[1]:
@@ -124,10 +126,9 @@ def _to_learn(pair: _Pair, cfg: DataConfig, tokenizer: Any, max_response_tokens:
     return Group([rollout(*each) for each in zip(responses, texts, _REWARDS, strict=True)])
 
 
-def _asked(pair: _Pair) -> list[Message]:
+def _require_prompt(pair: _Pair) -> None:
     if not pair.prompt.messages:
         raise DataError(f"{pair.where}: chosen and rejected are text without a prompt column; set data.prompt_column")
-    return list(pair.prompt.messages)
 
 
 def _only_text(where: str, messages: Sequence[Message]) -> str:
@@ -152,7 +153,7 @@ def pairs_of(loaded: Rows, cfg: DataConfig) -> Iterator[_Pair]:
 
 def _read(loaded: Rows, cfg: DataConfig) -> tuple[Read, list[Answers]]:
     """Of each row: what is answered, and both answers."""
-    said = [(_said(loaded, i, "chosen"), _said(loaded, i, "rejected")) for i in range(len(loaded.rows))]
+    said = [(messages_of(loaded, i, "chosen"), messages_of(loaded, i, "rejected")) for i in range(len(loaded.rows))]
     whole = [any(messages[0]["role"] != "assistant" for messages in both) for both in said]
     if any(whole) != all(whole):
         raise DataError(
@@ -208,27 +209,6 @@ def _is_bare_text(loaded: Rows, cfg: DataConfig) -> bool:
             "filled with; set data.prompt_column, or data.chat_template=false to take the texts as they are"
         )
     return True
-
-
-def _said(loaded: Rows, i: int, column: str) -> list[Message]:
-    """A cell as messages: text is the assistant's. A CSV file has its messages as JSON."""
-    value = cell(loaded, i, column)
-    if isinstance(value, str) and value.lstrip().startswith("[") and (parsed := _parsed(value)) is not None:
-        value = parsed
-    if isinstance(value, str):
-        return [{"role": "assistant", "content": value}]
-    if not isinstance(value, list) or not value or not all(is_message(m) for m in value):
-        raise DataError(f"{loaded.at(i)}: column {column} must be text or a list of {{role, content}} messages")
-    return normalised(value, f"{loaded.at(i)}: column {column}")
-
-
-def _parsed(text: str) -> list[Any] | None:
-    """A list of messages; None for any other text, such as `[1, 2]`."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, list) and value and all(is_message(m) for m in value) else None
 
 
 def _common(a: list[Message], b: list[Message]) -> int:

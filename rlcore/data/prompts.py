@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from rlcore.config import DataConfig
 from rlcore.data.conversation import Read, prompt_tokens, read_rows
+from rlcore.data.opened import opened
 from rlcore.data.order import Content, Order, digest, in_epoch
 from rlcore.data.sources import Rows, load_sources
 from rlcore.errors import DataError, nearest
@@ -37,10 +38,7 @@ class Prompts:
             self._rows[loaded.name] = loaded
             read = untokenized(loaded, cfg, loaded.name)
             self.notes.append(read.told)
-            own = [
-                dataclasses.replace(p, tokens=prompt_tokens(self.at(p), p.messages, cfg, tokenizer))
-                for p in read.prompts
-            ]
+            own = [tokenized(p, self.at(p), cfg, tokenizer) for p in read.prompts]
             short = [p for p in own if len(p.tokens) <= cfg.max_prompt_tokens]
             self.dropped += len(own) - len(short)
             prompts += short
@@ -107,6 +105,12 @@ class Prompts:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on exactly where `state()` was taken. Raises DataError when the source has changed since."""
         self._order.restore(state)
+
+
+def tokenized(prompt: Prompt, where: str, cfg: DataConfig, tokenizer: Any) -> Prompt:
+    """The prompt with its tokens, and what is open at their end. DataError names the row, which is at `where`."""
+    tokens = prompt_tokens(where, prompt.messages, cfg, tokenizer)
+    return dataclasses.replace(prompt, tokens=tokens, opened=opened(tokenizer, tokens, prompt.messages))
 
 
 class Untokenized(NamedTuple):

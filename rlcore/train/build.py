@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,6 +12,7 @@ from rlcore.cluster.deadlines import Watch
 from rlcore.cluster.placement import Cluster
 from rlcore.cluster.turns import Phases, Turns
 from rlcore.config import Config, compute_dtype
+from rlcore.data.endings import text_of
 from rlcore.models.embedded import EMBEDDED
 from rlcore.plugins import plugin
 from rlcore.runs.checkpoint import ASIDE, Best, Checkpoints, state_of, step_of
@@ -34,7 +36,7 @@ class Ready(Protocol):
     cfg      with that directory; `tokenizer` is the model's
     roles    devices of each role; `facts` of the rows, for the record; `require_same_rows` as a checkpoint's state has
     start    the groups of its roles, whose processes exist and have not loaded
-    connect  once they have loaded: what each worker answered, by role
+    connect  once they have loaded
     parts    what the loop asks for
     """
 
@@ -45,7 +47,7 @@ class Ready(Protocol):
     def facts(self) -> dict[str, Any]: ...
     def require_same_rows(self, state: Mapping[str, Any]) -> None: ...
     def start(self, cluster: Cluster, watch: Watch) -> list[WorkerGroup]: ...
-    def connect(self, answers: Mapping[str, list[dict[str, Any]]]) -> None: ...
+    def connect(self) -> None: ...
     def parts(self, tracker: Tracker) -> Parts: ...
     def close(self) -> None: ...
 
@@ -102,7 +104,7 @@ def build(
     logs = run_dir / "ray_logs"
     cluster = ending.enter_context(Cluster(cfg.ray, cfg.placement, cfg.deadline, ready.roles(), watch, cfg.debug, logs))
     groups, started = _started(ready, cluster, watch, say)
-    tracker = Tracker(run_dir, cfg.tracker, resolved, cfg.steps, decode=ready.tokenizer.decode)
+    tracker = Tracker(run_dir, cfg.tracker, resolved, cfg.steps, decode=functools.partial(text_of, ready.tokenizer))
     ending.callback(tracker.close, "failed")
     watch.on_fatal.append(lambda error: tracker.event("failed", error="WorkerError", message=str(error)))
     tracker.event("data", **ready.facts())
@@ -142,8 +144,5 @@ def _started(ready: Ready, cluster: Cluster, watch: Watch, say: Say) -> tuple[li
     workers = [worker for group in groups for worker in group.workers]
     refs = [ref for group in groups for ref in group.begin("start")]
     answers = watch.gather(workers, refs, "start", cfg.deadline.start_seconds)
-    of_role: dict[str, list[dict[str, Any]]] = {}
-    for worker, answer in zip(workers, answers, strict=True):
-        of_role.setdefault(worker.role, []).append(answer)
-    ready.connect(of_role)
+    ready.connect()
     return groups, {str(worker): answer for worker, answer in zip(workers, answers, strict=True)}

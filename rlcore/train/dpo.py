@@ -35,7 +35,7 @@ class DirectPreference(Supervised):
 
     def read(self, sources: Sequence[str]) -> ResponsePairs:
         cfg = self.cfg
-        return ResponsePairs(sources, cfg.data, self.tokenizer, cfg.seed, cfg.rollout.max_response_tokens)
+        return ResponsePairs(sources, cfg.data, self.tokenizer, cfg.seed, cfg.rollout.max_response_tokens, self.ends)
 
     def columns(self) -> dict[str, Column]:
         cfg = self.cfg

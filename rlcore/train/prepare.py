@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,6 +19,7 @@ from rlcore.screen import shown
 
 if TYPE_CHECKING:
     from rewards.manager import RewardManager
+    from rlcore.data.endings import Endings
 
 Say = Callable[[str], None]  # tells the user what is being started
 _LISTED = 10  # bad rows shown; all are in a file
@@ -85,6 +87,7 @@ def read_prompts(cfg: Config, tokenizer: Any, say: Say) -> Prompts:
     prompts = Prompts(cfg.data.train, cfg.data, tokenizer, cfg.seed)
     say_taken(prompts.notes, say)
     _say_dropped(prompts, say)
+    _say_openings(prompts, say)
     return prompts
 
 
@@ -99,6 +102,7 @@ def read_held_out(cfg: Config, tokenizer: Any, say: Say) -> dict[str, Prompts]:
     for prompts in held_out.values():
         say_taken(prompts.notes, say)
         _say_dropped(prompts, say)
+        _say_openings(prompts, say)
     return held_out
 
 
@@ -116,6 +120,26 @@ def require_same_held_out(saved: Mapping[str, str], now: Mapping[str, str], sour
                 f"{source}: not the rows that eval/{name}/... was of when the run began, so its numbers cannot be "
                 "compared with those before; give it the same rows, or a file of another name"
             )
+
+
+def find_endings(cfg: Config, tokenizer: Any, say: Say) -> Endings:
+    """The tokens that end a response of this run."""
+    from rlcore.models.endings import model_endings
+
+    ends = model_endings(cfg, tokenizer)
+    say(f"endings: {ends.shown()}")
+    return ends
+
+
+def openings(prompts: Sequence[Prompt]) -> dict[str, int]:
+    """How many prompts end with something open, such as `<think>\n`, by what it is."""
+    return dict(Counter(prompt.opened for prompt in prompts if prompt.opened).most_common(_LISTED))
+
+
+def _say_openings(prompts: Prompts, say: Say) -> None:
+    for opened, many in openings(prompts.all()).items():
+        of = f"{many} of {len(prompts)} prompts of {prompts.sources}"
+        say(f"data: {of} end with {opened[:80]!r}, which rewards read before the response")
 
 
 def _say_dropped(prompts: Prompts, say: Say) -> None:

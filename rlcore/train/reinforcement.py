@@ -12,6 +12,8 @@ from rlcore.train.evaluate import Sampled
 from rlcore.train.learner import PolicyLearner
 from rlcore.train.prepare import (
     Say,
+    find_endings,
+    openings,
     read_held_out,
     read_prompts,
     require_same_held_out,
@@ -46,6 +48,7 @@ class Reinforcement:
             critic = require_critic(self.cfg, self.tokenizer) if cfg.critic.ranks > 0 else None
             require_reward_model(self.cfg)
             require_room(self.cfg, policy, critic)
+            self.ends = find_endings(self.cfg, self.tokenizer, say)
             say("data: reading and tokenizing")
             self.prompts = read_prompts(self.cfg, self.tokenizer, say)
             held_out = read_held_out(self.cfg, self.tokenizer, say)
@@ -55,7 +58,7 @@ class Reinforcement:
             self.rewards.close()
             raise
         evals = {name: prompts.all(limit=self.cfg.eval.prompts) for name, prompts in held_out.items()}
-        self.sampling = Sampling(self.cfg, self.rewards, self.tokenizer, self.prompts, evals)
+        self.sampling = Sampling(self.cfg, self.rewards, self.tokenizer, self.ends, self.prompts, evals)
 
     def roles(self) -> dict[str, int]:
         cfg = self.cfg
@@ -70,7 +73,8 @@ class Reinforcement:
         """Of the rows, for the record."""
         evals = {name: len(prompts) for name, prompts in self.sampling.evals.items()}
         prompts = self.prompts
-        return {"prompts": len(prompts), "dropped": prompts.dropped, "eval": evals, "taken": prompts.notes}
+        facts = {"prompts": len(prompts), "dropped": prompts.dropped, "eval": evals, "taken": prompts.notes}
+        return facts | {"endings": self.ends.shown(), "opened": openings(prompts.all())}
 
     def require_same_rows(self, state: Mapping[str, Any]) -> None:
         """DataError where a checkpoint's state is of other rows."""
@@ -99,8 +103,8 @@ class Reinforcement:
         others = [role.group for role in (self.reference, self.critic) if role is not None]
         return [engines, self.actor.group, *others, *scorers]
 
-    def connect(self, answers: Mapping[str, list[dict[str, Any]]]) -> None:
-        self.sampling.connect(self.actor, answers["rollout"][0]["eos"])
+    def connect(self) -> None:
+        self.sampling.connect(self.actor)
 
     def parts(self, tracker: Tracker) -> Parts:
         cfg, sampling = self.cfg, self.sampling

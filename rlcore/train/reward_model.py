@@ -19,6 +19,7 @@ class RewardModelling(Supervised):
     """A sequence classification model of one label, on columns of chosen and rejected responses."""
 
     role = "reward_model"
+    speaks = False
     shown = {"train/loss": "loss", "train/accuracy": "accuracy", "train/margin": "margin"}
 
     def load_tokenizer(self) -> Any:

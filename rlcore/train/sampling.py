@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from rewards import REWARD_MODEL
 from rlcore.algo.shaping import carries_signal
 from rlcore.compose.check import unknown_choice
 from rlcore.config import Config, SyncBackend, compute_dtype, ruled_out
+from rlcore.data.endings import Endings, text_of
 from rlcore.errors import ConfigError
 from rlcore.records import Prompt
 
@@ -51,7 +52,8 @@ class NoPrompts:
 
 
 class Sampling:
-    """Engines that sample `prompts`, which may be none, and the held-out ones, `evals`; what they say is scored.
+    """Engines that sample `prompts`, which may be none, and the held-out ones, `evals`; what they say until one of the
+    ending tokens, `ends`, is scored.
 
     `start` makes the engines' processes; `connect` opens the weights' way to them, and from then on `rollouts` is the
     collector.
@@ -62,10 +64,12 @@ class Sampling:
         cfg: Config,
         rewards: RewardManager,
         tokenizer: Any,
+        ends: Endings,
         prompts: Prompts | NoPrompts,
         evals: Mapping[str, list[Prompt]],
     ) -> None:
-        self.cfg, self.rewards, self.tokenizer, self.prompts, self.evals = cfg, rewards, tokenizer, prompts, evals
+        self.cfg, self.rewards, self.tokenizer, self.ends = cfg, rewards, tokenizer, ends
+        self.prompts, self.evals = prompts, evals
         self.longest = max([prompts.longest, *(len(p.tokens) for each in evals.values() for p in each)])
 
     def roles(self) -> dict[str, int]:
@@ -92,6 +96,7 @@ class Sampling:
             device=cluster.device,
             seed=cfg.seed,
             max_model_tokens=self.longest + cfg.rollout.max_response_tokens,
+            ends=self.ends.ids,
             backend=self.backend,
             sleeps=cluster.device == "gpu" and cluster.colocated,
             says_kept=trains and bool(ruled_out(cfg.rollout)),
@@ -118,16 +123,16 @@ class Sampling:
         self.rewards.add(lane)
         return lane.group
 
-    def connect(self, actor: Actor, eos: list[int]) -> None:
-        """`eos`: the end-of-sequence tokens that the engines said when they had loaded."""
+    def connect(self, actor: Actor) -> None:
         from rollout.collector import Collector, response_text
 
         cfg, workers = self.cfg, self.engines.workers
         join = functools.partial(_join_nccl, cfg.rollout.tensor_parallel) if self.backend == "nccl" else None
         actor.connect(workers, self.backend, join, cfg.deadline.publish_seconds)
         self.actor = actor
-        decode: Callable[[list[int]], str] = lambda tokens: self.tokenizer.decode(tokens, skip_special_tokens=True)  # noqa: E731
-        text, teaches = response_text(decode, eos), functools.partial(carries_signal, cfg=cfg.rollout)
+        decode = functools.partial(text_of, self.tokenizer)
+        text = response_text(decode, self.ends.ids, self.tokenizer.pad_token_id)
+        teaches = functools.partial(carries_signal, cfg=cfg.rollout)
         self.rollouts = Collector(workers, self.prompts, self.rewards, self.watch, cfg, text, teaches)
 
     def publish(self, version: int) -> dict[str, float]:

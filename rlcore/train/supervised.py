@@ -12,7 +12,14 @@ from rlcore.records import Batch, Group, Prompt
 from rlcore.train.credit import Column, Rows
 from rlcore.train.evaluate import HeldOut, Published, Sampled
 from rlcore.train.learner import Learner
-from rlcore.train.prepare import Say, require_same_held_out, require_scorable, say_taken, with_directory
+from rlcore.train.prepare import (
+    Say,
+    find_endings,
+    require_same_held_out,
+    require_scorable,
+    say_taken,
+    with_directory,
+)
 from rlcore.train.proof import require_directory, require_policy, require_reward_model, require_room
 from rlcore.train.run import Parts
 from rlcore.train.sampling import NoPrompts, Sampling, make_rewards
@@ -49,6 +56,7 @@ class Supervised:
     scored too, which needs engines."""
 
     role = "actor"
+    speaks = True  # whether what it learns to say has to end
     whole_groups = False  # whether the rollouts of a group are learned from together
     shown = {"actor/loss": "loss"}  # numbers of held-out rows
 
@@ -58,9 +66,10 @@ class Supervised:
             self.cfg = with_directory(cfg, say)
             self.tokenizer = self.load_tokenizer()
             self.require_model()
+            self.ends = find_endings(self.cfg, self.tokenizer, say) if self.speaks else None
             self.rows = self.read(self.cfg.data.train)
             say_taken(self.rows.notes, say)
-            say(f"data: {len(self.rows)} rows; {self.rows.dropped} left out")
+            say(f"data: {len(self.rows)} rows; {self.rows.dropped} left out{_last_only(self.rows.last_only)}")
             self.held_out = self._held_out(say)
             self.sampling = None if self.rewards is None else self._sampling(self.rewards, say)
         except BaseException:
@@ -84,7 +93,7 @@ class Supervised:
     def read(self, sources: Sequence[str]) -> Any:
         """The rows of these sources: a Source that has `all(limit)`, `dropped` and a length."""
         cfg = self.cfg
-        return Examples(sources, cfg.data, self.tokenizer, cfg.seed, cfg.rollout.max_response_tokens)
+        return Examples(sources, cfg.data, self.tokenizer, cfg.seed, cfg.rollout.max_response_tokens, self.ends)
 
     def _held_out(self, say: Say) -> dict[str, list[Group]]:
         cfg = self.cfg
@@ -99,7 +108,8 @@ class Supervised:
         asked = {name: HeldOutPrompts(name, groups) for name, groups in self.held_out.items()}
         require_scorable(list(asked.values()), rewards, self.cfg, say)
         evals = {name: prompts.all() for name, prompts in asked.items()}
-        return Sampling(self.cfg, rewards, self.tokenizer, NoPrompts(), evals)
+        assert self.ends is not None, f"{self.role} is no policy and cannot be sampled"
+        return Sampling(self.cfg, rewards, self.tokenizer, self.ends, NoPrompts(), evals)
 
     def roles(self) -> dict[str, int]:
         sampling = {} if self.sampling is None else self.sampling.roles()
@@ -108,7 +118,8 @@ class Supervised:
     def facts(self) -> dict[str, Any]:
         """Of the rows, for the record."""
         evals = {name: len(groups) for name, groups in self.held_out.items()}
-        return {"rows": len(self.rows), "dropped": self.rows.dropped, "eval": evals, "taken": self.rows.notes}
+        facts = {"rows": len(self.rows), "dropped": self.rows.dropped, "eval": evals, "taken": self.rows.notes}
+        return facts | ({} if self.ends is None else {"endings": self.ends.shown(), "last_only": self.rows.last_only})
 
     def require_same_rows(self, state: Mapping[str, Any]) -> None:
         """DataError where a checkpoint's state is of other rows."""
@@ -129,9 +140,9 @@ class Supervised:
         ranks = rank_group(self.role, ActorRank, self.cfg.actor.ranks, self.cfg, cluster, watch)
         return Actor(ranks, self.cfg, whole_groups=self.whole_groups)
 
-    def connect(self, answers: Mapping[str, list[dict[str, Any]]]) -> None:
+    def connect(self) -> None:
         if self.sampling is not None:
-            self.sampling.connect(self.model, answers["rollout"][0]["eos"])
+            self.sampling.connect(self.model)
 
     def columns(self) -> dict[str, Column]:
         """The columns its loss needs."""
@@ -153,3 +164,8 @@ class Supervised:
     def close(self) -> None:
         if self.rewards is not None:
             self.rewards.close()
+
+
+def _last_only(rows: int) -> str:
+    """What is said of rows of several turns of the assistant's, of which only the last can be learned."""
+    return f"; in {rows} only the last turn is learned, as the chat template rewrites the earlier ones" if rows else ""

@@ -15,6 +15,7 @@ from rlcore import config
 from rlcore.algo.stats import Stats, Totals
 from rlcore.config import Config
 from rlcore.errors import CheckpointError, ConfigError
+from rlcore.models.endings import model_endings
 from rlcore.models.load import load_tokenizer, model_dtype
 from rlcore.models.logp import TokenLogp, TokenValue, microbatch
 from rlcore.models.save import save_beside
@@ -178,6 +179,9 @@ class TrainedRank(Rank):
             if name in saved:  # the others are made from the config
                 weights.add(name, buffer)
         weights.close()
+        if model.can_generate() and model.generation_config is not None:
+            ids = model_endings(self.cfg, self._tokenizer()).ids
+            model.generation_config.eos_token_id = ids[0] if len(ids) == 1 else list(ids)
         return save_beside(path, model, self._tokenizer())
 
     def _tokenizer(self) -> PreTrainedTokenizerBase:

@@ -111,8 +111,9 @@ def _length(_key: Any, prompt: Prompt, response: Response) -> int:
 
 
 def _conversation(prompt: Prompt, response: Response) -> list[dict[str, Any]]:
-    """With the response, which goes on from the assistant's own message where the prompt ends with one."""
-    last: dict[str, Any] = prompt.messages[-1] if prompt.messages else {}
-    if last.get("role") == "assistant":
-        return [*prompt.messages[:-1], {**last, "content": last["content"] + response.text}]
-    return [*prompt.messages, {"role": "assistant", "content": response.text}]
+    """With the response as the assistant's message, or as what it says after its words that end the prompt."""
+    last = prompt.messages[-1:]
+    if not last or last[0]["role"] != "assistant":
+        return [*prompt.messages, {"role": "assistant", "content": response.text}]
+    own = response.text.removeprefix(prompt.opened)
+    return [*prompt.messages[:-1], {**last[0], "content": last[0]["content"] + own}]

@@ -43,10 +43,11 @@ class Toys:
     """What the toy stages have instead of a model, its tokenizer and its ranks."""
 
     cfg: Config
+    speaks = False
     whole_groups = False
 
     def load_tokenizer(self) -> Any:
-        return SimpleNamespace(decode=str)
+        return SimpleNamespace(decode=lambda tokens, **how: str(tokens))
 
     def require_model(self) -> None: ...
 

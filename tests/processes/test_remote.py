@@ -46,6 +46,7 @@ def test_what_is_sent_and_what_comes_back() -> None:
             "messages": [{"role": "user", "content": "2 + 2?"}],
             "answer": "4",
             "row": {"i": 2},
+            "opened": "",
         },
         "response": {"text": "It is 2."},
     }

@@ -11,6 +11,7 @@ import pytest
 from rlcore.cli.rewards_test import reward_test
 from rlcore.cli.shell import guarded
 from rlcore.errors import ConfigError, DataError, RewardError
+from tests.templates import OPENS_THINK, make_tokenizer
 
 
 @pytest.fixture
@@ -65,6 +66,27 @@ def throw(error: Exception) -> int:
     raise error
 
 
+def test_what_a_prompt_opens_is_shown_and_a_response_read_after_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """As the chat template of the named tokenizer opens it, or as the prompt is written; a column may have it."""
+    make_tokenizer(OPENS_THINK).save_pretrained(tmp_path / "tokenizer")
+    said = ["<think>by hand</think><answer>4</answer>", "by hand</think><answer>4</answer>"]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"prompt": "2+2?", "answer": "4", "response": text}) + "\n" for text in said))
+    command = ["test", "format", "--data", str(path)]
+    assert reward_test([*command, f"model.tokenizer={tmp_path / 'tokenizer'}"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("opened: <think>") == 2 and out.count("response: <think>") == 6
+    assert out.count("reward: 1 ") == 2 and out.count("reward: 0 ") == 4 and "not rendered" not in out
+    template = "data.prompt_template='User: {prompt} Think in <think> </think>.\nAssistant: <think>'"
+    assert reward_test([*command, template, "data.chat_template=false"]) == 0
+    assert capsys.readouterr().out.count("reward: 1 ") == 2
+    assert reward_test(command) == 0
+    out = capsys.readouterr().out
+    assert out.count("reward: 1 ") == 1 and "opened" not in out and "seen with model.path=MODEL" in out
+
+
 def test_a_gold_answer_that_cannot_be_read_is_said(data: str, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(RewardError, match=r"3 of 9 calls ended without a score; .*gsm8k: unparseable_gold"):
         reward_test(["test", "gsm8k", "--data", data])
@@ -103,7 +125,7 @@ def test_a_function_that_fails_ends_with_its_error_and_its_line(
     [
         (["gsm8kk"], ConfigError, "no built-in 'gsm8kk'; did you mean gsm8k"),
         (["gsm8k", "reward.args.gsm8k.x=1"], ConfigError, "reward.args.gsm8k.x: gsm8k has no such option"),
-        (["gsm8k", "steps=3"], ConfigError, r"only keys of reward.\* and data.\* count here"),
+        (["gsm8k", "steps=3"], ConfigError, r"only keys of reward.\*, data.\* and model.\* count"),
         (["gsm8k", "reward.wieghts=[1]"], ConfigError, "did you mean reward.weights"),
         (["gsm8k", "--rows", "0"], ConfigError, "--rows is 0"),
         (["gsm8k", "--responses", "gone"], ConfigError, "--responses: .* has no column gone"),

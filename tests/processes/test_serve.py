@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import os
 import shlex
@@ -53,7 +54,7 @@ def act(prompt, response, response_tokens, finish, bonus=0.0):
     if response == "late":
         raise TimeoutError("took too long")
     if response == "gold":
-        raise UnparseableGold("not a number")
+        raise UnparseableGold(f"not a number {prompt.opened}")
     if response == "none":
         return None
     if response == "token":
@@ -140,10 +141,11 @@ def test_scores_and_statuses(program: Program) -> None:
 def test_our_client_speaks_it(program: Program) -> None:
     messages = [{"role": "user", "content": "?"}]
     prompts = [Prompt(id="a:7", tokens=[1], answer="4", row={"i": 7}, messages=messages)] * 5
+    prompts[3] = dataclasses.replace(prompts[3], opened="<think>")
     texts = ["4", "raise", "nan", "gold", "all"]
     got = asyncio.run(Remote(program.url)(prompts, texts, response_tokens=[1] * 5, finish=["stop"] * 5))
     assert (got[0], got[4]) == (Score(1.0, {}), Score(0.5, {"tokens": 1.0, "cut": 0.0}))
-    assert [type(e) for e in got[1:4]] == [EndpointError, BadValue, UnparseableGold]
+    assert [type(e) for e in got[1:4]] == [EndpointError, BadValue, UnparseableGold] and "<think>" in str(got[3])
 
 
 def test_health_and_wrong_doors(program: Program) -> None:

@@ -28,7 +28,7 @@ STOP = ["a", "Q7"]
 
 
 def spec(directory, index=0):
-    return EngineSpec(str(directory), "float32", "cpu", 128, index=index)
+    return EngineSpec(str(directory), "float32", "cpu", 128, (EOS,), index=index)
 
 
 def actor(directory, cfg, index=0):
@@ -65,8 +65,7 @@ def stack(tmp_path_factory):
     stops = RolloutConfig(max_response_tokens=TOKENS, stop=STOP, vllm_args={"max_logprobs": -1}, **small)
     engines = [actor(directory, plain, 0), actor(directory, plain, 1), actor(directory, stops, 2)]
     try:
-        started = ray.get([e.start.remote() for e in engines], timeout=400)
-        assert all(s["eos"] == [EOS] for s in started)
+        ray.get([e.start.remote() for e in engines], timeout=400)
         model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).requires_grad_(False)
         publish(model, engines)
         yield model, engines[:2], engines[2]
@@ -136,6 +135,18 @@ def test_a_response_ends_with_its_eos_or_at_its_length(stack):
             assert sample.tokens[-1] == EOS and EOS not in sample.tokens[:-1]
         else:
             assert len(sample.tokens) == TOKENS and EOS not in sample.tokens
+
+
+def test_the_runs_ending_tokens_are_stopped_at_and_no_others(stack):
+    """Not those of the model's generation config, which is one file of several that say how a response ends."""
+    _, (engine, _), _ = stack
+    others = (20, 50)
+    ray.get(engine.__ray_call__.remote(lambda self: setattr(self, "spec", self.spec._replace(ends=others))))
+    found = run(engine, requests(6, 8)).values()
+    ray.get(engine.__ray_call__.remote(lambda self: setattr(self, "spec", self.spec._replace(ends=(EOS,)))))
+    assert {s.tokens[-1] for s in found if s.finish == "stop"} == set(others)
+    assert all(not {*others}.intersection(s.tokens[:-1]) for s in found)
+    assert any(EOS in s.tokens[:-1] for s in found)
 
 
 def test_one_engine_or_two_and_any_batching_give_the_same_samples(stack):

@@ -125,8 +125,9 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> str:
     (home / "reward.py").write_text(REWARD)
     path, model = home / "tiny.yaml", make_tiny_model(home / "model")
     said = json.loads((model / "generation_config.json").read_text())
-    # As published models have it; transformers would not save it.
-    (model / "generation_config.json").write_text(json.dumps(said | {"temperature": 0.6}))
+    # As published models have it: transformers would not save it. And the tokenizer ends a text with <eos>, the model's
+    # own file with <user>: a response ends with either.
+    (model / "generation_config.json").write_text(json.dumps(said | {"temperature": 0.6, "eos_token_id": 2}))
     path.write_text(RECIPE.format(model=model, reward=home / "reward.py"))
     return str(path)
 
@@ -183,6 +184,12 @@ def test_a_run_leaves_what_the_readme_says(whole: tuple[Path, str]) -> None:
     first = json.loads((run_dir / "rollouts/step_000001.jsonl").read_text().splitlines()[0])
     assert {"reward", "response", "status", "finish", "version"} <= set(first)
     events = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
+    (facts,) = (event for event in events if event["event"] == "data")
+    assert facts["endings"] in out and facts["endings"] == "<eos> (1), learned; <user> (2)"
+    files = sorted((run_dir / "rollouts").glob("*.jsonl"))
+    said = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    assert "stop" in {each["finish"] for each in said} and "<assistant>" in " ".join(each["response"] for each in said)
+    assert not [each for each in said if "<eos>" in each["response"] or "<user>" in each["response"]]
     (unread,) = (event["keys"] for event in events if event["event"] == "unread")
     assert unread.keys() == {"actor.offload", "rollout.device_memory_fraction", "cache_dir"}  # all others were read
     assert f"nothing read cache_dir ({run_dir}.yaml): it had no effect in this run" in out
@@ -203,6 +210,7 @@ def test_the_export_loads_and_is_the_last_checkpoint(whole: tuple[Path, str]) ->
     assert not torch.equal(exported(ids).logits, older(ids).logits)
     assert AutoTokenizer.from_pretrained(run_dir / "export").chat_template
     assert exported.generation_config.temperature == 0.6
+    assert exported.generation_config.eos_token_id == [1, 2]
 
 
 def test_two_engines_and_one_rank_give_the_same_run_and_killed_it_resumes_to_the_same_numbers(

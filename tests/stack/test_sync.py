@@ -46,7 +46,7 @@ def stack(tmp_path_factory):
     cfg = RolloutConfig(max_response_tokens=16, max_sequences=32, kv_cache_gib=0.0625)
     options = {"num_cpus": 0.5, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}}
     made = ray.remote(Engine).options(**options)
-    engines = {k: made.remote(EngineSpec(str(d), "float32", "cpu", 128), cfg) for k, d in directories.items()}
+    engines = {k: made.remote(EngineSpec(str(d), "float32", "cpu", 128, (1,)), cfg) for k, d in directories.items()}
     try:
         ray.get([e.start.remote() for e in engines.values()], timeout=400)
         load = AutoModelForCausalLM.from_pretrained

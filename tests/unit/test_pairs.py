@@ -34,6 +34,7 @@ class Letters:
 
     chat_template, pad_token_id, eos_token_id = "yes", ord("$"), ord("!")
     special_tokens_map, added_tokens_decoder = dict[str, str](), dict[int, Any]()
+    all_special_ids = (ord("$"), ord("!"))
 
     def apply_chat_template(
         self, messages: Sequence[Mapping[str, Any]], tokenize: bool, add_generation_prompt: bool
@@ -45,6 +46,9 @@ class Letters:
 
     def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
         return {"input_ids": [ord(c) for c in text]}
+
+    def decode(self, tokens: list[int], **how: bool) -> str:
+        return read(tokens)
 
 
 def read(tokens: list[int]) -> str:

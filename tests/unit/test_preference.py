@@ -20,12 +20,23 @@ from rlcore.models.load import load_tokenizer, load_tokenizer_path, load_value_p
 from rlcore.models.logp import TokenValue, batch_value
 from rlcore.records import Prompt, Response
 from rlcore.workers.packing import plan
-from rlcore.workers.reward_model import RewardModelLane
+from rlcore.workers.reward_model import RewardModelLane, _conversation
 from rlcore.workers.reward_model_rank import conversation_tokens, ending, preference_tokenizer
 from tests.close import assert_close
 from tests.tiny import give_head, make_tiny_model
 
 CPU = torch.device("cpu")
+
+
+def test_a_response_is_the_end_of_the_assistants_message() -> None:
+    """What a template opens is a part of it; what the row's conversation has begun stands in it already."""
+    asked, begun = {"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "Sure: <think>"}
+    prompt = Prompt("p", [1], "4", messages=[asked], opened="<think>\n")
+    answered = [asked, {"role": "assistant", "content": "<think>\nby hand"}]
+    assert _conversation(prompt, Response("<think>\nby hand")) == answered
+    prompt = Prompt("p", [1], "4", messages=[asked, begun], opened="<think>")
+    answered = [asked, {"role": "assistant", "content": "Sure: <think>by hand"}]
+    assert _conversation(prompt, Response("<think>by hand")) == answered
 
 
 # -- the loss

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from typing import Any
 
@@ -215,9 +216,12 @@ def test_knights_knaves(answer: str, reward: float, right: float) -> None:
     assert score == Score(reward, {"people_right": right})
     assert knights_knaves_solved(prompt(ZOEY), wrapped(answer)) == (reward == 2.0)
     assert knights_knaves_solved(prompt(ZOEY), wrapped(answer), partial=True) == right
-    prefilled = wrapped(answer).removeprefix("<think>")
-    assert knights_knaves(prompt(ZOEY), prefilled, prefilled=True) == score
-    assert knights_knaves(prompt(ZOEY), prefilled).reward == -2.0
+    within = wrapped(answer).removeprefix("<think>")
+    for opening in ("<think>", "<think>\n", "<think>\n\n</think>\n\n<answer>", "<answer>"):
+        opened = dataclasses.replace(prompt(ZOEY), opened=opening)
+        said = opening + (within if opening.endswith(("<think>", "\n")) else f"{answer}</answer>")
+        assert knights_knaves(opened, said) == score, opening
+    assert knights_knaves(prompt(ZOEY), within).reward == -2.0
 
 
 @pytest.mark.parametrize(
@@ -284,7 +288,7 @@ def test_a_solution_that_cannot_be_read_is_unparseable(row: dict[str, Any], answ
 
 
 FORMATS = [
-    # response, verdict; prefilled, the same without the first tag
+    # response, verdict; after a prompt that opens <think>, the same without it
     ("<think>a</think><answer>b</answer>", 1),
     ("  <think>a\n</think>\n\n<answer>b</answer>\n", 1),
     ("<think>a</think><answer>a < b > c</answer>", 1),
@@ -305,13 +309,37 @@ FORMATS = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("opening", "own", "right"),
+    [
+        ("<think>\n", "a</think><answer>b</answer>", 1),
+        ("<think>\na", "</think><answer>b</answer>", 1),
+        ("<think>\n", "</think><answer>b</answer>", 0),
+        ("<think>\n\n</think>\n\n", "<answer>b</answer>", 1),
+        ("<think>\n\n</think>\n\n", "<think>a</think><answer>b</answer>", 0),
+        ("</think>", "<answer>b</answer>", 1),
+        ("<think>a</think><answer>", "b</answer>", 1),
+        ("<answer>", "b</answer>", 1),
+        ("<answer>", "</answer>", 0),
+        ("<answer>", "b", 0),
+        ("\\boxed{", "4}", 0),
+    ],
+)
+def test_what_a_prompt_has_opened_counts_as_the_responses_own(opening: str, own: str, right: int) -> None:
+    opened = dataclasses.replace(prompt({}), opened=opening)
+    assert think_answer(opened, opening + own) == right
+    # Which does not mind an empty thought or answer, nor what stands around the tags.
+    assert logic_rl_format(opened, opening + own) >= 2 * right - 1
+
+
 @pytest.mark.parametrize(("response", "right"), FORMATS)
 def test_format(response: str, right: int) -> None:
     assert think_answer(prompt({}), response) == right
-    assert think_answer(prompt({}), response.strip().removeprefix("<think>"), prefilled=True) == right
+    opened = dataclasses.replace(prompt({}), opened="<think>\n")
+    assert think_answer(opened, "<think>\n" + response.strip().removeprefix("<think>")) == right
     assert think_answer(prompt({}), response.strip().removeprefix("<think>")) == 0
     assert think_answer(prompt({}), f"so {response}") == 0
-    assert think_answer(prompt({}), response, prefilled=True) == 0
+    assert think_answer(opened, f"<think>\n{response}") == 0
 
 
 @pytest.mark.parametrize(
