@@ -65,3 +65,9 @@ def test_a_text_that_the_terminal_lacks_ends_no_command(folder: Path) -> None:
     command = [*RLCORE, "rewards", "test", "mine.score", "--data", "a.jsonl"]
     code, out = run(command, folder, PYTHONIOENCODING="ascii")
     assert code == 0 and "Wie sp\\xe4t?" in out and "\\u2603" in out, out
+
+
+def test_a_home_that_cannot_be_written_is_named_where_it_is_needed(folder: Path) -> None:
+    """Only a model that is made once is kept there."""
+    code, out = run([*MODULE, "demo", f"run_dir={folder}/run"], folder, HOME="/proc/self/nowhere")
+    assert code == 2 and "ConfigError: cache_dir: no model can be kept in ~/.cache/rlcore: " in out, out
