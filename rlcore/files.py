@@ -66,7 +66,7 @@ def locked(path: Path, wait_seconds: float = 0.0) -> Iterator[None]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     until = time.monotonic() + wait_seconds
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

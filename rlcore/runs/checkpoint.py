@@ -42,9 +42,9 @@ class Checkpoints:
         with written_aside(final) as aside:
             aside.mkdir()
             write(aside)
-            (aside / "state.json").write_text(json.dumps(known, indent=1))
+            (aside / "state.json").write_text(json.dumps(known, indent=1), encoding="utf-8")
             sizes = {str(p.relative_to(aside)): p.stat().st_size for p in sorted(aside.rglob("*")) if p.is_file()}
-            (aside / "manifest.json").write_text(json.dumps(sizes, indent=1))
+            (aside / "manifest.json").write_text(json.dumps(sizes, indent=1), encoding="utf-8")
         self._retire()
         return final
 
@@ -100,7 +100,7 @@ def _name(step: int) -> str:
 
 def verify(checkpoint: Path) -> None:
     """Raise CheckpointError naming the file of `checkpoint` that is missing or cut."""
-    for name, size in json.loads((checkpoint / "manifest.json").read_text()).items():
+    for name, size in json.loads((checkpoint / "manifest.json").read_text(encoding="utf-8")).items():
         path = checkpoint / name
         if not path.is_file() or path.stat().st_size != size:
             there = path.stat().st_size if path.is_file() else "no"
@@ -110,7 +110,7 @@ def verify(checkpoint: Path) -> None:
 
 
 def state_of(checkpoint: Path) -> dict[str, Any]:
-    return json.loads((checkpoint / "state.json").read_text())
+    return json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
 
 
 def export(run_dir: Path, out: Path, dtype: str, step: int | None = None) -> Path:
@@ -145,6 +145,6 @@ def _convert(model: Path, dtype: str) -> None:
         safetensors.torch.save_file(
             {k: v.to(getattr(torch, dtype)) for k, v in tensors.items()}, shard, {"format": "pt"}
         )
-    config = json.loads((model / "config.json").read_text())
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     config.pop("torch_dtype", None)
-    (model / "config.json").write_text(json.dumps(config | {"dtype": dtype}, indent=2))
+    (model / "config.json").write_text(json.dumps(config | {"dtype": dtype}, indent=2), encoding="utf-8")

@@ -25,7 +25,7 @@ def recorded(run_dir: Path, named_by_time: bool = False) -> Iterator[Path]:
         except BaseException as e:
             write_text(run_dir / "error.txt", getattr(e, "details", "") or traceback.format_exc())
             event = {"time": time.time(), "event": "failed", "error": type(e).__name__, "message": str(e)}
-            with (run_dir / "events.jsonl").open("a") as file:
+            with (run_dir / "events.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(event) + "\n")
             if isinstance(e, (RlcoreError, KeyboardInterrupt, SystemExit)):
                 raise

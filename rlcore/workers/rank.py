@@ -155,7 +155,7 @@ class TrainedRank(Rank):
                 self._add(adam, f"{key}/{name}", self.engine.read(i, key))
         if adam is not None:
             adam.close()
-            (path / "optimizer.json").write_text(json.dumps({"step": step}))
+            (path / "optimizer.json").write_text(json.dumps({"step": step}), encoding="utf-8")
 
     def save_weights(self, directory: str) -> None:
         """The float32 master weights in Hugging Face format, with config and tokenizer: `from_pretrained` loads it."""
@@ -173,7 +173,7 @@ class TrainedRank(Rank):
         written = json.loads(model.config.to_json_string(use_diff=False))
         written |= {"architectures": [type(model).__name__], "dtype": "float32", "use_cache": True}
         written.pop("quantization_config", None)  # of a GGUF file; these weights are not quantized
-        (path / "config.json").write_text(json.dumps(written, indent=1))
+        (path / "config.json").write_text(json.dumps(written, indent=1), encoding="utf-8")
         if model.can_generate() and model.generation_config is not None:
             model.generation_config.save_pretrained(path)
         self._tokenizer().save_pretrained(path)
@@ -206,7 +206,7 @@ class TrainedRank(Rank):
                     raise CheckpointError(f"{path}: optimizer state has {found} where {key}/{name} belongs")
                 self.engine.write(i, self._from_rank_0(tensor, shape, name), key)
         try:
-            self.engine.set_adam_step(int(json.loads((path / "optimizer.json").read_text())["step"]))
+            self.engine.set_adam_step(int(json.loads((path / "optimizer.json").read_text(encoding="utf-8"))["step"]))
         except (OSError, ValueError, KeyError) as e:
             raise CheckpointError(f"{path / 'optimizer.json'}: missing or torn: {e}") from e
 
