@@ -15,7 +15,11 @@ _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 
 def settle() -> None:
     """First thing in a command. What it changes in the environment reaches every process that the command starts."""
-    installed_first()
+    try:
+        installed_first()
+    except FileNotFoundError:
+        print("rlcore: ConfigError: the working directory has been deleted; cd to one that is there", file=sys.stderr)
+        sys.exit(2)
     near_ones_direct()
     if (named := os.environ.get("TMPDIR")) and not os.access(named, os.W_OK | os.X_OK):
         del os.environ["TMPDIR"]  # Python passes over it, other programs fail
@@ -86,4 +90,4 @@ def offline_without_hub() -> None:
         os.environ["HF_HUB_OFFLINE"] = "1"
         for library in ("huggingface_hub.constants", "datasets.config"):  # those that are imported have read it
             if library in sys.modules:
-                sys.modules[library].HF_HUB_OFFLINE = True
+                vars(sys.modules[library])["HF_HUB_OFFLINE"] = True

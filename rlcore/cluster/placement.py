@@ -156,10 +156,7 @@ class Cluster:
     def address(self, role: str) -> tuple[str, int]:
         """(host, free port) on the node of the role's rank 0, where its ranks meet."""
         task = _free_address.options(num_cpus=0, scheduling_strategy=self.strategy(role, 0))
-        first = Worker(role, 0, None)
-        if not self.watch.any({(ref := task.remote()): first}, self.seconds):
-            raise WorkerError(f"no process could start on the node of {first} within {self.seconds:g} s")
-        return self.watch.get(ref, first)
+        return self.watch.gather([Worker(role, 0, None)], [task.remote()], "a process on its node", self.seconds)[0]
 
     def close(self, error: BaseException | None = None) -> None:
         """End everything the run started; safe to call twice, and after any failure. Ray's logs are kept where `error`

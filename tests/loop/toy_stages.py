@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -77,7 +78,7 @@ def run(cfg: Config, patch: pytest.MonkeyPatch, made_by: str = "", **unread: Any
     """The stage of cfg.loss.name, by its toy."""
     stage = next(stage for stage in STAGES.values() if stage.loss == cfg.loss.name)
     made_by = made_by or f"tests.loop.toy_stages.{'ToyPreferred' if stage.command == 'dpo' else 'ToySupervised'}"
-    cluster = SimpleNamespace(device="cpu", colocated=True, close=lambda: None)
+    cluster = nullcontext(SimpleNamespace(device="cpu", colocated=True))
     with patch.context() as each:
         each.setattr(build, "Cluster", lambda *args: cluster)
         each.setattr(build, "Watch", ToyWatch)

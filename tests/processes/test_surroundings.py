@@ -71,3 +71,8 @@ def test_a_home_that_cannot_be_written_is_named_where_it_is_needed(folder: Path)
     """Only a model that is made once is kept there."""
     code, out = run([*MODULE, "demo", f"run_dir={folder}/run"], folder, HOME="/proc/self/nowhere")
     assert code == 2 and "ConfigError: cache_dir: no model can be kept in ~/.cache/rlcore: " in out, out
+
+
+def test_a_folder_that_is_gone_is_said(folder: Path) -> None:
+    code, out = run(["sh", "-c", 'mkdir gone && cd gone && rmdir ../gone && exec "$@"', "-", *MODULE, "demo"], folder)
+    assert code == 2 and "the working directory has been deleted" in out, out
