@@ -137,7 +137,7 @@ class Cluster:
         on each of them.
         """
         share = round(1.0 / len(self.roles), 3) - 0.001 if self.colocated else 1.0
-        env = {cleanup.VARIABLE: self.run_id, "TOKENIZERS_PARALLELISM": "false"}
+        env = {cleanup.VARIABLE: self.run_id, "TOKENIZERS_PARALLELISM": "false", "PYTHONSAFEPATH": "1"}
         if self.device == "cpu":
             env |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
         if devices > 1:

@@ -53,6 +53,22 @@ def test_a_users_functions_are_found_there_and_what_lies_beside_them(folder: Pat
     assert "parts: score 0.5, other 0.25" in out, out
 
 
+def test_this_machine_is_not_asked_through_a_proxy(folder: Path) -> None:
+    """As a judge is, in a process that a command has started."""
+    (folder / "judge.py").write_text(
+        "import threading\nfrom http.server import HTTPServer, SimpleHTTPRequestHandler\nimport httpx\n"
+        "def score(prompt, response):\n"
+        "    server = HTTPServer(('127.0.0.1', 0), SimpleHTTPRequestHandler)\n"
+        "    threading.Thread(target=server.serve_forever, daemon=True).start()\n"
+        "    return httpx.get(f'http://127.0.0.1:{server.server_port}/judge.py').status_code\n"
+    )
+    (folder / "a.jsonl").write_text('{"prompt": "a", "answer": "b"}\n', encoding="utf-8")
+    proxies = dict.fromkeys(("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"), "http://127.0.0.1:9")
+    none = {"no_proxy": "", "NO_PROXY": ""}
+    code, out = run([*RLCORE, "rewards", "test", "judge.score", "--data", "a.jsonl"], folder, **proxies, **none)
+    assert code == 0 and "score 200" in out, out
+
+
 def test_a_dataset_that_no_hub_has_is_known_at_once(folder: Path) -> None:
     code, out = run([*RLCORE, "rewards", "test", "gsm8k", "--data", "nobody/nothing"], folder)
     assert code == 2 and "DataError: nobody/nothing: neither a " in out, out
