@@ -25,6 +25,7 @@ from rlcore.errors import DataError, kind, nearest
 from rlcore.isolated.outcome import Outcome
 from rlcore.isolated.pool import Pool
 from rlcore.records import MOST_REWARD, Prompt, Response
+from rlcore.waiting import Waiting
 
 GOLD_AHEAD = 4096  # gold answers that wait in a pool: full batches for 64 processes, and not a whole data set twice
 
@@ -180,6 +181,7 @@ class RewardManager:
             if not self.of_source(source):
                 raise DataError(f"no reward function scores rows of {source}: reward.sources has each for others")
         until = time.monotonic() + deadline_seconds
+        waiting = Waiting("reading gold answers", deadline_seconds)
         readers = {n for n, spec in zip(self.names, self._cfg.fns, strict=True) if spec in GOLD}
         bad: dict[int, str] = {}
         for pool in [p for p in self._pools if readers.intersection(p.names)]:
@@ -191,6 +193,7 @@ class RewardManager:
                 if time.monotonic() > until:
                     raise DataError(f"the gold answers took over {deadline_seconds:g} s (deadline.start_seconds)")
                 bad |= self._unread(prompts, pool.poll(_LOOK_SECONDS))
+                waiting.look(lambda pool=pool: f"what {', '.join(pool.names)} say of {len(prompts)}")
         return [(prompts[i], bad[i]) for i in sorted(bad)]
 
     def require_sources(self, prompts: Sequence[Prompt]) -> None:

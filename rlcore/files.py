@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rlcore.errors import ConfigError
+from rlcore.waiting import Waiting
 
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 
@@ -78,7 +79,8 @@ def locked(path: Path, wait_seconds: float = 0.0) -> Iterator[None]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     until = time.monotonic() + wait_seconds
-    with path.open("w") as file:
+    waiting = Waiting(str(path.parent), wait_seconds)
+    with path.open("w", encoding="utf-8") as file:
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -88,6 +90,7 @@ def locked(path: Path, wait_seconds: float = 0.0) -> Iterator[None]:
                     raise ConfigError(
                         f"{path.parent}: another rlcore process is at work here (it holds {path})"
                     ) from None
+                waiting.look(lambda: f"another rlcore process, which holds {path},")
                 time.sleep(0.5)
         yield
 

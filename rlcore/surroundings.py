@@ -15,7 +15,11 @@ _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 
 def settle() -> None:
     """First thing in a command. What it changes in the environment reaches every process that the command starts."""
-    installed_first()
+    try:
+        installed_first()
+    except FileNotFoundError:
+        print("rlcore: ConfigError: the working directory has been deleted; cd to one that is there", file=sys.stderr)
+        sys.exit(2)
     near_ones_direct()
     if (named := os.environ.get("TMPDIR")) and not os.access(named, os.W_OK | os.X_OK):
         del os.environ["TMPDIR"]  # Python passes over it, other programs fail

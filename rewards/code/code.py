@@ -136,7 +136,7 @@ class Code:
 
     def _run_cases(self, tests: Tests, program: str) -> Verdict:
         """All cases in one go: judge and candidate, joined by two pipes."""
-        harness = Path(sandbox.__file__).with_name("harness.py").read_text()
+        harness = Path(sandbox.__file__).with_name("harness.py").read_text(encoding="utf-8")
         cases = {"cases": tests.cases, "all": self.partial, "tolerance": self.tolerance}
         whole = f"{tests.header}\n{program}"
         given = prelude(whole) if tests.imported else ""

@@ -151,7 +151,7 @@ def run_stage(cfg: Config, composed: Composed, again: str, step: int | None = No
 
 def last_words(run_dir: Path, exported: Path, again: str, seconds: float, best: Best | None = None) -> None:
     """What came out of the run, where it is, and what to try next."""
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     training = lines[-1]["time"] - lines[0]["time"]
     say(f"done: {lines[-1]['step']} steps in {training / 60:.1f} minutes of training, {seconds / 60:.1f} in all")
     for key in sorted({key for line in lines for key in line if key.startswith("eval/")}):

@@ -1,8 +1,7 @@
 """Leaves no process behind: a tiny second process that outlives the driver by seconds and cleans up after it.
 
 Every process of a run inherits RLCORE_RUN_ID. This one waits for end-of-file on a pipe from the driver: that comes when
-the driver closes it or is killed in any way, SIGKILL included. Then it kills what still carries the id and deletes
-FOLDER.
+it is closed, or the driver killed in any way. Then it kills what still carries the id, and deletes FOLDER.
 Run as `python -S cleanup.py RUN_ID [FOLDER]`: standard library and rlcore/processes.py only, a few MB.
 """
 

@@ -207,7 +207,8 @@ def deadline(seconds: float, what: str) -> Iterator[None]:
     late = WorkerError(f"{what} took longer than {seconds:g} s")
     timer = threading.Timer(seconds, _exit, [late])
     timer.daemon = True
-    timer.start()
+    with without_signals():
+        timer.start()
     try:
         yield
     finally:

@@ -137,7 +137,7 @@ class Cluster:
         on each of them.
         """
         share = round(1.0 / len(self.roles), 3) - 0.001 if self.colocated else 1.0
-        env = {cleanup.VARIABLE: self.run_id, "TOKENIZERS_PARALLELISM": "false"}
+        env = {cleanup.VARIABLE: self.run_id, "TOKENIZERS_PARALLELISM": "false", "PYTHONSAFEPATH": "1"}
         if self.device == "cpu":
             env |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
         if devices > 1:
@@ -156,10 +156,7 @@ class Cluster:
     def address(self, role: str) -> tuple[str, int]:
         """(host, free port) on the node of the role's rank 0, where its ranks meet."""
         task = _free_address.options(num_cpus=0, scheduling_strategy=self.strategy(role, 0))
-        first = Worker(role, 0, None)
-        if not self.watch.any({(ref := task.remote()): first}, self.seconds):
-            raise WorkerError(f"no process could start on the node of {first} within {self.seconds:g} s")
-        return self.watch.get(ref, first)
+        return self.watch.gather([Worker(role, 0, None)], [task.remote()], "a process on its node", self.seconds)[0]
 
     def close(self, error: BaseException | None = None) -> None:
         """End everything the run started; safe to call twice, and after any failure. Ray's logs are kept where `error`

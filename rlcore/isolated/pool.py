@@ -23,6 +23,7 @@ from rlcore.isolated.process import Frame, Process, Task
 from rlcore.isolated.rule import Submission
 from rlcore.processes import tree
 from rlcore.records import Prompt, Response
+from rlcore.waiting import Waiting
 
 _LOOK_SECONDS = 0.2  # how often the clock and the processes are looked at while nothing arrives
 _AHEAD_SECONDS = 0.25  # work a process is given in advance, so that it need not wait for the next poll
@@ -81,7 +82,9 @@ class Pool:
     def ready(self, deadline_seconds: float) -> None:
         """Wait until every process has loaded the rules. ConfigError says why one cannot."""
         until = time.monotonic() + deadline_seconds
+        waiting = Waiting(f"{self._hello.section}.fns", deadline_seconds)
         while not all(p.ready for p in self._processes):
+            waiting.look(lambda: f"{', '.join(self.names)} to load")
             try:
                 self._advance(min(_LOOK_SECONDS, max(0.0, until - time.monotonic())))
             except RewardError as e:

@@ -25,7 +25,7 @@ def save_beside(directory: Path, model: PreTrainedModel, tokenizer: PreTrainedTo
     written = json.loads(model.config.to_json_string(use_diff=False))
     written |= {"architectures": [type(model).__name__], "dtype": "float32", "use_cache": True}
     written.pop("quantization_config", None)  # of a GGUF file; these weights are not quantized
-    (directory / "config.json").write_text(json.dumps(written, indent=1))
+    (directory / "config.json").write_text(json.dumps(written, indent=1), encoding="utf-8")
     generation = model.generation_config if model.can_generate() else None
     failed = []
     try:

@@ -50,7 +50,7 @@ class Checkpoints:
         with written_aside(final) as aside:
             aside.mkdir()
             write(aside)
-            (aside / "state.json").write_text(json.dumps(known, indent=1))
+            (aside / "state.json").write_text(json.dumps(known, indent=1), encoding="utf-8")
             write_manifest(aside)
         self._whole[final] = True
         self._retire(final)
@@ -172,4 +172,4 @@ def _require_whole(checkpoint: Path, contents: bool = True) -> None:
 
 
 def state_of(checkpoint: Path) -> dict[str, Any]:
-    return json.loads((checkpoint / "state.json").read_text())
+    return json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))

@@ -55,11 +55,11 @@ def _convert(model: Path, dtype: str, source: Path) -> int:
         if _names_in(model / shard) != names:
             raise CheckpointError(f"{model / shard}: what was written is not there when it is read back")
     if (model / _INDEX).exists():
-        index = json.loads((model / _INDEX).read_text())
-        (model / _INDEX).write_text(json.dumps(index | {"metadata": {"total_size": size}}, indent=1))
-    config = json.loads((model / "config.json").read_text())
+        index = json.loads((model / _INDEX).read_text(encoding="utf-8"))
+        (model / _INDEX).write_text(json.dumps(index | {"metadata": {"total_size": size}}, indent=1), encoding="utf-8")
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     config.pop("torch_dtype", None)
-    (model / "config.json").write_text(json.dumps(config | {"dtype": dtype}, indent=2))
+    (model / "config.json").write_text(json.dumps(config | {"dtype": dtype}, indent=2), encoding="utf-8")
     return sum(map(len, expected.values()))
 
 
@@ -67,7 +67,7 @@ def _tensors(model: Path, source: Path) -> dict[str, set[str]]:
     """The weight files of a Hugging Face directory, each with the names of its tensors; there is at least one."""
     shards: dict[str, set[str]] = {}
     if (model / _INDEX).exists():
-        for name, shard in json.loads((model / _INDEX).read_text())["weight_map"].items():
+        for name, shard in json.loads((model / _INDEX).read_text(encoding="utf-8"))["weight_map"].items():
             shards.setdefault(shard, set()).add(name)
     elif (model / "model.safetensors").exists():
         shards["model.safetensors"] = _names_in(model / "model.safetensors")

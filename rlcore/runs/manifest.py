@@ -32,7 +32,7 @@ def write_manifest(directory: Path) -> None:
     hashes = _hashes(directory, list(sizes))
     files = {name: {"bytes": size, "sha256": hashes[name]} for name, size in sizes.items()}
     manifest = {"format": _FORMAT, "files": files}
-    (directory / NAME).write_text(json.dumps(manifest | {"sha256": _digest(manifest)}, indent=1))
+    (directory / NAME).write_text(json.dumps(manifest | {"sha256": _digest(manifest)}, indent=1), encoding="utf-8")
 
 
 def verify(directory: Path, contents: bool = True) -> None:

@@ -36,7 +36,7 @@ class Wandb:
                 project=cfg.project,
                 name=cfg.name or run_dir.resolve().name,
                 dir=str(run_dir),
-                id=identity.read_text(),
+                id=identity.read_text(encoding="utf-8"),
                 resume="allow",
                 config=OmegaConf.to_container(config, throw_on_missing=False, enum_to_str=True),  # type: ignore[arg-type]
                 settings=wandb.Settings(console="off", finish_timeout=_FINISH_SECONDS),

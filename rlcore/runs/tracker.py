@@ -58,7 +58,7 @@ class Tracker:
             write_text(run_dir / "config.yaml", OmegaConf.to_yaml(self._config))
             _drop_lines(run_dir / "events.jsonl", lambda line: True)
             if (run_dir / "metrics.jsonl").exists():  # it is opened at the first step only
-                (run_dir / "metrics.jsonl").open("a").close()
+                (run_dir / "metrics.jsonl").open("a", encoding="utf-8").close()
             self._events = (run_dir / "events.jsonl").open("a", encoding="utf-8")
         except OSError as e:
             raise ConfigError(f"run_dir: cannot write to {run_dir}: {e}") from e

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from rlcore.config import Config, uncounted
 from rlcore.data.prompts import Prompts
 from rlcore.data.sources import source_names
-from rlcore.errors import DataError
+from rlcore.errors import ConfigError, DataError
 from rlcore.plugins import absolute
 from rlcore.records import Prompt
 from rlcore.screen import shown
@@ -65,8 +66,15 @@ def _with_home(cfg: Config) -> Config:
 
 
 def cache_dir(cfg: Config) -> Path:
-    """Where made models are kept."""
-    return Path(cfg.cache_dir).expanduser()
+    """Where made models are kept. ConfigError where none is and none can be: a container's home may be read-only."""
+    try:
+        path = Path(cfg.cache_dir).expanduser()
+        path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK | os.X_OK) and not any(path.iterdir()):
+            raise PermissionError(f"{path} cannot be written to")
+    except (OSError, RuntimeError) as e:
+        raise ConfigError(f"cache_dir: no model can be kept in {cfg.cache_dir}: {e}; set cache_dir=DIR") from e
+    return path
 
 
 def with_plugins(cfg: Config) -> Config:

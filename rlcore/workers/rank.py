@@ -162,7 +162,7 @@ class TrainedRank(Rank):
                 self._add(adam, f"{key}/{name}", self.engine.read(i, key))
         if adam is not None:
             adam.close()
-            (path / "optimizer.json").write_text(json.dumps({"step": step}))
+            (path / "optimizer.json").write_text(json.dumps({"step": step}), encoding="utf-8")
         return failed
 
     def save_weights(self, directory: str) -> list[str]:
@@ -212,7 +212,7 @@ class TrainedRank(Rank):
                     raise CheckpointError(f"{path}: optimizer state has {found} where {key}/{name} belongs")
                 self.engine.write(i, self._from_rank_0(tensor, shape, name), key)
         try:
-            self.engine.set_adam_step(int(json.loads((path / "optimizer.json").read_text())["step"]))
+            self.engine.set_adam_step(int(json.loads((path / "optimizer.json").read_text(encoding="utf-8"))["step"]))
         except (OSError, ValueError, KeyError) as e:
             raise CheckpointError(f"{path / 'optimizer.json'}: missing or torn: {e}") from e
 

@@ -54,7 +54,9 @@ class ShardWriter:
             self._partial(i).rename(self.directory / final)
             where |= dict.fromkeys(names, final)
         index = {"metadata": {"total_size": self._total}, "weight_map": where}
-        (self.directory / f"{self.stem}.safetensors.index.json").write_text(json.dumps(index, indent=1))
+        (self.directory / f"{self.stem}.safetensors.index.json").write_text(
+            json.dumps(index, indent=1), encoding="utf-8"
+        )
 
     def _flush(self) -> None:
         if not self._pending:
@@ -74,7 +76,7 @@ def read_shards(directory: Path, stem: str) -> Iterator[tuple[str, Tensor]]:
     """Every tensor a ShardWriter wrote, one at a time, in its order. CheckpointError when files are missing or torn."""
     index = directory / f"{stem}.safetensors.index.json"
     try:
-        where: dict[str, str] = json.loads(index.read_text())["weight_map"]
+        where: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
     except (OSError, ValueError, KeyError) as e:
         raise CheckpointError(f"{index}: missing or not a checkpoint index: {e}") from e
     file, opened = None, None

@@ -53,6 +53,22 @@ def test_a_users_functions_are_found_there_and_what_lies_beside_them(folder: Pat
     assert "parts: score 0.5, other 0.25" in out, out
 
 
+def test_this_machine_is_not_asked_through_a_proxy(folder: Path) -> None:
+    """As a judge is, in a process that a command has started."""
+    (folder / "judge.py").write_text(
+        "import threading\nfrom http.server import HTTPServer, SimpleHTTPRequestHandler\nimport httpx\n"
+        "def score(prompt, response):\n"
+        "    server = HTTPServer(('127.0.0.1', 0), SimpleHTTPRequestHandler)\n"
+        "    threading.Thread(target=server.serve_forever, daemon=True).start()\n"
+        "    return httpx.get(f'http://127.0.0.1:{server.server_port}/judge.py').status_code\n"
+    )
+    (folder / "a.jsonl").write_text('{"prompt": "a", "answer": "b"}\n', encoding="utf-8")
+    proxies = dict.fromkeys(("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"), "http://127.0.0.1:9")
+    none = {"no_proxy": "", "NO_PROXY": ""}
+    code, out = run([*RLCORE, "rewards", "test", "judge.score", "--data", "a.jsonl"], folder, **proxies, **none)
+    assert code == 0 and "score 200" in out, out
+
+
 def test_a_dataset_that_no_hub_has_is_known_at_once(folder: Path) -> None:
     code, out = run([*RLCORE, "rewards", "test", "gsm8k", "--data", "nobody/nothing"], folder)
     assert code == 2 and "DataError: nobody/nothing: neither a " in out, out
@@ -65,3 +81,14 @@ def test_a_text_that_the_terminal_lacks_ends_no_command(folder: Path) -> None:
     command = [*RLCORE, "rewards", "test", "mine.score", "--data", "a.jsonl"]
     code, out = run(command, folder, PYTHONIOENCODING="ascii")
     assert code == 0 and "Wie sp\\xe4t?" in out and "\\u2603" in out, out
+
+
+def test_a_home_that_cannot_be_written_is_named_where_it_is_needed(folder: Path) -> None:
+    """Only a model that is made once is kept there."""
+    code, out = run([*MODULE, "demo", f"run_dir={folder}/run"], folder, HOME="/proc/self/nowhere")
+    assert code == 2 and "ConfigError: cache_dir: no model can be kept in ~/.cache/rlcore: " in out, out
+
+
+def test_a_folder_that_is_gone_is_said(folder: Path) -> None:
+    code, out = run(["sh", "-c", 'mkdir gone && cd gone && rmdir ../gone && exec "$@"', "-", *MODULE, "demo"], folder)
+    assert code == 2 and "the working directory has been deleted" in out, out

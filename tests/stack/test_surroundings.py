@@ -42,12 +42,14 @@ class Small:
                 return "".join(lines)
         pytest.fail("".join(lines))
 
-    def ends(self, number: signal.Signals | None, seconds: float = 60) -> tuple[int, str]:
-        if number is None:
-            out, _ = self.process.communicate("\n", timeout=seconds)
-        else:
-            self.process.send_signal(number)
-            out, _ = self.process.communicate(timeout=seconds)
+    def goes_on(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+
+    def ends(self, number: signal.Signals) -> tuple[int, str]:
+        self.process.send_signal(number)
+        out, _ = self.process.communicate(timeout=60)
         return self.process.returncode, out
 
     def left(self) -> list[str]:
@@ -82,8 +84,14 @@ def test_two_at_once_and_one_of_them_where_everything_is_in_the_way(tmp_path: Pa
         assert seen["died"].startswith("actor rank 0 died during phase start: its creation failed: KeyError: 'a key of")
         assert "small.py:" in seen["died"] and os.path.isdir(seen["ray"])
         assert not [file for name, file in seen.items() if file.startswith(f"{user}/")], seen
-        code, out = small.ends(None if small is one else signal.SIGTERM)
-        assert code == 0 if small is one else code >= 128 and "stopped by SIGTERM" in out, out
+        if small is one:
+            small.goes_on()
+            small.until("ENDING")
+        code, out = small.ends(signal.SIGTERM if small is one else signal.SIGKILL)
+        assert code == -signal.SIGKILL or (code >= 128 and "stopped by SIGTERM" in out), out
+        until = time.monotonic() + 30
+        while code < 0 and os.path.exists(seen["ray"]) and time.monotonic() < until:
+            time.sleep(0.1)  # what outlives a killed driver cleans up
         assert small.left() == [] and not os.path.exists(seen["ray"])
 
 
@@ -95,15 +103,3 @@ def test_a_signal_while_it_starts(tmp_path: Path, number: signal.Signals, second
     code, out = small.ends(number)
     assert code >= 128 and f"stopped by {number.name}" in out, out
     assert small.left() == []
-
-
-def test_a_signal_while_it_stops(tmp_path: Path) -> None:
-    small = Small(tmp_path)
-    seen = json.loads(small.until("{").splitlines()[-1])
-    assert small.process.stdin is not None
-    small.process.stdin.write("\n")
-    small.process.stdin.flush()
-    small.until("ENDING")
-    code, out = small.ends(signal.SIGTERM)
-    assert code >= 128 and "stopped by SIGTERM" in out, out
-    assert small.left() == [] and not os.path.exists(seen["ray"])

@@ -125,3 +125,19 @@ def test_algorithms_differ_from_the_defaults_and_name_their_paper() -> None:
             assert key in all_keys() and settable(key), f"{name}: {key}"
             assert not resets(key) or OmegaConf.select(defaults, key) != value, f"{name}: {key} is already {value}"
         assert re.match(r"(#.*\n)*#.*arXiv \d{4}\.\d{5}", (ALGORITHMS / f"{name}.yaml").read_text()), name
+
+
+def test_text_is_utf8_whatever_the_locale_is() -> None:
+    """Every file of text that is opened says so."""
+    wrong = []
+    for path in FILES:
+        for call in (node for node in ast.walk(tree(path)) if isinstance(node, ast.Call)):
+            name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+            owner = getattr(getattr(call.func, "value", None), "id", "")
+            function = isinstance(call.func, ast.Name) and name != "open"  # write_text of files.py
+            if name not in ("open", "read_text", "write_text") or owner == "os" or function:
+                continue
+            binary = any(isinstance(arg, ast.Constant) and arg.value in ("rb", "wb", "ab") for arg in call.args)
+            if not binary and "encoding" not in [keyword.arg for keyword in call.keywords]:
+                wrong.append((module_name(path), call.lineno))
+    assert wrong == []
