@@ -47,7 +47,7 @@ class Stats:
     def __init__(self) -> None:
         self.updates = 0  # optimizer steps that had something to learn from
         self.skipped = 0  # of these, not taken for a gradient that is not finite
-        self.empty = 0  # not taken for there was nothing: no token with a loss, or a gradient of exactly 0
+        self.empty = 0  # not taken: no token of any rank had a loss
         self.loss = 0.0  # this rank's share, added over updates
         self.grad_norm = 0.0  # before clipping, added over the updates that were taken; the same on every rank
         self.tokens = 0  # masked ones, added over updates

@@ -11,6 +11,7 @@ import contextlib
 import io
 import os
 import sys
+import tempfile
 import time
 import typing
 from collections.abc import Callable, Iterator
@@ -356,12 +357,11 @@ def run_with_hydra(
         "hydra/job_logging=none",
         "hydra/hydra_logging=none",
         "hydra.output_subdir=null",
-        "hydra.run.dir=.",  # Hydra makes these directories before a job can say what is wrong with its own
-        "hydra.sweep.dir=.",
-        "hydra.sweep.subdir=.",
         "hydra.job.chdir=false",
     ]
-    with _told_to_hydra([*quiet, *overrides, *flags]):
+    # Hydra makes its directories before a job can say what is wrong with its own, and a sweep's has a multirun.yaml.
+    with tempfile.TemporaryDirectory() as hydras, _told_to_hydra([*quiet, *overrides, *flags]):
+        sys.argv[1:1] = [f"hydra.run.dir={hydras}", f"hydra.sweep.dir={hydras}"]
         try:
             GlobalHydra.instance().clear()
             # No config_path: beside recipes/algorithm/, Hydra would take `algorithm=NAME` for a file's.

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from rlcore.config import DataConfig
 from rlcore.data.cells import as_text
 from rlcore.data.chat_template import mark_in, rendered, require_plain, require_written
-from rlcore.data.layouts import PROMPTS, cell, choose, gold_of, prompt_of, response_column
+from rlcore.data.layouts import PROMPTS, TALKS, cell, choose, gold_of, prompt_of, response_column
 from rlcore.data.messages import INSTRUCTING, Message, is_message, normalised
 from rlcore.data.sources import Rows
 from rlcore.errors import ConfigError, DataError, nearest
@@ -88,10 +88,10 @@ def _answered(
         raise DataError(f"{where}: the assistant's last message has no text; write it, or leave the message out")
     if response is not None and loaded.rows[i].get(response, last["content"]) == last["content"]:
         return conversation.pop()
-    if not named and column == "messages":
+    if not named and column in TALKS:
         raise DataError(
-            f"{where}: column messages ends with a message of the assistant's, which may be a response or the "
-            "beginning of one; with data.prompt_column=messages the model goes on from it, or leave the message out"
+            f"{where}: column {column} ends with a message of the assistant's, which may be a response or the "
+            f"beginning of one; with data.prompt_column={column} the model goes on from it, or leave the message out"
         )
     return None
 

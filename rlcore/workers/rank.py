@@ -116,7 +116,7 @@ class TrainedRank(Rank):
 
     def _learn(self, minibatches: list[Work], learning_rate: float, loss: Loss) -> Stats:
         """One optimizer step for each of `minibatches`. Raises nothing for a bad gradient: it is skipped and counted.
-        So is one of 0, and a minibatch in which no token of any rank carries loss.
+        So is a minibatch in which no token of any rank carries loss.
 
         At a learning rate of 0 nothing is learned: there are statistics, but no backward, and neither a weight nor
         Adam's state is touched.
@@ -135,7 +135,6 @@ class TrainedRank(Rank):
             norm = self.engine.step()
             stats.updates += 1
             stats.skipped += norm is None
-            stats.empty += norm == 0.0
             stats.grad_norm += norm or 0.0
         return stats
 

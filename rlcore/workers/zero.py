@@ -10,7 +10,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -89,32 +89,9 @@ def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return base | over | {k: _merged(base[k], v) for k, v in both.items()}
 
 
-class AdamW(torch.optim.AdamW):
-    """AdamW (arXiv 1711.05101) that takes no step on a gradient of exactly 0: there was nothing to learn from, and
-    momentum and weight decay would move the weights all the same. ZeRO knows the norm over all ranks before."""
-
-    norm: Callable[[], Any] = staticmethod(lambda: None)  # of the whole gradient; None: not known
-
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        if self.norm() == 0.0:
-            for tensor in (t for group in self.param_groups for t in group["params"]):
-                fill_state(self, tensor)
-        else:
-            super().step(closure)
-
-
-def fill_state(adam: torch.optim.AdamW, tensor: Tensor) -> dict[str, Any]:
-    """AdamW's state of a tensor, made of zeros where there is none yet."""
-    state = adam.state[tensor]
-    if not state:
-        state["step"] = torch.zeros((), device=tensor.device if tensor.is_cuda else "cpu")
-        state.update({k: torch.zeros_like(tensor, requires_grad=False) for k in ADAM})
-    return state
-
-
-def adamw(parameters: Sequence[torch.nn.Parameter], cfg: ActorConfig, device: str) -> AdamW:
-    """Weight decay falls on every parameter. The learning rate is set at each update."""
-    return AdamW(
+def adamw(parameters: Sequence[torch.nn.Parameter], cfg: ActorConfig, device: str) -> torch.optim.AdamW:
+    """AdamW (arXiv 1711.05101); weight decay falls on every parameter. The learning rate is set at each update."""
+    return torch.optim.AdamW(
         parameters,
         lr=cfg.learning_rate,
         betas=(cfg.beta1, cfg.beta2),
@@ -130,7 +107,9 @@ class ZeroModel:
     Every method that gathers is collective: all ranks call it, in the same order.
     """
 
-    def __init__(self, module: TokenLogp | TokenValue, config: dict[str, Any], optimizer: AdamW | None) -> None:
+    def __init__(
+        self, module: TokenLogp | TokenValue, config: dict[str, Any], optimizer: torch.optim.AdamW | None
+    ) -> None:
         import deepspeed
 
         made = deepspeed.initialize(model=module, optimizer=optimizer, config=config, dist_init_required=False)
@@ -138,8 +117,6 @@ class ZeroModel:
         self.model = model = module.model
         self.stage: int = int(config["zero_optimization"]["stage"])
         self.adam = optimizer
-        if optimizer is not None:
-            optimizer.norm = lambda: getattr(self.ds.optimizer, "_global_grad_norm", None)
         self.parameters = list(model.named_parameters())
         self._asleep: list[tuple[Tensor, torch.device]] = []
         # DeepSpeed gives every rank rank 0's parameters; buffers are left to us.
@@ -176,16 +153,15 @@ class ZeroModel:
         self.ds.backward(loss * torch.distributed.get_world_size(), scale_wrt_gas=False)
 
     def step(self) -> float | None:
-        """One AdamW update. The gradient norm before clipping, or None if it is not finite. Then nothing has changed;
-        nor has it where it is 0."""
+        """One AdamW update. The gradient norm before clipping, or None if it is not finite: then nothing changed."""
         plain = self.stage == 0
         if plain:
             # The bare optimizer: DeepSpeed checks nothing and keeps no norm.
             grads = [p.grad for _, p in self.parameters if p.grad is not None]
             norm = float(torch.nn.utils.get_total_norm(grads))
-            if norm == 0.0 or not math.isfinite(norm):
+            if not math.isfinite(norm):
                 self.ds.zero_grad()
-                return norm if norm == 0.0 else None
+                return None
         self.ds.step()
         if not self.ds.was_step_applied():
             return None
@@ -246,7 +222,11 @@ class ZeroModel:
         assert self.adam is not None
         steps = 0
         for tensor in self._master():
-            steps = int(fill_state(self.adam, tensor)["step"])
+            state = self.adam.state[tensor]
+            if not state:
+                state["step"] = torch.zeros((), device=tensor.device if tensor.is_cuda else "cpu")
+                state.update({k: torch.zeros_like(tensor, requires_grad=False) for k in ADAM})
+            steps = int(state["step"])
         if hasattr(self.ds.optimizer, "_lazy_init_hp_params_optimizer_state"):
             self.ds.optimizer._lazy_init_hp_params_optimizer_state()
         return steps
