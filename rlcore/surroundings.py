@@ -86,7 +86,8 @@ def offline_without_hub() -> None:
         urllib.request.urlopen(urllib.request.Request(hub, method="HEAD"), timeout=_HUB_SECONDS).close()
     except urllib.error.HTTPError:
         return  # an answer
-    except (OSError, ValueError):
+    except (OSError, ValueError) as e:
+        print(f"[rlcore] {hub} does not answer ({e}): only what is cached of it is used", flush=True)
         os.environ["HF_HUB_OFFLINE"] = "1"
         for library in ("huggingface_hub.constants", "datasets.config"):  # those that are imported have read it
             if library in sys.modules:

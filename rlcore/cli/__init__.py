@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import sys
 
 from rlcore.surroundings import settle
 
-settle()  # before the imports that a file in the user's folder could be taken for
+settle()  # before the imports, `importlib.metadata` among them, that a file in the user's folder could be taken for
 
 from rlcore.compose.stages import STAGES  # noqa: E402
 from rlcore.errors import ConfigError, nearest  # noqa: E402
@@ -47,6 +46,8 @@ def run(command: str, args: list[str]) -> int:
 
         return print_usage()
     if command == "--version":
+        import importlib.metadata
+
         print(f"rlcore {importlib.metadata.version('rlcore')}")
         return 0
     if command not in _COMMANDS:

@@ -21,8 +21,11 @@ from rlcore.screen import message, shown
 def guarded(work: Callable[[], int]) -> int:
     """Run `work`; every end becomes a code of `EXIT_CODES` and, when it is an error, words on stderr."""
 
+    came: list[signal.Signals] = []
+
     def stop(number: int, _frame: object) -> None:
-        raise KeyboardInterrupt(signal.Signals(number))
+        came.append(signal.Signals(number))
+        raise KeyboardInterrupt(came[-1])
 
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, stop)
@@ -33,7 +36,8 @@ def guarded(work: Callable[[], int]) -> int:
     except RlcoreError as e:
         return _ended_by(e)
     except KeyboardInterrupt as e:
-        by = e.args[0] if e.args and isinstance(e.args[0], signal.Signals) else signal.SIGINT
+        named = [*e.args, *came]  # in a wait of Ray's, what comes out is a KeyboardInterrupt of its own
+        by = next((each for each in named if isinstance(each, signal.Signals)), signal.SIGINT)
         _complain(f"stopped by {'Ctrl-C' if by == signal.SIGINT else by.name}")
         return 128 + by
     except BrokenPipeError as e:

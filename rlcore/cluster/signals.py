@@ -18,7 +18,8 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 @contextmanager
 def rays_kept_out() -> Iterator[None]:
     """Around ray.init, which puts handlers of its own: one in Python, and in `connect`, which starts no process, one in
-    C that aborts the driver before it can clean up."""
+    C that aborts the driver before it can clean up. A signal is answered when Ray has started: what a handler raises
+    while a process is being forked, Python drops."""
     connect, set_handler = worker.connect, utils.set_sigterm_handler
 
     def connected(*args: Any, **kwargs: Any) -> None:
@@ -27,7 +28,8 @@ def rays_kept_out() -> Iterator[None]:
 
     worker.connect, utils.set_sigterm_handler = connected, lambda handler: None
     try:
-        yield
+        with held():
+            yield
     finally:
         worker.connect, utils.set_sigterm_handler = connect, set_handler
 

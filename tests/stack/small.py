@@ -23,7 +23,7 @@ class Looks:
         return found
 
 
-class Fails:
+class Fails(Looks):
     def __init__(self) -> None:
         raise KeyError("a key of its own")
 

@@ -7,8 +7,10 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+from ray._private import utils, worker
 
-from rlcore.cluster.signals import ENDING, held, postponed
+from rlcore.cli.shell import guarded
+from rlcore.cluster.signals import ENDING, held, postponed, rays_kept_out
 
 
 class Stopped(Exception):  # noqa: N818 - it is what a handler of a command raises
@@ -60,3 +62,31 @@ def test_signals_find_the_handlers_of_before() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         put_back()
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.usefixtures("stopping")
+def test_a_signal_while_ray_starts_is_answered_when_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    def connect() -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as C++ does
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(worker, "connect", connect)
+    done = []
+    with pytest.raises(Stopped, match="SIGTERM"), rays_kept_out():
+        utils.set_sigterm_handler(lambda number, frame: os._exit(15))
+        worker.connect()
+        done.append("started")
+    assert done == ["started"] and worker.connect is connect
+
+
+@pytest.mark.usefixtures("stopping")
+def test_a_signal_is_named_where_ray_raises_an_interrupt_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    def work() -> int:
+        try:
+            signal.raise_signal(signal.SIGHUP)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt from None
+        return 0
+
+    assert guarded(work) == 128 + signal.SIGHUP
+    assert capsys.readouterr().err == "rlcore: stopped by SIGHUP\n"
