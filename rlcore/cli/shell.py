@@ -28,7 +28,8 @@ def guarded(work: Callable[[], int]) -> int:
         raise KeyboardInterrupt(came[-1])
 
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, stop)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, stop)
     try:
         code = work()
         sys.stdout.flush()

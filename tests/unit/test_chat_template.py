@@ -173,7 +173,11 @@ def test_the_last_words_in_every_stage(tmp_path: Path) -> None:
     rows = [{"messages": turns}, {"prompt": turns}, {"prompt": turns, "response": "r"}]
     files = [jsonl(tmp_path / f"{i}.jsonl", row) for i, row in enumerate(rows)]
     learned = [Examples([file], DataConfig(**keys), tokenizer, 0, 20).all()[0].rollouts[0] for file in files]
-    assert [tokenizer.decode(r.tokens) for r in learned] == [f"{want}</s>", f"{want}</s>", f"{want}r</s>"]
+    assert [tokenizer.decode(r.tokens) for r in learned] == [
+        f"{want}<|im_end|>",
+        f"{want}<|im_end|>",
+        f"{want}r<|im_end|>",
+    ]
     assert [r.response_tokens for r in learned] == [2, 2, 2]
     with pytest.raises(DataError, match="column messages ends with"):
         Examples([jsonl(tmp_path / "two.jsonl", {"messages": turns, "response": "r"})], DataConfig(), tokenizer, 0, 20)

@@ -147,7 +147,7 @@ def test_an_engine_that_does_not_say_what_it_chose_from_is_no_engine_to_train_wi
 def test_an_engine_that_says_what_it_chose_from_does_not_take_temperature_0():
     greedy = SampleRequest((0, 0), [1], 0, 0.0)
     for says, want in ((True, (1.0, 1)), (False, (0.0, 0))):
-        engine = Engine(EngineSpec("m", "float32", "gpu", 8, says_kept=says), RolloutConfig())
+        engine = Engine(EngineSpec("m", "float32", "gpu", 8, (1,), says_kept=says), RolloutConfig())
         choice = engine._choice(greedy)
         assert (choice["temperature"], choice["top_k"]) == want and engine._args()["return_sampling_mask"] == says
 

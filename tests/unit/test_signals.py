@@ -57,18 +57,18 @@ def test_signals_find_the_handlers_of_before() -> None:
     """The default, which Ray's C++ leaves, would end this process."""
     with pytest.raises(Stopped, match="SIGTERM"), postponed():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
     with pytest.raises(Stopped, match="SIGTERM"), postponed() as put_back:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         put_back()
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
 
 
 @pytest.mark.usefixtures("stopping")
 def test_a_signal_while_ray_starts_is_answered_when_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
     def connect() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as C++ does
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(worker, "connect", connect)
     done = []
