@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from rlcore.errors import ConfigError
 from rlcore.models import attention
 from rlcore.models.heads import LogpHead, ValueHead
+from rlcore.models.rope import longest_rollout
 
 SCORE = "score"  # transformers' name of the layer of one output in every decoder's sequence classification form
 _PACKABLE_LAYERS = {"full_attention", "sliding_attention"}
@@ -40,6 +41,7 @@ def pack_value(model: PreTrainedModel, key: str) -> PreTrainedModel:
 
 def _require_packable(model: PreTrainedModel, head: Any, key: str) -> None:
     text = model.config.get_text_config()
+    longest_rollout(text, key)
     reason = None
     if not model._can_set_attn_implementation():
         reason = "has attention that cannot be replaced"
@@ -47,8 +49,10 @@ def _require_packable(model: PreTrainedModel, head: Any, key: str) -> None:
         reason = f"has layers of type {', '.join(unknown)}"
     elif any(isinstance(m, nn.Conv1d) for m in model.base_model.modules()):
         reason = "mixes tokens by convolution"
-    elif "position_ids" not in inspect.signature(model.base_model.forward).parameters:
+    elif "position_ids" not in (takes := inspect.signature(model.base_model.forward).parameters):
         reason = "does not take position_ids"
+    elif not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in takes.values()):
+        reason = "does not pass arguments on to its attention"
     elif not isinstance(head, nn.Linear):
         reason = f"has a {type(head).__name__} for output layer, not a linear one"
     if reason:

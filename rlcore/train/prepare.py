@@ -47,6 +47,25 @@ def with_directory(cfg: Config, say: Say) -> Config:
     return with_model(cfg, str(to_directory(cfg.model, out)))
 
 
+def require_model(cfg: Config, scores: bool = False) -> None:
+    """Raise ConfigError for a model whose architecture cannot be trained here. `scores`: it learns as a reward model,
+    which reads one token more."""
+    from rlcore.models.architecture import require_trainable
+
+    tokens = cfg.data.max_prompt_tokens + cfg.rollout.max_response_tokens
+    require_trainable(cfg.model.path, "model.path", tokens + scores, scores)
+
+
+def require_critic(cfg: Config) -> None:
+    """The same for a critic, where there is to be one."""
+    from rlcore.models.architecture import require_trainable
+
+    if cfg.critic.ranks > 0:
+        key = "model.path" if cfg.critic.path is None else "critic.path"
+        tokens = cfg.data.max_prompt_tokens + cfg.rollout.max_response_tokens
+        require_trainable(cfg.critic.path or cfg.model.path, key, tokens, scores=True)
+
+
 def cache_dir(cfg: Config) -> Path:
     """Where made models are kept."""
     return Path(cfg.cache_dir).expanduser()

@@ -14,6 +14,8 @@ from rlcore.train.prepare import (
     Say,
     read_held_out,
     read_prompts,
+    require_critic,
+    require_model,
     require_scorable,
     with_directory,
     with_plugins,
@@ -36,6 +38,8 @@ class Reinforcement:
         self.rewards = make_rewards(cfg)
         try:
             self.cfg = with_directory(cfg, say)
+            require_model(self.cfg)
+            require_critic(self.cfg)
             from rlcore.models.load import load_tokenizer  # takes seconds: nothing is refused only after them
 
             say("data: reading and tokenizing")

@@ -18,6 +18,7 @@ class RewardModelling(Supervised):
     """A sequence classification model of one label, on columns of chosen and rejected responses."""
 
     role = "reward_model"
+    scores = True
     shown = {"train/loss": "loss", "train/accuracy": "accuracy", "train/margin": "margin"}
 
     def load_tokenizer(self) -> Any:

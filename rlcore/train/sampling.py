@@ -66,6 +66,16 @@ class Sampling:
     ) -> None:
         self.cfg, self.rewards, self.tokenizer, self.prompts, self.evals = cfg, rewards, tokenizer, prompts, evals
         self.longest = max([prompts.longest, *(len(p.tokens) for each in evals.values() for p in each)])
+        self._require_models()
+
+    def _require_models(self) -> None:
+        """Raise ConfigError for what an engine, or the reward model, would refuse once it has started."""
+        from rlcore.models.architecture import require_sampled, require_trainable
+
+        cfg = self.cfg
+        require_sampled(cfg.model.path, self.longest, cfg.rollout)
+        if REWARD_MODEL in cfg.reward.fns:
+            require_trainable(str(cfg.reward_model.path), "reward_model.path", 0, scores=True, new_head=False)
 
     def roles(self) -> dict[str, int]:
         """Devices of each of its roles."""

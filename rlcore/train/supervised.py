@@ -12,7 +12,7 @@ from rlcore.records import Batch, Group, Prompt
 from rlcore.train.credit import Column, Rows
 from rlcore.train.evaluate import HeldOut, Published, Sampled
 from rlcore.train.learner import Learner
-from rlcore.train.prepare import Say, require_scorable, with_directory
+from rlcore.train.prepare import Say, require_model, require_scorable, with_directory
 from rlcore.train.run import Parts
 from rlcore.train.sampling import NoPrompts, Sampling, make_rewards
 
@@ -48,6 +48,7 @@ class Supervised:
     scored too, which needs engines."""
 
     role = "actor"
+    scores = False  # whether it is a reward model
     whole_groups = False  # whether the rollouts of a group are learned from together
     shown = {"actor/loss": "loss"}  # numbers of held-out rows
 
@@ -55,6 +56,7 @@ class Supervised:
         self.rewards = make_rewards(cfg) if cfg.reward.fns and cfg.data.eval else None
         try:
             self.cfg = with_directory(cfg, say)
+            require_model(self.cfg, scores=self.scores)
             self.tokenizer = self.load_tokenizer()
             self.rows = self.read(self.cfg.data.train)
             say(f"data: {len(self.rows)} rows; {self.rows.dropped} left out")
