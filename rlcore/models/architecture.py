@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig
 
 from rlcore.config import RolloutConfig
 from rlcore.errors import ConfigError
-from rlcore.models.attention import Segments
 from rlcore.models.load import load_path, load_value_path
 from rlcore.models.rope import require_rollout, ropes
 
@@ -22,6 +21,10 @@ _CONTEXT = (
 _SCALED = ("su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling")
 
 
+# Model types whose tensors vLLM copies past its own loaders, so that it cannot take them again, and which tensors.
+_LOADED_ONCE = {"gpt_oss": "attention sinks and experts"}
+
+
 def require_trainable(path: str, key: str, tokens: int, scores: bool = False, new_head: bool = True) -> None:
     """Raise ConfigError (`key`) unless the model at `path` can be packed, its longest rollout having `tokens` tokens.
 
@@ -32,28 +35,19 @@ def require_trainable(path: str, key: str, tokens: int, scores: bool = False, ne
             model = load_value_path(path, key, torch.bfloat16, weights=False, new_head=new_head)
         else:
             model = load_path(path, torch.bfloat16, weights=False)
-        require_rollout(model.config.get_text_config(), tokens, key)
-        _try_attention(model)
-
-
-@torch.no_grad()
-def _try_attention(model: PreTrainedModel) -> None:
-    """Two tokens through the backbone, without memory: what its attention asks for that is not computed here is raised
-    as ConfigError. Where a model needs numbers to go on (experts, say) the layers before have been asked."""
-    ids = torch.zeros(1, 2, dtype=torch.long)
-    segments = Segments([2], torch.tensor([0, 2], dtype=torch.int32), 2)
-    try:
-        model.base_model(input_ids=ids, position_ids=ids, use_cache=False, segments=segments)
-    except ConfigError:
-        raise
-    except Exception:
-        return  # there are no numbers here; what is wrong beyond that, a real forward says
+    require_rollout(model.config.get_text_config(), tokens, key)
 
 
 def require_sampled(path: str, prompt_tokens: int, cfg: RolloutConfig) -> None:
     """Raise ConfigError, with the value that would fit, when an engine would refuse the model for a number, its longest
     prompt having `prompt_tokens`: the context it was made for, or heads that cannot be shared out."""
     config = AutoConfig.from_pretrained(path).get_text_config()
+    if tensors := _LOADED_ONCE.get(config.model_type):
+        raise ConfigError(
+            f"model.path: {path} is a {config.model_type} model, and vLLM does not take its {tensors} again once it "
+            "has started, so nothing can be sampled with weights that have been trained; `rlcore sft` and `rlcore dpo` "
+            "without reward.fns train it"
+        )
     response_tokens, tensor_parallel = cfg.max_response_tokens, cfg.tensor_parallel
     require_rollout(config, cfg.vllm_args.get("max_model_len") or 0)  # the engine chooses its angles by it
     limit = context_tokens(config)

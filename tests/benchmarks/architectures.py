@@ -10,16 +10,19 @@ saved     the exported model, loaded by transformers, against the trainer's weig
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
+import math
 import multiprocessing
 import os
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from rlcore.errors import RlcoreError
+from rlcore.errors import ConfigError, RlcoreError
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -29,6 +32,7 @@ PAGE = ROOT / "docs" / "models.md"
 BOUNDS = {"packed": 1e-5, "engine": 1e-4, "saved": 0.0}
 STALE = 1e-2  # at least
 SECONDS = 240.0
+CONTEXT, RESPONSE = 128, 24  # tokens
 
 SMALL: dict[str, Any] = dict(
     vocab_size=128, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
@@ -37,13 +41,13 @@ SMALL: dict[str, Any] = dict(
 )  # fmt: skip
 EXPERTS: dict[str, Any] = {"num_experts_per_tok": 2, "moe_intermediate_size": 64}
 LONGROPE = {
-    "rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 128,
+    "rope_type": "longrope", "rope_theta": 10000.0,
     "short_factor": [1.0 + i / 16 for i in range(16)], "long_factor": [2.0 + i for i in range(16)],
 }  # fmt: skip
 DEEPSEEK = EXPERTS | {
-    "num_key_value_heads": 4, "kv_lora_rank": 64, "q_lora_rank": 32, "qk_nope_head_dim": 32, "qk_rope_head_dim": 32,
+    "num_key_value_heads": 4, "kv_lora_rank": 512, "q_lora_rank": 32, "qk_nope_head_dim": 32, "qk_rope_head_dim": 64,
     "v_head_dim": 32, "n_routed_experts": 4, "n_group": 1, "topk_group": 1, "n_shared_experts": 1,
-    "first_k_dense_replace": 1,
+    "first_k_dense_replace": 1, "topk_method": "noaux_tc",
 }  # fmt: skip
 
 # Its name in the table: transformers' model type, and what is not as in SMALL.
@@ -58,7 +62,9 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "Gemma 3": ("gemma3_text", {"query_pre_attn_scalar": 32, "sliding_window": 16, "tie_word_embeddings": True}),
     "Phi-1, Phi-2": ("phi", {"num_key_value_heads": 4, "hidden_size": 128, "partial_rotary_factor": 0.5}),
     "Phi-3": ("phi3", {"hidden_size": 128, "sliding_window": 16}),
-    "Phi-3, longrope": ("phi3", {"hidden_size": 128, "rope_parameters": LONGROPE}),
+    "Phi-3, longrope": (
+        "phi3", {"hidden_size": 128, "rope_parameters": LONGROPE, "original_max_position_embeddings": 128}
+    ),
     "SmolLM3": ("smollm3", {"no_rope_layers": [1, 0], "hidden_size": 128}),
     "OLMo 2": ("olmo2", {"hidden_size": 128}),
     "GLM-4": ("glm4", {"attention_bias": True}),
@@ -68,8 +74,8 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
          "residual_multiplier": 0.5},
     ),
     "Cohere": ("cohere", {"hidden_size": 128, "logit_scale": 0.5, "tie_word_embeddings": True}),
-    "GPT-NeoX": ("gpt_neox", {"hidden_size": 128}),
-    "DeepSeek-V2": ("deepseek_v2", DEEPSEEK),
+    "GPT-NeoX": ("gpt_neox", {"hidden_size": 128, "num_key_value_heads": 4}),
+    "DeepSeek-V2": ("deepseek_v2", DEEPSEEK | {"topk_method": "greedy"}),
     "DeepSeek-V3": ("deepseek_v3", DEEPSEEK),
     "gpt-oss": ("gpt_oss", {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 16}),
 }  # fmt: skip
@@ -139,9 +145,10 @@ def publish(engine: Any, model: Any, version: int) -> None:
     """As the sender does, without Ray."""
     import torch
 
+    from rlcore.models.names import checkpoint_tensors
     from rlcore.weights import WeightInfo, manifest, plan_buckets
 
-    named = [(n, p.detach()) for n, p in model.named_parameters()]
+    named = list(checkpoint_tensors(model, {n: p.detach() for n, p in model.named_parameters()}).items())
     infos = [WeightInfo(n, tuple(p.shape), "float32") for n, p in named]
     engine.begin_weights(version, infos)
     for bucket in plan_buckets(infos, 64 << 10):
@@ -238,12 +245,14 @@ def measure(name: str) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as temporary:
         path = make_model(name, Path(temporary) / "model")
+        if why := refusal(str(path)):
+            return {"refused": why}
         found: dict[str, Any] = {}
-        plain = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+        plain = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager").eval()
         model = load_path(str(path), torch.float32).eval()
         found["packed"] = packed_error(plain, model)
-        cfg = RolloutConfig(max_response_tokens=24, max_sequences=32, kv_cache_gib=0.0625)
-        engine: Any = Apart(EngineSpec(str(path), "float32", "cpu", 128), cfg)
+        cfg = RolloutConfig(max_response_tokens=RESPONSE, max_sequences=32, kv_cache_gib=0.0625)
+        engine: Any = Apart(EngineSpec(str(path), "float32", "cpu", CONTEXT), cfg)
         engine.start()
         publish(engine, model, 0)
         found["first"] = engine_error(engine, model)
@@ -256,5 +265,74 @@ def measure(name: str) -> dict[str, Any]:
         return found
 
 
+def refusal(path: str) -> str | None:
+    """What a run says of the model before Ray starts; None: nothing."""
+    from rlcore.config import RolloutConfig
+    from rlcore.models.architecture import require_sampled, require_trainable
+
+    try:
+        require_trainable(path, "model.path", CONTEXT)
+        require_sampled(path, CONTEXT - RESPONSE, RolloutConfig(max_response_tokens=RESPONSE))
+    except ConfigError as e:
+        return str(e).replace(path, "MODEL")
+    return None
+
+
+def digest() -> str:
+    """Of the code that the numbers are of."""
+    files = [Path(__file__), ROOT / ".locks" / "cpu.txt", *sorted(ROOT.glob("rlcore/models/*.py"))]
+    files += [ROOT / name for name in ("rlcore/weights.py", "rollout/engine.py", "rollout/receiver.py")]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
+def measured(name: str, code: str) -> dict[str, Any]:
+    """The numbers of one architecture, from a process of its own or from an earlier time with the same code."""
+    file = FOUND / f"{ARCHITECTURES[name][0]}-{list(ARCHITECTURES).index(name)}-{code}.json"
+    if not file.is_file():
+        command = [sys.executable, "-m", "tests.benchmarks.architectures", name, str(file)]
+        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS)
+        if not file.is_file():
+            return {"crashed": ended.stderr.strip().splitlines()[-1] if ended.stderr else f"exit {ended.returncode}"}
+    return json.loads(file.read_text())
+
+
+def is_right(found: dict[str, Any]) -> bool:
+    """Refused, or all numbers within their bounds."""
+    if "refused" in found:
+        return True
+    bounded = all(found.get(column, math.inf) <= bound for column, bound in BOUNDS.items())
+    return bounded and found["stale"] >= STALE
+
+
+def row(name: str, found: dict[str, Any]) -> str:
+    family = ARCHITECTURES[name][0]
+    if not is_right(found) or "refused" in found:
+        why = found.get("refused") or found.get("crashed") or "out of bounds"
+        return f"| {name} | `{family}` | no: {why.replace('|', '/')} | | | |"
+    numbers = " | ".join(f"{found[column]:.1e}" if found[column] else "0" for column in ("packed", "engine", "saved"))
+    return f"| {name} | `{family}` | yes | {numbers} |"
+
+
+def main() -> int:
+    """Measure what is not measured yet, write the page; 1 when something neither works nor is refused."""
+    FOUND.mkdir(parents=True, exist_ok=True)
+    code, rows, wrong = digest(), [], 0
+    for name in ARCHITECTURES:
+        found = measured(name, code)
+        rows.append(row(name, found))
+        wrong += not is_right(found)
+        print(rows[-1], flush=True)
+    text = PAGE.read_text()
+    begin, end = (text.index(mark) for mark in ("| architecture |", "\n\nHow"))
+    table = [
+        "| architecture | `model_type` | trains | packed | engine | saved |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    PAGE.write_text(text[:begin] + "\n".join(table + rows) + text[end:])
+    return int(wrong > 0)
+
+
 if __name__ == "__main__":
-    print(json.dumps(measure(sys.argv[1])))
+    if len(sys.argv) == 1:
+        sys.exit(main())
+    Path(sys.argv[2]).write_text(json.dumps(measure(sys.argv[1])))
