@@ -45,6 +45,7 @@ LONGROPE = {
     "short_factor": [1.0 + i / 16 for i in range(16)], "long_factor": [2.0 + i for i in range(16)],
 }  # fmt: skip
 DEEPSEEK = EXPERTS | {
+    "head_dim": 64,
     "num_key_value_heads": 4, "kv_lora_rank": 512, "q_lora_rank": 32, "qk_nope_head_dim": 32, "qk_rope_head_dim": 64,
     "v_head_dim": 32, "n_routed_experts": 4, "n_group": 1, "topk_group": 1, "n_shared_experts": 1,
     "first_k_dense_replace": 1, "topk_method": "noaux_tc",
