@@ -1,9 +1,8 @@
 """The engine's end of publish(version): vLLM weight-transfer backends that load buckets and prove the model complete.
 
 vLLM loads in place, between `start_weight_update` and `finish_weight_update`. What it does not do is done here: refuse
-a parameter that the model does not have or that did not come, re-pack a tied output head and experts. `rlcore_shm` is a
-backend of ours, `rlcore_ipc` and `rlcore_nccl` are vLLM's own with that proof. The sending half:
-rlcore/workers/sender.py.
+a parameter that the model does not have or that did not come, re-pack a tied head and experts. `rlcore_shm` is ours,
+`rlcore_ipc` and `rlcore_nccl` are vLLM's own with that proof. The sending half: rlcore/workers/sender.py.
 """
 
 from __future__ import annotations
@@ -150,7 +149,7 @@ class Proven:
         bias = layer._parameters.get("bias")
         if not isinstance(layer, ParallelLMHead) or bias is None or f"{path}.bias" not in self.names:
             return 0
-        counted = getattr(bias.weight_loader, "__name__", "") == "online_process_loader"
+        counted = getattr(bias, "weight_loader").__name__ == "online_process_loader"  # noqa: B009 - vLLM's attribute
         return 0 if counted else layer.shard_indices.num_org_elements
 
     def _ties(self) -> bool:

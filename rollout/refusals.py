@@ -50,8 +50,8 @@ def _heads(spec: EngineSpec, model_config: Any) -> str:
 
 def _said(error: Exception) -> str:
     """The error's own text: without pydantic's frame, and of a bare assertion the line that failed."""
-    details = getattr(error, "errors", None)  # pydantic's ValidationError
-    text = "; ".join(str(d.get("msg", "")) for d in details()) if callable(details) else str(error)
+    details: Any = getattr(error, "errors", None)  # pydantic's ValidationError
+    text = "; ".join(str(d.get("msg", "")) for d in details()) if details is not None else str(error)
     text = " ".join(text.removeprefix("Value error, ").split())
     if not text:
         last = traceback.extract_tb(error.__traceback__)[-1]

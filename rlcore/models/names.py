@@ -11,9 +11,9 @@ def checkpoint_tensors(model: PreTrainedModel, tensors: dict[str, Tensor]) -> di
     read. Of the model's kind alone, not of the file it came from: on every rank the same."""
     from transformers.core_model_loading import revert_weight_conversion
 
-    of_its_file = getattr(model, "_weight_conversions", None)
-    model._weight_conversions = None
+    of_its_file = model.__dict__.pop("_weight_conversions", None)
     try:
         return revert_weight_conversion(model, tensors)
     finally:
-        model._weight_conversions = of_its_file
+        if of_its_file is not None:
+            model.__dict__["_weight_conversions"] = of_its_file

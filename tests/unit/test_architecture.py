@@ -110,7 +110,7 @@ def test_architectures_that_cannot_be_packed_are_refused_before_anything_is_read
 
 class Halved(LlamaForCausalLM):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        output = super().forward(*args, **kwargs)
+        output: Any = super().forward(*args, **kwargs)
         output.logits = output.logits / 2
         return output
 
