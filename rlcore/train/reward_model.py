@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rlcore.data.preferences import Pairs
+from rlcore.train.prepare import require_model
 from rlcore.train.supervised import Supervised
 
 if TYPE_CHECKING:
@@ -18,8 +19,10 @@ class RewardModelling(Supervised):
     """A sequence classification model of one label, on columns of chosen and rejected responses."""
 
     role = "reward_model"
-    scores = True
     shown = {"train/loss": "loss", "train/accuracy": "accuracy", "train/margin": "margin"}
+
+    def require_model(self) -> None:
+        require_model(self.cfg, scores=True)
 
     def load_tokenizer(self) -> Any:
         from rlcore.workers.reward_model_rank import preference_tokenizer

@@ -48,7 +48,6 @@ class Supervised:
     scored too, which needs engines."""
 
     role = "actor"
-    scores = False  # whether it is a reward model
     whole_groups = False  # whether the rollouts of a group are learned from together
     shown = {"actor/loss": "loss"}  # numbers of held-out rows
 
@@ -56,7 +55,7 @@ class Supervised:
         self.rewards = make_rewards(cfg) if cfg.reward.fns and cfg.data.eval else None
         try:
             self.cfg = with_directory(cfg, say)
-            require_model(self.cfg, scores=self.scores)
+            self.require_model()
             self.tokenizer = self.load_tokenizer()
             self.rows = self.read(self.cfg.data.train)
             say(f"data: {len(self.rows)} rows; {self.rows.dropped} left out")
@@ -65,6 +64,9 @@ class Supervised:
         except BaseException:
             self.close()
             raise
+
+    def require_model(self) -> None:
+        require_model(self.cfg)
 
     def load_tokenizer(self) -> Any:
         from rlcore.models.load import load_tokenizer

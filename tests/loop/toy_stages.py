@@ -44,6 +44,8 @@ class Toys:
     cfg: Config
     whole_groups = False
 
+    def require_model(self) -> None: ...
+
     def load_tokenizer(self) -> Any:
         return SimpleNamespace(decode=str)
 
