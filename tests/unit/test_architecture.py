@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,11 +11,17 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from rlcore.config import RolloutConfig
+from rlcore.config import Config, ModelConfig, RolloutConfig
 from rlcore.errors import ConfigError
 from rlcore.models.architecture import context_tokens, require_sampled, require_trainable
 from rlcore.models.logp import token_logp
 from rlcore.models.pack import pack
+from rlcore.records import Prompt
+from rlcore.train import reinforcement
+from rlcore.train.dpo import DirectPreference
+from rlcore.train.reward_model import RewardModelling
+from rlcore.train.sampling import NoPrompts, Sampling
+from rlcore.train.supervised import Supervised
 from tests.close import assert_close
 from tests.unit.test_model import LENGTHS, SMALL, one_by_one, rollouts
 
@@ -44,6 +51,33 @@ def rope(kind: str, **changes: Any) -> dict[str, Any]:
 def saved(path: Path, *args: Any, **changes: Any) -> str:
     config(*args, **changes).save_pretrained(path)
     return str(path)
+
+
+STAGES = (Supervised, DirectPreference, RewardModelling, reinforcement.Reinforcement)
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.__name__)
+@pytest.mark.parametrize(("changes", "why"), [({"layer_types": ["linear_attention"] * 2}, "linear_attention"), (
+    rope("longrope"), f"longrope .* at most {BEFORE} together")])  # fmt: skip
+def test_every_stage_refuses_before_it_reads_a_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: Any, changes: dict[str, Any], why: str
+) -> None:
+    monkeypatch.setattr(reinforcement, "make_rewards", lambda cfg: SimpleNamespace(close=lambda: None))
+    cfg = Config(run_dir=str(tmp_path), model=ModelConfig(path=saved(tmp_path, **changes)))
+    cfg.data.train = ["no such file.jsonl"]
+    with pytest.raises(ConfigError, match=f"model.path: .*{why}"):
+        stage(cfg, lambda text: None)
+
+
+def test_whoever_samples_asks_whether_its_longest_prompt_fits(tmp_path: Path) -> None:
+    cfg = Config(model=ModelConfig(path=saved(tmp_path)))
+    cfg.reward.fns = []
+    cfg.rollout.max_response_tokens = 100
+    rewards, prompts = SimpleNamespace(), Prompt("", [1] * 29, "")
+    with pytest.raises(ConfigError, match="made for 128 tokens, and the longest prompt of this run has 29"):
+        Sampling(cfg, rewards, None, NoPrompts(), {"held_out": [prompts]})  # type: ignore[arg-type]
+    prompts.tokens.pop()
+    Sampling(cfg, rewards, None, NoPrompts(), {"held_out": [prompts]})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", sorted(ROPE_INIT_FUNCTIONS.keys() | {"default"}))
