@@ -87,6 +87,8 @@ class Proven:
             info = get_layerwise_info(layer)
             info.loaded_weights.clear()
             info.load_numel = 0
+        if self.device.type == "cpu":
+            _unpad_experts(self.model)
         super().start_weight_update()  # type: ignore[misc]
 
     def receive_weights(self, update_info: Any) -> None:
@@ -183,12 +185,27 @@ def _repack(head: VocabParallelEmbedding) -> None:
     head.quant_method.process_weights_after_loading(head)
 
 
-def _repack_experts(model: torch.nn.Module) -> None:
-    """On CPU experts multiply with weights packed at the first load, a step that vLLM leaves out on a reload."""
+def _experts(model: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, Any]]:
+    """Layers of experts, with the kernel that computes each."""
     for layer in model.modules():
         kernel = getattr(getattr(layer, "quant_method", None), "moe_kernel", None)
         if kernel is not None:
-            kernel.fused_experts.process_weights_after_loading(layer)
+            yield layer, kernel
+
+
+def _repack_experts(model: torch.nn.Module) -> None:
+    """On CPU experts multiply with weights packed at the first load, a step that vLLM leaves out on a reload."""
+    for layer, kernel in _experts(model):
+        kernel.fused_experts.process_weights_after_loading(layer)
+
+
+def _unpad_experts(model: torch.nn.Module) -> None:
+    """That step also pads experts of a width its kernel does not take; vLLM loads into the shape of a checkpoint."""
+    for layer, _ in _experts(model):
+        for name, meta in get_layerwise_info(layer).restore_metadata[0].items():
+            held = layer._parameters.get(name)
+            if held is not None and held.shape != meta.shape:
+                held.data = torch.empty(meta.shape, dtype=held.dtype)
 
 
 def _some(names: Sequence[str]) -> str:

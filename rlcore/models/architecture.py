@@ -42,11 +42,18 @@ def require_sampled(path: str, prompt_tokens: int, cfg: RolloutConfig) -> None:
     """Raise ConfigError, with the value that would fit, when an engine would refuse the model for a number, its longest
     prompt having `prompt_tokens`: the context it was made for, or heads that cannot be shared out."""
     config = AutoConfig.from_pretrained(path).get_text_config()
+    reason = None
     if tensors := _LOADED_ONCE.get(config.model_type):
+        reason = f"vLLM does not take its {tensors} again once it has started, so no trained weights could be sampled"
+    elif getattr(config, "kv_lora_rank", None):
+        reason = (
+            "of its latent attention (kv_lora_rank) vLLM and transformers give log-probabilities that differ, by a nat "
+            "on a tiny model before any training"
+        )
+    if reason:
         raise ConfigError(
-            f"model.path: {path} is a {config.model_type} model, and vLLM does not take its {tensors} again once it "
-            "has started, so nothing can be sampled with weights that have been trained; `rlcore sft` and `rlcore dpo` "
-            "without reward.fns train it"
+            f"model.path: {path} is a {config.model_type} model, and {reason}; `rlcore sft` and `rlcore dpo` without "
+            "reward.fns train it"
         )
     response_tokens, tensor_parallel = cfg.max_response_tokens, cfg.tensor_parallel
     require_rollout(config, cfg.vllm_args.get("max_model_len") or 0)  # the engine chooses its angles by it

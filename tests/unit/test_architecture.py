@@ -190,9 +190,15 @@ def test_the_context_is_what_vllm_takes_it_for(family: str, changes: dict[str, A
     assert context_tokens(shape) == want
 
 
-def test_what_vllm_does_not_load_twice_is_not_sampled(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="model.path: .* gpt_oss model.*sinks.*rlcore sft"):
-        require_sampled(saved(tmp_path, "gpt_oss"), 8, RolloutConfig(max_response_tokens=8))
+@pytest.mark.parametrize(
+    ("family", "changes", "why"),
+    [("gpt_oss", {}, "sinks and experts again"), ("deepseek_v3", {"num_key_value_heads": 4}, "latent attention")],
+)
+def test_what_vllm_does_not_sample_right_is_not_sampled(
+    tmp_path: Path, family: str, changes: dict[str, Any], why: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"model.path: .* {family} model, and .*{why}.*rlcore sft"):
+        require_sampled(saved(tmp_path, family, **changes), 8, RolloutConfig(max_response_tokens=8))
 
 
 def test_heads_that_cannot_be_shared_out_are_refused(tmp_path: Path) -> None:
