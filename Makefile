@@ -10,7 +10,7 @@ ifeq ($(PROFILE),cpu)
 TORCH_FROM := $(if $(LOCAL_WHEELS),--find-links $(LOCAL_WHEELS),--torch-backend cpu)
 endif
 
-.PHONY: install demo test lint count bench bench-learning bench-rewards lock check-locks clean
+.PHONY: install demo test lint count bench bench-learning bench-rewards architectures lock check-locks clean
 
 install: $(STAMP)
 
@@ -52,6 +52,10 @@ bench-learning: install
 
 bench-rewards: install
 	$(BIN)/python -m tests.benchmarks.rewards
+
+# Which architectures train right, measured into docs/models.md: half a minute each, once for a state of the code.
+architectures: install
+	$(BIN)/python -m tests.benchmarks.architectures
 
 # Both profiles resolve without installing anything; run `make lock` after a change of dependencies.
 LOCKS ?= .locks

@@ -20,6 +20,7 @@ from rlcore.config import RolloutConfig
 from rlcore.errors import ConfigError, SyncError, WorkerError, nearest
 from rlcore.records import Kept
 from rlcore.weights import WeightInfo
+from rollout.refusals import in_our_words
 
 _LINGER_SECONDS = 0.02  # a call of `advance` goes on this long, so that answering it does not cost more than stepping
 _NEVER = -1
@@ -83,8 +84,8 @@ class Engine:
     def start(self) -> dict[str, Any]:
         """Load the model. Returns {"seconds", "memory_bytes"}.
 
-        Raises ConfigError for what vLLM refuses: an unknown `rollout.vllm_args` name, a context longer than the
-        model's, a cache too small for one sequence.
+        Raises ConfigError for what vLLM refuses: an unknown `rollout.vllm_args` name, an architecture, a cache too
+        small for one sequence.
         """
         began = time.monotonic()
         _prepare(self.spec)
@@ -97,13 +98,22 @@ class Engine:
         self.check_args()
         try:
             self._llm = LLMEngine.from_engine_args(EngineArgs(**self._args()))
-        except ValueError as e:
-            raise ConfigError(
-                f"vLLM refuses this run: {e}\n(its context is the longest prompt, at most data.max_prompt_tokens, "
-                f"and rollout.max_response_tokens, "
-                f"its cache rollout.kv_cache_gib on CPU and rollout.device_memory_fraction on a GPU)"
-            ) from e
+            self._try()
+        except Exception as e:  # of any kind: what vLLM does not take, it refuses by whatever comes up
+            known = self._llm and self._llm.model_config
+            raise ConfigError(in_our_words(e, self.spec, self.cfg, known)) from e
         return {"seconds": time.monotonic() - began, "memory_bytes": psutil.Process().memory_info().rss}
+
+    def _try(self) -> None:
+        """One token: some of what vLLM's kernels do not take they refuse only then."""
+        from vllm.inputs.engine import tokens_input
+        from vllm.sampling_params import SamplingParams
+
+        params = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False)
+        self._llm.add_request("try", tokens_input([0]), params)
+        while self._llm.has_unfinished_requests():
+            self._llm.step()
+        self._llm.reset_prefix_cache()
 
     def check_args(self) -> None:
         """Raise ConfigError for a name in `rollout.vllm_args` that vLLM does not know. Imports vLLM."""

@@ -1,8 +1,8 @@
 """The engine's end of publish(version): vLLM weight-transfer backends that load buckets and prove the model complete.
 
 vLLM loads in place, between `start_weight_update` and `finish_weight_update`. What it does not do is done here: refuse
-a parameter that the model does not have or that did not come, re-pack a tied output head. `rlcore_shm` is a backend of
-ours, `rlcore_ipc` and `rlcore_nccl` are vLLM's own with that proof. The sending half: rlcore/workers/sender.py.
+a parameter that the model does not have or that did not come, re-pack a tied head and experts. `rlcore_shm` is ours,
+`rlcore_ipc` and `rlcore_nccl` are vLLM's own with that proof. The sending half: rlcore/workers/sender.py.
 """
 
 from __future__ import annotations
@@ -87,6 +87,8 @@ class Proven:
             info = get_layerwise_info(layer)
             info.loaded_weights.clear()
             info.load_numel = 0
+        if self.device.type == "cpu":
+            _unpad_experts(self.model)
         super().start_weight_update()  # type: ignore[misc]
 
     def receive_weights(self, update_info: Any) -> None:
@@ -102,6 +104,8 @@ class Proven:
         super().finish_weight_update()  # type: ignore[misc]
         for head in heads:
             _repack(head)
+        if self.device.type == "cpu":
+            _repack_experts(self.model)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         if self.device.type == "cpu":  # vLLM's own waits for an accelerator there is none of
@@ -126,10 +130,11 @@ class Proven:
                 tied.append(layer)
                 continue
             expected += want
-            if info.can_load() and info.load_numel < want:
+            loaded = info.load_numel + self._uncounted(path, layer)
+            if info.can_load() and loaded < want:
                 missing = self._missing(path, parameters)
                 raise SyncError(
-                    f"the engine's model needs more than was sent: {path} got {info.load_numel} of {want} elements; "
+                    f"the engine's model needs more than was sent: {path} got {loaded} of {want} elements; "
                     f"missing: {_some(missing)}"
                 )
         parallel = self.vllm_config.parallel_config
@@ -139,6 +144,15 @@ class Proven:
                 f"to it and was ignored"
             )
         return tied
+
+    def _uncounted(self, path: str, layer: torch.nn.Module) -> int:
+        """Elements of an output layer's bias that came: vLLM's models of transformers (Phi-1, Phi-2) load it past the
+        counter, into a bias made anew."""
+        bias = layer._parameters.get("bias")
+        if not isinstance(layer, ParallelLMHead) or bias is None or f"{path}.bias" not in self.names:
+            return 0
+        counted = getattr(bias, "weight_loader").__name__ == "online_process_loader"  # noqa: B009 - vLLM's attribute
+        return 0 if counted else layer.shard_indices.num_org_elements
 
     def _ties(self) -> bool:
         return bool(getattr(self.vllm_config.model_config.hf_text_config, "tie_word_embeddings", False))
@@ -169,6 +183,29 @@ def _elements(layer: torch.nn.Module, parameters: dict[str, torch.Tensor]) -> in
 def _repack(head: VocabParallelEmbedding) -> None:
     """On CPU a head that shares the embedding's weight multiplies with a packed copy, which a reload leaves old."""
     head.quant_method.process_weights_after_loading(head)
+
+
+def _experts(model: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, Any]]:
+    """Layers of experts, with the kernel that computes each."""
+    for layer in model.modules():
+        kernel = getattr(getattr(layer, "quant_method", None), "moe_kernel", None)
+        if kernel is not None:
+            yield layer, kernel
+
+
+def _repack_experts(model: torch.nn.Module) -> None:
+    """On CPU experts multiply with weights packed at the first load, a step that vLLM leaves out on a reload."""
+    for layer, kernel in _experts(model):
+        kernel.fused_experts.process_weights_after_loading(layer)
+
+
+def _unpad_experts(model: torch.nn.Module) -> None:
+    """That step also pads experts of a width its kernel does not take; vLLM loads into the shape of a checkpoint."""
+    for layer, _ in _experts(model):
+        for name, meta in get_layerwise_info(layer).restore_metadata[0].items():
+            held = layer._parameters.get(name)
+            if held is not None and held.shape != meta.shape:
+                held.data = torch.empty(meta.shape, dtype=held.dtype)
 
 
 def _some(names: Sequence[str]) -> str:

@@ -65,6 +65,7 @@ class LogpHead(nn.Module):
         self.bias = head.bias
         self.cap: float | None = getattr(config, "final_logit_softcapping", None)
         self.multiplier = 1.0
+        self.changes_logits = self.cap is not None or config.model_type in _MULTIPLIERS
         if config.model_type in _MULTIPLIERS:
             self.multiplier = float(_MULTIPLIERS[config.model_type](config))
         elif field := next((f for f in _MULTIPLIER_FIELDS if getattr(config, f, None) not in (None, 1.0)), None):

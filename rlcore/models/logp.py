@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from rlcore.models import attention
 from rlcore.models.pack import SCORE
+from rlcore.models.rope import require_rollout
 from rlcore.records import COLUMNS, Allowed, Batch
 
 
@@ -27,6 +28,7 @@ def _before(model: PreTrainedModel, tokens: Tensor, offsets: Tensor, mask: Tenso
     first = torch.repeat_interleave(host_offsets[:-1], lengths).to(device)
     position = torch.arange(len(tokens), device=device) - first
     segments = attention.Segments.of(host_offsets, device)
+    require_rollout(model.config.get_text_config(), segments.longest)
     hidden = model.base_model(
         input_ids=tokens.long()[None], position_ids=position[None], use_cache=False, segments=segments
     ).last_hidden_state[0]

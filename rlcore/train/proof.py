@@ -22,9 +22,11 @@ def require_directory(cfg: Config) -> None:
 
 def require_policy(cfg: Config, tokenizer: Any, sampled: bool) -> PreTrainedModel:
     """The model of model.path, without memory. Raises ConfigError where the run could not train, sample or save it."""
+    from rlcore.models.architecture import require_trainable
     from rlcore.models.checkpoint_files import require_engine_reads
     from rlcore.models.load import proved
 
+    require_trainable(cfg.model.path, "model.path", _longest(cfg))
     model = proved(cfg.model.path, "model.path")
     _require_own(cfg, tokenizer, model)
     if sampled:
@@ -33,9 +35,11 @@ def require_policy(cfg: Config, tokenizer: Any, sampled: bool) -> PreTrainedMode
 
 
 def require_scoring(cfg: Config, tokenizer: Any) -> PreTrainedModel:
-    """`require_policy`, of a model that learns to score."""
+    """`require_policy`, of a model that learns to score, which reads one token more."""
+    from rlcore.models.architecture import require_trainable
     from rlcore.models.load import proved_value
 
+    require_trainable(cfg.model.path, "model.path", _longest(cfg) + 1, scores=True)
     model = proved_value(cfg.model.path, "model.path")
     _require_own(cfg, tokenizer, model)
     return model
@@ -56,12 +60,14 @@ def _require_own(cfg: Config, tokenizer: Any, model: PreTrainedModel) -> None:
 def require_critic(cfg: Config, tokenizer: Any) -> PreTrainedModel:
     """The model of critic.path, or the critic made of model.path. Raises ConfigError where it could not read the
     policy's tokens, or be trained and saved."""
+    from rlcore.models.architecture import require_trainable
     from rlcore.models.checkpoint_files import directory_of, has_vocabulary
     from rlcore.models.load import load_tokenizer_path, proved_value
     from rlcore.models.save import prove_saved
     from rlcore.models.tokens import require_rows, require_same_tokens
 
     key, path = ("critic.path", cfg.critic.path) if cfg.critic.path else ("model.path", cfg.model.path)
+    require_trainable(path, key, _longest(cfg), scores=True)
     model, directory = proved_value(path, key), directory_of(path, key)
     if cfg.critic.path:
         if has_vocabulary(directory):
@@ -76,12 +82,19 @@ def require_reward_model(cfg: Config) -> None:
     """Where reward.fns has one, raise ConfigError when reward_model.path cannot score what its tokenizer reads."""
     if REWARD_MODEL not in cfg.reward.fns:
         return
+    from rlcore.models.architecture import require_trainable
     from rlcore.models.load import load_tokenizer_path, proved_value
     from rlcore.models.tokens import require_rows
 
     key, path = "reward_model.path", str(cfg.reward_model.path)
+    require_trainable(path, key, 0, scores=True, new_head=False)
     model = proved_value(path, key, new_head=False)
     require_rows(load_tokenizer_path(path, key), f"{key} {path}", model, f"{key} {path}")
+
+
+def _longest(cfg: Config) -> int:
+    """Tokens of the longest rollout that the run may have."""
+    return cfg.data.max_prompt_tokens + cfg.rollout.max_response_tokens
 
 
 def require_room(cfg: Config, exported: PreTrainedModel, critic: PreTrainedModel | None = None) -> None:

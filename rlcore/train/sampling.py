@@ -71,6 +71,9 @@ class Sampling:
         self.cfg, self.rewards, self.tokenizer, self.ends = cfg, rewards, tokenizer, ends
         self.prompts, self.evals = prompts, evals
         self.longest = max([prompts.longest, *(len(p.tokens) for each in evals.values() for p in each)])
+        from rlcore.models.architecture import require_sampled
+
+        require_sampled(cfg.model.path, self.longest, cfg.rollout)
 
     def roles(self) -> dict[str, int]:
         """Devices of each of its roles."""

@@ -68,7 +68,7 @@ class ActorRank(TrainedRank):
         """Send the weights to every engine as `version`."""
         dtype = str(self.dtype).removeprefix("torch.")
         infos = [WeightInfo(name, shape, dtype) for name, shape in self.engine.shapes()]
-        return self.sender.publish(infos, self._gather, version)
+        return self.sender.publish(infos, self._gather, version, self._checkpoint_names)
 
     def _gather(self, indices: Sequence[int]) -> AbstractContextManager[list[Tensor]]:
         return self.engine.gathered(indices)

@@ -18,6 +18,7 @@ from rlcore.errors import CheckpointError, ConfigError
 from rlcore.models.endings import model_endings
 from rlcore.models.load import load_tokenizer, model_dtype
 from rlcore.models.logp import TokenLogp, TokenValue, microbatch
+from rlcore.models.names import checkpoint_tensors
 from rlcore.models.save import save_beside
 from rlcore.records import Batch
 from rlcore.workers import zero
@@ -194,9 +195,7 @@ class TrainedRank(Rank):
 
     def _checkpoint_names(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """transformers' own names and shapes of a model's tensors -> those of its checkpoints on disk."""
-        from transformers.core_model_loading import revert_weight_conversion
-
-        return revert_weight_conversion(self.engine.model, tensors)
+        return checkpoint_tensors(self.engine.model, tensors)
 
     def load(self, directory: str) -> None:
         """Restore what `save` wrote, to the bit, whatever the number of ranks and the ZeRO stage were then."""

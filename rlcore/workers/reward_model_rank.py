@@ -26,6 +26,7 @@ from rlcore.data.preferences import to_score
 from rlcore.isolated.outcome import Outcome
 from rlcore.models.load import load_tokenizer, load_tokenizer_path, load_value_path
 from rlcore.models.logp import TokenValue, batch_value
+from rlcore.models.rope import longest_rollout
 from rlcore.records import Batch, Group, Prompt
 from rlcore.workers.packing import Work, plan
 from rlcore.workers.rank import Rank, TrainedRank
@@ -58,7 +59,8 @@ class RewardModelRank(Rank):
         """What the model says of each conversation. Every rank calls with its own ones, or none, at the same time."""
         began = time.monotonic()
         text = self.engine.model.config.get_text_config()
-        limit = getattr(text, "max_position_embeddings", None) or math.inf
+        limits = (getattr(text, "max_position_embeddings", None), longest_rollout(text, "reward_model.path"))
+        limit = min((n for n in limits if n), default=math.inf)
         read = [_tokens(self.tokenizer, conversation, limit) for conversation in conversations]
         whole = [tokens for tokens in read if not isinstance(tokens, str)]
         scores = iter(self._scores(ending(whole, text.pad_token_id)))

@@ -21,6 +21,7 @@ from rlcore.errors import ConfigError, SyncError
 from rlcore.weights import Broadcast, WeightInfo, manifest, plan_buckets
 
 Gather = Callable[[list[int]], AbstractContextManager[Sequence[Tensor]]]
+Convert = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 Join = Callable[[list[Any], float], Broadcast]
 
 # What travels. shm: arrays in Ray's object store (shared memory on one machine, a copy between machines, gone with its
@@ -57,34 +58,40 @@ class Sender:
         self._staged: deque[list[Tensor]] = deque()  # ipc: what the engines may still be reading
         self._connected = False
 
-    def publish(self, infos: Sequence[WeightInfo], gather: Gather, version: int) -> dict[str, float]:
+    def publish(
+        self, infos: Sequence[WeightInfo], gather: Gather, version: int, convert: Convert = lambda tensors: tensors
+    ) -> dict[str, float]:
         """Send every parameter of `infos` as `version`; returns {"sync/bytes": bytes of one copy of the model}.
 
-        `gather(indices)` is a context manager giving the full tensors of those parameters, on every rank in step.
-        Raises SyncError when what the engine loaded is not what was sent (the parameter is named), WorkerError when
-        an engine fails, dies or misses the deadline (the engine is named). Both leave the engines refusing to sample.
+        `gather(indices)` is a context manager giving the full tensors of those parameters, on every rank in step;
+        `convert` gives some of them the names and shapes they travel by. Raises SyncError naming the parameter that
+        the engine did not load as it was sent, WorkerError naming an engine that fails; then none of them samples.
         """
         sends = self.rank == 0
+        sent = _converted(infos, convert)
+        numbers = {info.name: i for i, info in enumerate(sent)}
         if sends:
             self._connect()
-            self._all("begin_weights", version, list(infos))
+            self._all("begin_weights", version, sent)
         loads: deque[list[ray.ObjectRef]] = deque()
         for bucket in plan_buckets(infos, self.bucket_bytes):
             with gather(bucket) as tensors:
-                ready = [_as_announced(infos[i], t) for i, t in zip(bucket, tensors, strict=True)]
+                named = convert({infos[i].name: t for i, t in zip(bucket, tensors, strict=True)})
+                indices = [numbers[name] for name in named]
+                ready = [_as_announced(sent[i], t) for i, t in zip(indices, named.values(), strict=True)]
                 while len(loads) >= _BUCKETS_AT_ONCE:
                     self._wait(loads.popleft(), "load_bucket")
                 payload = self._payload(ready)
                 if sends:
-                    loads.append([e.handle.load_bucket.remote(bucket, payload) for e in self.engines])
+                    loads.append([e.handle.load_bucket.remote(indices, payload) for e in self.engines])
                     self._send(ready)
-            del ready, payload
+            del named, ready, payload
         while loads:
             self._wait(loads.popleft(), "load_bucket")
         if sends:
-            self._require_equal(manifest(version, infos), self._all("end_weights"))
+            self._require_equal(manifest(version, sent), self._all("end_weights"))
         self._release()
-        return {"sync/bytes": float(sum(i.bytes for i in infos))}
+        return {"sync/bytes": float(sum(i.bytes for i in sent))}
 
     def _connect(self) -> None:
         """Once: what the engines must know of the transport before the first bucket."""
@@ -142,6 +149,15 @@ class Sender:
     def _wait(self, refs: list[ray.ObjectRef], method: str) -> list[Any]:
         """Results of one call on every engine; an error comes out naming the engine and the method."""
         return Calls(method).gather(self.engines, refs, "publish", self.seconds)
+
+
+def _converted(infos: Sequence[WeightInfo], convert: Convert) -> list[WeightInfo]:
+    """What travels of these parameters: names and shapes, of tensors without memory."""
+    dtypes = {info.dtype for info in infos}
+    assert len(dtypes) <= 1, f"parameters of several dtypes: {dtypes}"
+    with torch.device("meta"):
+        named = convert({info.name: torch.empty(info.shape) for info in infos})
+    return [WeightInfo(name, tuple(t.shape), dtypes.copy().pop()) for name, t in named.items()]
 
 
 def _as_announced(info: WeightInfo, tensor: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import itertools
 import pytest
 import ray
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from rlcore.cluster.deadlines import Watch, Worker
 from rlcore.config import Config, RolloutConfig
@@ -53,6 +53,20 @@ class gather:
 
     def __exit__(self, *_):
         return None
+
+
+def model_with_narrow_heads(directory):
+    """Its attention heads are 16 wide."""
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=128, eos_token_id=EOS, **sizes)).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def narrow_heads(stack, tmp_path_factory):
+    """What starting an engine of such a model gives."""
+    made = actor(model_with_narrow_heads(tmp_path_factory.mktemp("narrow")), RolloutConfig(kv_cache_gib=0.0625), 3)
+    return made.start.remote()
 
 
 @pytest.fixture(scope="module")
@@ -286,6 +300,12 @@ def test_the_collector_gives_the_same_groups_with_one_engine_and_two(stack):
         assert [r.tokens for r in one.rollouts] == [r.tokens for r in two.rollouts]
         assert [r.reward for r in one.rollouts] == [r.reward for r in two.rollouts]
         assert all(r.reward == r.response_tokens - (r.tokens[-1] == EOS) for r in one.rollouts)
+
+
+def test_heads_that_vllm_computes_on_no_cpu_are_a_config_error_at_start(narrow_heads):
+    """vLLM loads such a model, and refuses it when the first token is sampled."""
+    with pytest.raises(ConfigError, match=r"heads of .* are 16 wide \(head_dim\), .* takes 32, 64, .*: use a model"):
+        ray.get(narrow_heads, timeout=120)
 
 
 def test_a_name_vllm_does_not_know_is_a_config_error(stack):

@@ -1,5 +1,7 @@
 """publish(version) into real engines: they then hold what was sent, or say which parameter is wrong."""
 
+import functools
+import itertools
 import os
 import signal
 from contextlib import contextmanager
@@ -12,13 +14,17 @@ from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 from rlcore.cluster.deadlines import Watch, Worker
 from rlcore.config import RolloutConfig
 from rlcore.errors import SyncError, WorkerError
+from rlcore.models.names import checkpoint_tensors
 from rlcore.weights import WeightInfo, manifest
 from rlcore.workers.sender import Sender
 from rollout.engine import Engine, EngineSpec, SampleRequest
+from tests.benchmarks.architectures import make_model
 from tests.close import assert_close
 from tests.tiny import make_tiny_model
 
 KINDS = ("tied", "untied")
+# By their names in tests/benchmarks/architectures.py: what else vLLM packs, fuses or shares in ways of its own.
+OTHER_KINDS = ("Gemma 3", "Phi-3, longrope", "Qwen3-MoE")
 
 
 def untied_with_biases(directory):
@@ -39,12 +45,13 @@ def untied_with_biases(directory):
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory):
-    """{"tied": (model, engine), "untied": (model, engine)}; nothing has been published yet."""
+    """{kind: (model, engine)}; nothing has been published yet."""
     path = tmp_path_factory.mktemp("models")
     directories = {"tied": make_tiny_model(path / "tied"), "untied": untied_with_biases(path / "untied")}
+    directories |= {kind: make_model(kind, path / kind / "model") for kind in OTHER_KINDS}
     ray.init(num_cpus=2, include_dashboard=False, object_store_memory=200 << 20)
     cfg = RolloutConfig(max_response_tokens=16, max_sequences=32, kv_cache_gib=0.0625)
-    options = {"num_cpus": 0.5, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}}
+    options = {"num_cpus": 0.25, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}}
     made = ray.remote(Engine).options(**options)
     engines = {k: made.remote(EngineSpec(str(d), "float32", "cpu", 128, (1,)), cfg) for k, d in directories.items()}
     try:
@@ -64,7 +71,8 @@ def send(model, engine, version, bucket_bytes=1 << 20, change=lambda name, tenso
     def gather(indices):
         yield [named[i][1] for i in indices]
 
-    return Sender("shm", [engine], 0, 60.0, bucket_bytes).publish(infos, gather, version)
+    convert = functools.partial(checkpoint_tensors, model)
+    return Sender("shm", [engine], 0, 60.0, bucket_bytes).publish(infos, gather, version, convert)
 
 
 def perturb(model, amount=0.05, seed=0):
@@ -107,8 +115,9 @@ def test_an_engine_does_not_sample_before_its_first_publish(stack):
         refuses(stack[kind][1], "no weights have been published")
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("bucket_bytes", [1, 64 << 10, 1 << 20])
+@pytest.mark.parametrize(
+    ("kind", "bucket_bytes"), [*itertools.product(KINDS, [1, 64 << 10, 1 << 20]), *((k, 64 << 10) for k in OTHER_KINDS)]
+)
 def test_after_every_publish_the_engine_is_the_trainer_and_before_it_is_not(stack, kind, bucket_bytes):
     model, engine = stack[kind]
     sent = send(model, engine, 1, bucket_bytes)
@@ -187,6 +196,14 @@ def test_a_head_of_its_own_must_come_too(stack):
     with pytest.raises(SyncError, match="lm_head.weight"):
         send(model, engine, 7, change=without("lm_head"))
     send(model, engine, 8)
+
+
+def test_a_missing_expert_is_named(stack):
+    model, engine = stack["Qwen3-MoE"]
+    with pytest.raises(SyncError, match=r"1.mlp.experts"):
+        send(model, engine, 7, change=without("1.mlp.experts.down_proj"))
+    send(model, engine, 8)
+    assert_same(model, engine)
 
 
 def test_an_interrupted_publish_leaves_the_engine_refusing(stack):

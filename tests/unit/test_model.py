@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,16 +46,18 @@ def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     return make_tiny_model(tmp_path_factory.mktemp("model") / "tiny", tied=request.param)
 
 
-def rollouts() -> tuple[Tensor, Tensor, Tensor]:
-    offsets = torch.tensor([0, *LENGTHS]).cumsum(0)
+def rollouts(lengths: Sequence[int] = LENGTHS) -> tuple[Tensor, Tensor, Tensor]:
+    offsets = torch.tensor([0, *lengths]).cumsum(0)
     n = int(offsets[-1])
     g = torch.Generator().manual_seed(0)
     return torch.randint(4, 100, (n,), generator=g, dtype=torch.int32), offsets, torch.rand(n, generator=g) > 0.3
 
 
-def one_by_one(model: PreTrainedModel, temperature: float) -> tuple[Tensor, Tensor]:
+def one_by_one(
+    model: PreTrainedModel, temperature: float, given: tuple[Tensor, Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
     """What token_logp should give: each rollout alone, logits of all its tokens."""
-    tokens, offsets, mask = rollouts()
+    tokens, offsets, mask = given or rollouts()
     logp, entropy = [], []
     for a, b in zip(offsets[:-1], offsets[1:], strict=True):
         log_p = (model(tokens[None, a:b].long(), use_cache=False).logits[0].float() / temperature).log_softmax(-1)
@@ -286,6 +289,9 @@ FAMILIES: list[tuple[str, dict[str, Any]]] = [
     ("gpt2", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}),
     ("gpt_neox", {"intermediate_size": 64}),
     ("qwen3_moe", {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}),
+    ("phi", {"num_key_value_heads": 4}), ("glm4", {}),
+    ("gemma2", {"sliding_window": 8, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 5.0}),
+    ("gpt_oss", {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8}),
 ]  # fmt: skip
 
 
@@ -293,14 +299,17 @@ FAMILIES: list[tuple[str, dict[str, Any]]] = [
 def test_families_of_models(family: str, options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     kept = {k: v for k, v in SMALL.items() if family != "gpt2" or "size" not in k or k == "vocab_size"}
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **(kept | options))).eval()
+    config = AutoConfig.for_model(family, **(kept | options))
+    # Other attentions of transformers leave out the limits of scores (softcap).
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     for p in model.parameters():  # some families start too small to tell right from wrong
         torch.nn.init.normal_(p, std=0.2)
-    with torch.no_grad():
-        want, _ = one_by_one(model, 1.3)
-        logp, _ = token_logp(pack(model), *rollouts(), 1.3, 16)
+    want, _ = one_by_one(model, 1.3)
+    expected = gradients(model, want)
+    logp, _ = token_logp(pack(model), *rollouts(), 1.3, 16)
     assert_close(logp, want, 30, "log-probabilities")  # 1.6
-    assert float(want.std()) > 0.3
+    assert_all_close(gradients(model, logp), expected, 120)
+    assert float(want.detach().std()) > 0.3
 
 
 @pytest.mark.parametrize(
@@ -309,7 +318,6 @@ def test_families_of_models(family: str, options: dict[str, Any]) -> None:
         ("mamba", {"state_size": 4}, "linear_attention|convolution"),
         ("qwen3_next", {"layer_types": ["linear_attention", "full_attention"]}, "linear_attention"),
         ("bloom", {"n_layer": 1, "n_head": 4}, "cannot be replaced|position_ids"),
-        ("gemma2", {"query_pre_attn_scalar": 8, "attn_logit_softcapping": 5.0}, "softcap"),
     ],
 )
 def test_architectures_that_cannot_be_packed_are_refused(family: str, options: dict[str, Any], why: str) -> None:
@@ -439,7 +447,7 @@ def test_families_of_value_models(family: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     kept = {k: v for k, v in SMALL.items() if family != "gpt2" or "size" not in k or k == "vocab_size"}
     config = AutoConfig.for_model(family, **(kept | dict(FAMILIES)[family]), num_labels=1)
-    plain = AutoModelForSequenceClassification.from_config(config).eval()
+    plain = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager").eval()
     for p in plain.parameters():
         torch.nn.init.normal_(p, std=0.2)
     plain.save_pretrained(tmp_path)

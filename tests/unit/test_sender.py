@@ -76,6 +76,26 @@ def test_every_engine_gets_every_tensor_between_begin_and_end() -> None:
         assert all(torch.equal(engine.loaded[i], t) for i, t in enumerate(named.values()))
 
 
+def test_what_is_one_tensor_here_and_several_in_a_checkpoint_travels_as_several() -> None:
+    named = {f"layers.{i}.experts.up": torch.arange(12.0).view(3, 2, 2) + 100 * i for i in range(4)}
+    tensors = list(named.values())
+
+    def split(some: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {f"{n}.{i}": each for n, t in some.items() for i, each in enumerate(t.unbind(0))}
+
+    @contextmanager
+    def gather(indices: Sequence[int]) -> Iterator[list[Tensor]]:
+        yield [tensors[i] for i in indices]
+
+    engine, infos = Engine(), [WeightInfo(n, tuple(t.shape), "float32") for n, t in named.items()]
+    Sender("shm", [engine], rank=0, seconds=1, bucket_bytes=100).publish(infos, gather, 3, split)  # type: ignore[list-item]
+    assert [i.name for i in engine.infos][:4] == [
+        *(f"layers.0.experts.up.{i}" for i in range(3)),
+        "layers.1.experts.up.0",
+    ]
+    assert all(torch.equal(engine.loaded[i], t) for i, t in enumerate(split(named).values()))
+
+
 @pytest.mark.parametrize("tensor", [torch.randn(()), torch.randn(3), torch.arange(6.0).view(2, 3).t()])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_what_arrives_is_the_tensor_in_the_announced_dtype(tensor: Tensor, dtype: str) -> None:
