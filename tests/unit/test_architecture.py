@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from rlcore.config import Config, ModelConfig, RolloutConfig
+from rlcore.data.endings import Endings
 from rlcore.errors import ConfigError
 from rlcore.models.architecture import context_tokens, require_sampled, require_trainable
 from rlcore.models.logp import token_logp
@@ -23,6 +24,7 @@ from rlcore.train.reward_model import RewardModelling
 from rlcore.train.sampling import NoPrompts, Sampling
 from rlcore.train.supervised import Supervised
 from tests.close import assert_close
+from tests.templates import CHATML, make_tokenizer
 from tests.unit.test_model import LENGTHS, SMALL, one_by_one, rollouts
 
 BEFORE = 16  # tokens of the context before it was made longer: some of LENGTHS are on either side of it
@@ -53,6 +55,7 @@ def saved(path: Path, *args: Any, **changes: Any) -> str:
     return str(path)
 
 
+ENDS = Endings(1, (1,), ("</s>",))
 STAGES = (Supervised, DirectPreference, RewardModelling, reinforcement.Reinforcement)
 
 
@@ -64,6 +67,7 @@ def test_every_stage_refuses_before_it_reads_a_row(
 ) -> None:
     monkeypatch.setattr(reinforcement, "make_rewards", lambda cfg: SimpleNamespace(close=lambda: None))
     cfg = Config(run_dir=str(tmp_path), model=ModelConfig(path=saved(tmp_path, **changes)))
+    make_tokenizer(CHATML).save_pretrained(tmp_path)
     cfg.data.train = ["no such file.jsonl"]
     with pytest.raises(ConfigError, match=f"model.path: .*{why}"):
         stage(cfg, lambda text: None)
@@ -75,9 +79,9 @@ def test_whoever_samples_asks_whether_its_longest_prompt_fits(tmp_path: Path) ->
     cfg.rollout.max_response_tokens = 100
     rewards, prompts = SimpleNamespace(), Prompt("", [1] * 29, "")
     with pytest.raises(ConfigError, match="made for 128 tokens, and the longest prompt of this run has 29"):
-        Sampling(cfg, rewards, None, NoPrompts(), {"held_out": [prompts]})  # type: ignore[arg-type]
+        Sampling(cfg, rewards, None, ENDS, NoPrompts(), {"held_out": [prompts]})  # type: ignore[arg-type]
     prompts.tokens.pop()
-    Sampling(cfg, rewards, None, NoPrompts(), {"held_out": [prompts]})  # type: ignore[arg-type]
+    Sampling(cfg, rewards, None, ENDS, NoPrompts(), {"held_out": [prompts]})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", sorted(ROPE_INIT_FUNCTIONS.keys() | {"default"}))

@@ -25,7 +25,7 @@ class ValidationError(ValueError):
 
 
 def told(error: Exception, device: str = "cpu", **vllm_args: Any) -> str:
-    spec = EngineSpec("some/model", "float32", device, 4096)
+    spec = EngineSpec("some/model", "float32", device, 4096, (1,))
     return in_our_words(error, spec, RolloutConfig(vllm_args=vllm_args), None)
 
 
