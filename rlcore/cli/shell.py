@@ -79,7 +79,7 @@ def _has_no_reader(stream: IO[str]) -> bool:
 
 
 def print_usage() -> int:
-    from rlcore.cli import USAGE
+    from rlcore.cli.commands import USAGE
     from rlcore.compose.recipe import recipe_names
     from rlcore.compose.stages import STAGES
 

@@ -25,7 +25,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def run(command: list[str], folder: Path, **environment: str) -> tuple[int, str]:
-    env = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", **environment}
+    env = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}  # another test's hub
+    env |= {"HF_ENDPOINT": "http://127.0.0.1:9", **environment}
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, encoding="utf-8", timeout=300)
     return done.returncode, done.stdout + done.stderr
 

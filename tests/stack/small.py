@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from rlcore.cli.shell import guarded  # importing rlcore.cli settles this process
+from rlcore.cli.shell import guarded
 from rlcore.config import Config
 
 

@@ -631,6 +631,7 @@ def test_a_command_that_cannot_begin_says_why(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["rlcore", *args])
     monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setattr("rlcore.surroundings.settle", lambda: None)
     with pytest.raises(SystemExit) as e:
         main()
     assert e.value.code == code and says in capsys.readouterr().err
@@ -638,6 +639,7 @@ def test_a_command_that_cannot_begin_says_why(
 
 def test_help_lists_commands_and_recipes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setattr("rlcore.surroundings.settle", lambda: None)
     for args in ([], ["--help"], ["train", "--help"]):
         monkeypatch.setattr(sys, "argv", ["rlcore", *args])
         with pytest.raises(SystemExit) as e:
