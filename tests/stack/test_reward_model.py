@@ -165,7 +165,10 @@ class Shared:
 
     device, colocated = "cpu", True
 
-    def close(self) -> None: ...
+    def __enter__(self) -> Shared:
+        return self
+
+    def __exit__(self, *_error: object) -> None: ...
 
 
 def rm_config(model: Path, run_dir: Path, steps: int = 4) -> Config:
