@@ -6,8 +6,13 @@ import json
 import sys
 from pathlib import Path
 
-from rlcore.cli.shell import guarded
-from rlcore.config import Config
+from rlcore.surroundings import settle
+
+if __name__ == "__main__":
+    settle()  # first, as a command does
+
+from rlcore.cli.shell import guarded  # noqa: E402
+from rlcore.config import Config  # noqa: E402
 
 
 class Looks:
