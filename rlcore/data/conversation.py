@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from rlcore.config import DataConfig
 from rlcore.data.cells import as_text
 from rlcore.data.chat_template import mark_in, rendered, require_plain, require_written
-from rlcore.data.layouts import PROMPTS, TALKS, cell, choose, gold_of, prompt_of, response_column
+from rlcore.data.layouts import PROMPTS, TALKS, cell, choose, gold_of, instructions, prompt_of, response_column
 from rlcore.data.messages import INSTRUCTING, Message, is_message, normalised
 from rlcore.data.sources import Rows
 from rlcore.errors import ConfigError, DataError, nearest
@@ -56,6 +56,7 @@ def read_rows(loaded: Rows, cfg: DataConfig, answers_needed: bool = True) -> Rea
         _require_unaided(loaded, i)
         if asked and prompt_column is not None:
             conversation = conversation_of(prompt_of(loaded, i, prompt_column), loaded.at(i), prompt_column)
+            conversation = [*instructions(loaded, i, chosen, conversation), *conversation]
         else:
             conversation = list[Message]([{"role": "user", "content": ""}])
         said.append(_answered(conversation, loaded, i, prompt_column, response, cfg.prompt_column != "auto"))
@@ -98,7 +99,7 @@ def _answered(
 
 def _require_unaided(loaded: Rows, i: int) -> None:
     """DataError for a row that has more for its chat template than messages, as TRL's rows may."""
-    tools, args = (loaded.rows[i].get(column) for column in ("tools", "chat_template_kwargs"))
+    tools, args = (_from_json(loaded.rows[i].get(column)) for column in ("tools", "chat_template_kwargs"))
     listed = [tool for tool in tools if isinstance(tool, Mapping)] if isinstance(tools, list) else []
     if any("name" in (tool.get("function") or tool) for tool in listed):
         raise DataError(
@@ -110,6 +111,16 @@ def _require_unaided(loaded: Rows, i: int) -> None:
             f"{loaded.at(i)}: column chat_template_kwargs is not read; set data.chat_template_args for all rows, and "
             "leave the column out"
         )
+
+
+def _from_json(value: Any) -> Any:
+    """What JSON text of a list or a record stands for, as in a CSV file; anything else as it is."""
+    if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
 
 
 def conversation_of(value: Any, where: str, column: str) -> list[Message]:

@@ -362,6 +362,23 @@ def test_a_record_of_ones_own_may_be_json_text(tmp_path: Path, tokenizer) -> Non
         assert prompt.answer == gold
 
 
+def test_a_system_message_in_a_column_of_its_own_is_not_lost(tmp_path: Path, tokenizer) -> None:
+    talk = [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}]
+    alpaca = {"instruction": "2+2?", "input": "", "output": "4"}
+    for row in ({"conversations": talk}, alpaca):
+        for system in ("Be brief", "", None):
+            source = written(tmp_path / "rows.jsonl", [{**row, "system": system, "history": []}])
+            (group,) = Examples([source], DataConfig(), tokenizer, 0, 20).all()
+            first = group.prompt.messages[0]
+            assert first == ({"role": "system", "content": "Be brief"} if system else user("2+2?"))
+    for row, why in (
+        ({**alpaca, "history": [["1+1?", "2"]]}, "column history has earlier turns"),
+        ({"conversations": [{"from": "system", "value": "Be long"}, *talk], "system": "Be brief"}, "keep one"),
+    ):
+        with pytest.raises(DataError, match=f"line 1: .*{why}"):
+            Examples([written(tmp_path / "rows.jsonl", [row])], DataConfig(), tokenizer, 0, 20)
+
+
 def test_turns_of_unknown_speakers_are_refused(tmp_path: Path, tokenizer) -> None:
     turns = [{"from": "human", "value": "a"}, {"from": "observation", "value": "b"}]
     source = written(tmp_path / "a.jsonl", [{"conversations": turns}])
