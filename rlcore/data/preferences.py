@@ -16,6 +16,7 @@ from rlcore.data.answered import AnsweredRows, answer
 from rlcore.data.conversation import (
     Message,
     Read,
+    conversation_of,
     read_rows,
     row_tokens,
 )
@@ -166,6 +167,7 @@ def _read(loaded: Rows, cfg: DataConfig) -> tuple[Read, list[Answers]]:
         cut = [_common(*both) for both in said]
         for i, n in enumerate(cut):
             _check_beginning(loaded.at(i), said[i][0][:n])
+            _check_prompt(loaded, i, said[i][0][:n], cfg)
         rows: list[Row] = [{**row, _PROMPT: both[0][:n]} for row, both, n in zip(loaded.rows, said, cut, strict=True)]
         loaded, cfg = loaded._replace(rows=rows), copy.copy(cfg)
         cfg.prompt_column = _PROMPT
@@ -192,6 +194,19 @@ def _check_beginning(where: str, prompt: Sequence[Message]) -> None:
         raise DataError(
             f"{where}: the prompt that chosen and rejected have in common has no user message, but of "
             f"{', '.join(roles)}"
+        )
+
+
+def _check_prompt(loaded: Rows, i: int, beginning: Sequence[Message], cfg: DataConfig) -> None:
+    """Of two whole conversations: DataError when the row's prompt column says more than what both begin with."""
+    given = loaded.rows[i].get(_PROMPT)
+    if given in (None, "", []) or cfg.prompt_column != "auto":
+        return
+    known = {message["content"] for message in beginning}
+    if any(message["content"] not in known for message in conversation_of(given, loaded.at(i), _PROMPT)):
+        raise DataError(
+            f"{loaded.at(i)}: column {_PROMPT} has a message that chosen and rejected, whole conversations, do not "
+            "begin with; which of them is asked? Correct one, or leave the column out"
         )
 
 

@@ -199,6 +199,6 @@ def spoken(loaded: Rows, i: int, column: str) -> list[Message]:
     messages = messages_of(loaded, i, column)
     if not (messages[0]["role"] == messages[-1]["role"] == "assistant"):
         raise DataError(f"{loaded.at(i)}: column {column} must begin and end with what the assistant says")
-    if messages[-1]["content"] in (None, "") and not messages[-1].get("tool_calls"):
+    if not (messages[-1]["content"] or "").strip() and not messages[-1].get("tool_calls"):
         raise DataError(f"{loaded.at(i)}: column {column} is empty")
     return messages

@@ -14,7 +14,7 @@ from rlcore.data.endings import text_of
 from rlcore.data.examples import Examples
 from rlcore.data.preferences import ResponsePairs
 from rlcore.data.prompts import Prompts
-from rlcore.errors import DataError
+from rlcore.errors import ConfigError, DataError
 from rlcore.records import Rollout
 from tests.templates import CHATML, GLM_4, LLAMA_2, OPENS_THINK, OPENS_THINK_SHOWS_IT, PHI_3, make_tokenizer
 
@@ -120,6 +120,7 @@ def test_an_answer_is_what_the_template_writes_after_the_prompt(
         (CHATML, {"prompt": "2+2?", "response": [MORE, SAID]}, "must begin and end with what the assistant says"),
         (CHATML, {"prompt": "2+2?", "response": [SAID, MORE]}, "must begin and end with what the assistant says"),
         (CHATML, {"prompt": "2+2?", "response": [{**SAID, "content": ""}]}, "column response is empty"),
+        (CHATML, {"prompt": "2+2?", "response": " \n"}, "column response is empty"),
         (CHATML, {"messages": [ASK, {**SAID, "weight": 0}]}, "the assistant's last message has weight 0"),
         (CHATML, {"messages": [ASK, {**SAID, "weight": 0.5}]}, "has weight 0.5; it must be 1"),
         (
@@ -162,6 +163,22 @@ def test_every_turn_of_the_assistants_is_learned_where_it_is_in_the_prompt_as_it
     # The last turn answers the prompt, as where the held-out rows are answered.
     assert rollout.tokens[: len(rollout.prompt.tokens)] == rollout.prompt.tokens
     assert [m["role"] for m in rollout.prompt.messages][-1] != "assistant"
+
+
+def test_a_template_for_prompts_does_not_name_what_is_learned(tmp_path: Path) -> None:
+    tokenizer, file = make_tokenizer(CHATML), tmp_path / "rows.jsonl"
+    for make, row, name in (
+        (Examples, {"prompt": "2+2?", "response": "4"}, "response"),
+        (Examples, {"prompt": "2+2?", "completion": "4"}, "completion"),
+        (ResponsePairs, {"prompt": "2+2?", "chosen": "4", "rejected": "5"}, "chosen"),
+    ):
+        file.write_text(json.dumps(row))
+        with pytest.raises(ConfigError, match=f"{{{name}}} is .*: the prompt would give it away"):
+            make([str(file)], DataConfig(prompt_template=f"{{prompt}} {{{name}}}"), tokenizer, 0, 200)
+    # Nor the record that has the gold answer in it.
+    file.write_text(json.dumps({"prompt": "2+2?", "reward_model": {"ground_truth": "4"}}))
+    with pytest.raises(ConfigError, match="{reward_model} is the answer column"):
+        Prompts([str(file)], DataConfig(prompt_template="{prompt} {reward_model}"), tokenizer, 0)
 
 
 def test_a_begun_thought_is_gone_on_from_whatever_the_template_does_with_it(tmp_path: Path) -> None:
