@@ -21,7 +21,7 @@ from rlcore.data.conversation import (
     row_tokens,
 )
 from rlcore.data.endings import Endings, endings
-from rlcore.data.layouts import PROMPTS
+from rlcore.data.layouts import PROMPTS, choose
 from rlcore.data.prompts import as_prompts, tokenized
 from rlcore.data.responses import messages_of, response_tokens
 from rlcore.data.sources import Row, Rows, load_sources
@@ -46,7 +46,9 @@ class Pairs(AnsweredRows):
         self, sources: Sequence[str], cfg: DataConfig, tokenizer: Any, seed: int, max_response_tokens: int
     ) -> None:
         most = cfg.max_prompt_tokens + max_response_tokens
-        groups = [_to_score(pair, cfg, tokenizer, most) for pair in _pairs(sources, cfg)]
+        loaded = list(load_sources(sources))
+        self.notes = [choose(rows, cfg).told_pairs(rows) for rows in loaded]
+        groups = [_to_score(pair, cfg, tokenizer, most) for rows in loaded for pair in pairs_of(rows, cfg)]
         why = (
             f"pairs are of equal texts, or longer than {most} tokens "
             "(data.max_prompt_tokens + rollout.max_response_tokens)"
@@ -71,7 +73,10 @@ class ResponsePairs(AnsweredRows):
         ends: Endings | None = None,  # None: those of the tokenizer alone
     ) -> None:
         ends = ends or endings(tokenizer, cfg.chat_template, cfg.chat_template_args)
-        groups = [_to_learn(pair, cfg, tokenizer, max_response_tokens, ends) for pair in _pairs(sources, cfg)]
+        loaded = list(load_sources(sources))
+        self.notes = [choose(rows, cfg).told_pairs(rows) for rows in loaded]
+        pairs = (pair for rows in loaded for pair in pairs_of(rows, cfg))
+        groups = [_to_learn(pair, cfg, tokenizer, max_response_tokens, ends) for pair in pairs]
         why = (
             f"pairs are of equal texts, or over {cfg.max_prompt_tokens} tokens of prompt or {max_response_tokens} of "
             "response"
@@ -138,11 +143,6 @@ def _only_text(where: str, messages: Sequence[Message]) -> str:
     if len(messages) > 1 or not isinstance(content, str):
         raise DataError(f"{where}: must be one message of text, for a policy to learn from it")
     return content
-
-
-def _pairs(sources: Sequence[str], cfg: DataConfig) -> Iterator[_Pair]:
-    for loaded in load_sources(sources):
-        yield from pairs_of(loaded, cfg)
 
 
 def pairs_of(loaded: Rows, cfg: DataConfig) -> Iterator[_Pair]:

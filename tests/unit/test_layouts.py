@@ -246,7 +246,10 @@ def test_a_response_column_that_is_named_is_taken(tmp_path: Path, tokenizer) -> 
 def test_preference_layouts(tmp_path: Path, tokenizer, row: dict[str, Any], kind: str) -> None:
     source = written(tmp_path / f"a.{kind}", [row])
     for make, text in ((ResponsePairs, ["4", "5"]), (Pairs, ["4", "5"])):
-        ((good, bad),) = (group.rollouts for group in make([source], DataConfig(), tokenizer, 0, 8).take(1))
+        pairs = make([source], DataConfig(), tokenizer, 0, 8)
+        ((good, bad),) = (group.rollouts for group in pairs.take(1))
+        (note,) = pairs.notes  # as of every other kind of rows
+        assert note.startswith(f"{source}: preference pairs (TRL); ") and "answers from chosen and rejected" in note
         assert [good.text, bad.text] == text and tokenizer.decode(good.tokens).startswith("<user>2+2?<assistant>4")
     assert choose(load_rows(source), DataConfig()).layout.name == "preference pairs (TRL)"
 
