@@ -21,7 +21,7 @@ from rlcore.data.conversation import as_text, is_message, read_rows
 from rlcore.data.layouts import PAIRS, TALKS, choose, response_column
 from rlcore.data.messages import normalised
 from rlcore.data.preferences import pairs_of
-from rlcore.data.prompts import place, tokenized, untokenized
+from rlcore.data.prompts import as_prompts, place, tokenized, untokenized
 from rlcore.data.sources import Rows, load_rows
 from rlcore.errors import ConfigError, DataError, RewardError, nearest
 from rlcore.records import Prompt, Response
@@ -122,9 +122,12 @@ def _read(loaded: Rows, cfg: DataConfig) -> _Read:
         texts = {i: [("column chosen", good), ("column rejected", bad)] for i, (good, bad) in last.items()}
         return _Read([pair.prompt for pair in pairs], chosen.told_pairs(loaded), column, texts)
     said: dict[str, list[tuple[str, str]]] = {}
-    if column not in chosen.columns and set(TALKS).intersection(chosen.columns):
+    if column not in chosen.columns and cfg.prompt_column == "auto" and set(TALKS).intersection(chosen.columns):
         read = read_rows(loaded, cfg, answers_needed=False)
         said = {f"{loaded.name}:{i}": [(_LAST, m["content"])] for i, m in enumerate(read.said) if m and m["content"]}
+        if said and chosen.prompt in TALKS:  # a run would have to be told whether they are responses, or begin one
+            told = choose(loaded, cfg, learned=True).told_learned(loaded, column)
+            return _Read(as_prompts(loaded, read, cfg), told, column, said)
     return _Read(*untokenized(loaded, cfg, loaded.name), column, said)
 
 
@@ -167,8 +170,9 @@ def _with_openings(prompts: list[Prompt], loaded: Rows, cfg: Config, settings: S
 
         tokenizer = load_tokenizer(cfg.model)
         found = [tokenized(prompt, loaded.at(place(prompt)[1]), cfg.data, tokenizer) for prompt in asked]
-    elif cfg.data.chat_template:
-        found = []
+    elif cfg.data.chat_template:  # what the assistant has begun is known all the same
+        begun = [prompt for prompt in asked if prompt.messages[-1]["role"] == "assistant"]
+        found = [replace(p, opened=opened.of_text(said, said)) for p in begun if (said := p.messages[-1]["content"])]
     else:
         found = [replace(prompt, opened=opened.of_text(prompt.messages[-1]["content"])) for prompt in asked]
     by_id = {prompt.id: prompt for prompt in found}

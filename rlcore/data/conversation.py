@@ -14,7 +14,18 @@ from typing import Any, NamedTuple
 from rlcore.config import DataConfig
 from rlcore.data.cells import as_text
 from rlcore.data.chat_template import mark_in, rendered, require_plain, require_written
-from rlcore.data.layouts import PROMPTS, TALKS, cell, choose, gold_of, prompt_of, response_column
+from rlcore.data.layouts import (
+    PAIRS,
+    PROMPTS,
+    TALKS,
+    Chosen,
+    cell,
+    choose,
+    gold_of,
+    instructions,
+    prompt_of,
+    response_column,
+)
 from rlcore.data.messages import INSTRUCTING, Message, is_message, normalised
 from rlcore.data.sources import Rows
 from rlcore.errors import ConfigError, DataError, nearest
@@ -43,19 +54,22 @@ def read_rows(loaded: Rows, cfg: DataConfig, answers_needed: bool = True) -> Rea
     """
     chosen = choose(loaded, cfg, learned=not answers_needed)
     prompt_column = chosen.prompt
+    response = None if answers_needed else response_column(loaded, cfg)
     template = _parse_template(cfg.prompt_template, chosen.columns, chosen.gold)
+    if template is not None:
+        _require_no_response(template, chosen, response)
     asked = template is None or any(name == "prompt" for _, name in template)
     if prompt_column is None and asked:
         raise DataError(
             f"{loaded.source}: none of the columns {', '.join(PROMPTS)}; "
             f"set data.prompt_column to one of {', '.join(loaded.rows[0])}"
         )
-    response = None if answers_needed else response_column(loaded, cfg)
     messages, answers, said, left_out = [], [], [], {}
     for i in range(len(loaded.rows)):
         _require_unaided(loaded, i)
         if asked and prompt_column is not None:
             conversation = conversation_of(prompt_of(loaded, i, prompt_column), loaded.at(i), prompt_column)
+            conversation = [*instructions(loaded, i, chosen, conversation), *conversation]
         else:
             conversation = list[Message]([{"role": "user", "content": ""}])
         said.append(_answered(conversation, loaded, i, prompt_column, response, cfg.prompt_column != "auto"))
@@ -98,7 +112,7 @@ def _answered(
 
 def _require_unaided(loaded: Rows, i: int) -> None:
     """DataError for a row that has more for its chat template than messages, as TRL's rows may."""
-    tools, args = (loaded.rows[i].get(column) for column in ("tools", "chat_template_kwargs"))
+    tools, args = (_from_json(loaded.rows[i].get(column)) for column in ("tools", "chat_template_kwargs"))
     listed = [tool for tool in tools if isinstance(tool, Mapping)] if isinstance(tools, list) else []
     if any("name" in (tool.get("function") or tool) for tool in listed):
         raise DataError(
@@ -110,6 +124,16 @@ def _require_unaided(loaded: Rows, i: int) -> None:
             f"{loaded.at(i)}: column chat_template_kwargs is not read; set data.chat_template_args for all rows, and "
             "leave the column out"
         )
+
+
+def _from_json(value: Any) -> Any:
+    """What JSON text of a list or a record stands for, as in a CSV file; anything else as it is."""
+    if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
 
 
 def conversation_of(value: Any, where: str, column: str) -> list[Message]:
@@ -165,11 +189,21 @@ def _parse_template(template: str, columns: list[str], answer_column: str | None
                 f"data.prompt_template: {{{name}}} is not a column{nearest(name, columns)}; use {{prompt}} or one of "
                 f"{', '.join(columns)}, and write a literal brace twice, as in \\boxed{{{{}}}}"
             )
-        if name == answer_column and name != "prompt":
+        if answer_column is not None and f"{answer_column}.".startswith(f"{name}.") and name != "prompt":
             raise ConfigError(f"data.prompt_template: {{{name}}} is the answer column: the prompt would give it away")
     if not any(name is not None for _, name, _, _ in pieces):
         raise ConfigError("data.prompt_template: must contain {prompt}, the prompt column, or other columns")
     return [(text, name) for text, name, _, _ in pieces]
+
+
+def _require_no_response(template: Template, chosen: Chosen, response: str | None) -> None:
+    """ConfigError for a template that names what is to be learned."""
+    learned = {"chosen", "rejected"} if chosen.layout is PAIRS else set[str]()
+    learned |= set() if response is None else {response}
+    if given := learned.intersection(name for _, name in template if name not in (None, chosen.prompt, "prompt")):
+        raise ConfigError(
+            f"data.prompt_template: {{{min(given)}}} is a response to learn: the prompt would give it away"
+        )
 
 
 def _fill(message: Message, template: Template, loaded: Rows, i: int) -> Message:

@@ -14,6 +14,7 @@ from rlcore.data.layouts import choose, response_column
 from rlcore.data.prompts import as_prompts, tokenized
 from rlcore.data.responses import learned_before, response_tokens, spoken
 from rlcore.data.sources import Rows, load_sources
+from rlcore.errors import DataError
 from rlcore.records import Group, Prompt
 
 
@@ -53,7 +54,12 @@ class Examples(AnsweredRows):
             else:
                 first = len(conversation)
                 conversation += spoken(loaded, i, column)
-            turns = [n for n in range(first, len(conversation)) if conversation[n]["role"] == "assistant"]
+            turns = [n for n in range(first, len(conversation)) if _learned(conversation[n], loaded.at(i))]
+            if len(conversation) - 1 not in turns:
+                raise DataError(
+                    f"{loaded.at(i)}: the assistant's last message has weight 0, so it is not to be learned; end the "
+                    "row with one that is"
+                )
             prompt = dataclasses.replace(row, messages=[dict(message) for message in conversation[:-1]])
             yield self._example(loaded.at(i), prompt, conversation, turns[:-1])
 
@@ -70,3 +76,11 @@ class Examples(AnsweredRows):
         whole = answer(prompt, prompt.tokens + response, len(response), text, 0.0)
         mask = whole.mask if before is None else [*before, *whole.mask[len(before) :]]
         return Group([dataclasses.replace(whole, mask=mask)])
+
+
+def _learned(message: Message, where: str) -> bool:
+    """Whether it is the assistant's and to be learned: in OpenAI's rows one of weight 0 is not."""
+    weight = message.get("weight", 1)
+    if message["role"] == "assistant" and weight not in (0, 1):
+        raise DataError(f"{where}: a message has weight {weight}; it must be 1, to be learned, or 0")
+    return message["role"] == "assistant" and weight == 1

@@ -26,6 +26,7 @@ GOLDS = (
 )
 _RECORDS = ("reward_model", "reward_spec", "extra_info")  # may be JSON text, as in a CSV file
 TALKS = ("messages", "conversations")
+_BESIDE = ("Alpaca", "ShareGPT")  # layouts that may have a system message and earlier turns in columns of their own
 _SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
 
@@ -205,6 +206,26 @@ def prompt_of(loaded: Rows, i: int, column: str) -> Any:
     if column == "instruction" and isinstance(value, str) and isinstance(row.get("input"), str):
         return f"{value}\n{row['input']}" if row["input"].strip() else value
     return value
+
+
+def instructions(
+    loaded: Rows, i: int, chosen: Chosen, conversation: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """The system message that a row of Alpaca or ShareGPT has in a column `system`. DataError for turns in a column
+    `history`, which would be left out, and for two system messages."""
+    if chosen.layout.name not in _BESIDE:
+        return []
+    row, where = loaded.rows[i], loaded.at(i)
+    if row.get("history"):
+        raise DataError(
+            f"{where}: column history has earlier turns; write the row as messages, or leave the column out"
+        )
+    system = row.get("system")
+    if not isinstance(system, str) or not system.strip():
+        return []
+    if conversation[0]["role"] == "system" and conversation[0]["content"] != system:
+        raise DataError(f"{where}: there is a system message in column system and another in the messages; keep one")
+    return [] if conversation[0]["role"] == "system" else [{"role": "system", "content": system}]
 
 
 def _from_sharegpt(value: Any, where: str) -> Any:

@@ -16,11 +16,12 @@ from rlcore.data.answered import AnsweredRows, answer
 from rlcore.data.conversation import (
     Message,
     Read,
+    conversation_of,
     read_rows,
     row_tokens,
 )
 from rlcore.data.endings import Endings, endings
-from rlcore.data.layouts import PROMPTS
+from rlcore.data.layouts import PROMPTS, choose
 from rlcore.data.prompts import as_prompts, tokenized
 from rlcore.data.responses import messages_of, response_tokens
 from rlcore.data.sources import Row, Rows, load_sources
@@ -45,7 +46,9 @@ class Pairs(AnsweredRows):
         self, sources: Sequence[str], cfg: DataConfig, tokenizer: Any, seed: int, max_response_tokens: int
     ) -> None:
         most = cfg.max_prompt_tokens + max_response_tokens
-        groups = [_to_score(pair, cfg, tokenizer, most) for pair in _pairs(sources, cfg)]
+        loaded = list(load_sources(sources))
+        self.notes = [choose(rows, cfg).told_pairs(rows) for rows in loaded]
+        groups = [_to_score(pair, cfg, tokenizer, most) for rows in loaded for pair in pairs_of(rows, cfg)]
         why = (
             f"pairs are of equal texts, or longer than {most} tokens "
             "(data.max_prompt_tokens + rollout.max_response_tokens)"
@@ -70,7 +73,10 @@ class ResponsePairs(AnsweredRows):
         ends: Endings | None = None,  # None: those of the tokenizer alone
     ) -> None:
         ends = ends or endings(tokenizer, cfg.chat_template, cfg.chat_template_args)
-        groups = [_to_learn(pair, cfg, tokenizer, max_response_tokens, ends) for pair in _pairs(sources, cfg)]
+        loaded = list(load_sources(sources))
+        self.notes = [choose(rows, cfg).told_pairs(rows) for rows in loaded]
+        pairs = (pair for rows in loaded for pair in pairs_of(rows, cfg))
+        groups = [_to_learn(pair, cfg, tokenizer, max_response_tokens, ends) for pair in pairs]
         why = (
             f"pairs are of equal texts, or over {cfg.max_prompt_tokens} tokens of prompt or {max_response_tokens} of "
             "response"
@@ -139,11 +145,6 @@ def _only_text(where: str, messages: Sequence[Message]) -> str:
     return content
 
 
-def _pairs(sources: Sequence[str], cfg: DataConfig) -> Iterator[_Pair]:
-    for loaded in load_sources(sources):
-        yield from pairs_of(loaded, cfg)
-
-
 def pairs_of(loaded: Rows, cfg: DataConfig) -> Iterator[_Pair]:
     """The pairs of one source, a row each."""
     read, said = _read(loaded, cfg)
@@ -166,6 +167,7 @@ def _read(loaded: Rows, cfg: DataConfig) -> tuple[Read, list[Answers]]:
         cut = [_common(*both) for both in said]
         for i, n in enumerate(cut):
             _check_beginning(loaded.at(i), said[i][0][:n])
+            _check_prompt(loaded, i, said[i][0][:n], cfg)
         rows: list[Row] = [{**row, _PROMPT: both[0][:n]} for row, both, n in zip(loaded.rows, said, cut, strict=True)]
         loaded, cfg = loaded._replace(rows=rows), copy.copy(cfg)
         cfg.prompt_column = _PROMPT
@@ -192,6 +194,19 @@ def _check_beginning(where: str, prompt: Sequence[Message]) -> None:
         raise DataError(
             f"{where}: the prompt that chosen and rejected have in common has no user message, but of "
             f"{', '.join(roles)}"
+        )
+
+
+def _check_prompt(loaded: Rows, i: int, beginning: Sequence[Message], cfg: DataConfig) -> None:
+    """Of two whole conversations: DataError when the row's prompt column says more than what both begin with."""
+    given = loaded.rows[i].get(_PROMPT)
+    if given in (None, "", []) or cfg.prompt_column != "auto":
+        return
+    known = {message["content"] for message in beginning}
+    if any(message["content"] not in known for message in conversation_of(given, loaded.at(i), _PROMPT)):
+        raise DataError(
+            f"{loaded.at(i)}: column {_PROMPT} has a message that chosen and rejected, whole conversations, do not "
+            "begin with; which of them is asked? Correct one, or leave the column out"
         )
 
 

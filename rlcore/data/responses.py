@@ -75,7 +75,8 @@ def response_tokens(
         raise DataError(f"{where}: {e}") from e
     begun = opened.of_text(before)
     said = _turn(whole.removeprefix(before), ends)
-    if cfg.chat_template and whole.startswith(before) and not _left_out(message, begun + said):
+    repeated = _repeats(begun, said, _joined(context, message)[-1]["content"])
+    if cfg.chat_template and whole.startswith(before) and not repeated and not _left_out(message, begun + said):
         tokens = _going_on(tokenizer, before, said)
         if tokens[-1:] and tokens[-1] in ends.ids:
             return tokens
@@ -90,6 +91,12 @@ def _joined(context: Sequence[Message], message: Message) -> list[Message]:
     if not context or context[-1]["role"] != "assistant":
         return [*context, message]
     return [*context[:-1], {**message, "content": f"{context[-1]['content'] or ''}{message['content']}"}]
+
+
+def _repeats(begun: str, said: str, content: str) -> bool:
+    """Whether a template that opens something itself has closed it, and then written the content that opens it."""
+    begins = begun.strip()
+    return bool(begins) and content.lstrip().startswith(begins) and begins in said
 
 
 def _turn(text: str, ends: Endings) -> str:
@@ -192,6 +199,6 @@ def spoken(loaded: Rows, i: int, column: str) -> list[Message]:
     messages = messages_of(loaded, i, column)
     if not (messages[0]["role"] == messages[-1]["role"] == "assistant"):
         raise DataError(f"{loaded.at(i)}: column {column} must begin and end with what the assistant says")
-    if messages[-1]["content"] in (None, "") and not messages[-1].get("tool_calls"):
+    if not (messages[-1]["content"] or "").strip() and not messages[-1].get("tool_calls"):
         raise DataError(f"{loaded.at(i)}: column {column} is empty")
     return messages

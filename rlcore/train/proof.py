@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rewards import REWARD_MODEL
 from rlcore.config import Config, uncounted
+from rlcore.errors import ConfigError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -90,6 +91,20 @@ def require_reward_model(cfg: Config) -> None:
     require_trainable(path, key, 0, scores=True, new_head=False)
     model = proved_value(path, key, new_head=False)
     require_rows(load_tokenizer_path(path, key), f"{key} {path}", model, f"{key} {path}")
+
+
+def require_context(path: str, key: str, tokens: int) -> None:
+    """Raise ConfigError (`key`) when the model at `path` was made for fewer tokens than the longest text of the run."""
+    from transformers import AutoConfig
+
+    from rlcore.models.architecture import context_tokens
+
+    limit = context_tokens(AutoConfig.from_pretrained(path).get_text_config())
+    if limit is not None and tokens > limit:
+        raise ConfigError(
+            f"{key}: {path} was made for {limit} tokens, and the longest text of this run has {tokens}; set "
+            f"data.max_prompt_tokens and rollout.max_response_tokens to at most {limit} together"
+        )
 
 
 def _longest(cfg: Config) -> int:

@@ -21,7 +21,14 @@ from rlcore.train.prepare import (
     with_directory,
     with_plugins,
 )
-from rlcore.train.proof import require_critic, require_directory, require_policy, require_reward_model, require_room
+from rlcore.train.proof import (
+    require_context,
+    require_critic,
+    require_directory,
+    require_policy,
+    require_reward_model,
+    require_room,
+)
 from rlcore.train.run import Parts
 from rlcore.train.sampling import Sampling, make_rewards
 
@@ -54,11 +61,14 @@ class Reinforcement:
             held_out = read_held_out(self.cfg, self.tokenizer, say)
             self.held_out = {name: content for name, p in held_out.items() for content in p.content.values()}
             require_scorable([self.prompts, *held_out.values()], self.rewards, self.cfg, say)
+            evals = {name: prompts.all(limit=self.cfg.eval.prompts) for name, prompts in held_out.items()}
+            self.sampling = Sampling(self.cfg, self.rewards, self.tokenizer, self.ends, self.prompts, evals)
+            if critic is not None:
+                longest = self.prompts.longest + cfg.rollout.max_response_tokens
+                require_context(self.cfg.critic.path or self.cfg.model.path, "critic.path", longest)
         except BaseException:
             self.rewards.close()
             raise
-        evals = {name: prompts.all(limit=self.cfg.eval.prompts) for name, prompts in held_out.items()}
-        self.sampling = Sampling(self.cfg, self.rewards, self.tokenizer, self.ends, self.prompts, evals)
 
     def roles(self) -> dict[str, int]:
         cfg = self.cfg

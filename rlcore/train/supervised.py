@@ -20,7 +20,7 @@ from rlcore.train.prepare import (
     say_taken,
     with_directory,
 )
-from rlcore.train.proof import require_directory, require_policy, require_reward_model, require_room
+from rlcore.train.proof import require_context, require_directory, require_policy, require_reward_model, require_room
 from rlcore.train.run import Parts
 from rlcore.train.sampling import NoPrompts, Sampling, make_rewards
 
@@ -71,6 +71,7 @@ class Supervised:
             say_taken(self.rows.notes, say)
             say(f"data: {len(self.rows)} rows; {self.rows.dropped} left out{_last_only(self.rows.last_only)}")
             self.held_out = self._held_out(say)
+            self.require_fits()
             self.sampling = None if self.rewards is None else self._sampling(self.rewards, say)
         except BaseException:
             self.close()
@@ -102,6 +103,13 @@ class Supervised:
             say_taken(rows.notes, say)
         self.held_out_content = {name: content for name, rows in read.items() for content in rows.content.values()}
         return {name: rows.all(limit=cfg.eval.prompts) for name, rows in read.items()}
+
+    def require_fits(self) -> None:
+        """Raise ConfigError when a row is longer than what the model was made for."""
+        groups = [*self.rows.all(), *(group for held_out in self.held_out.values() for group in held_out)]
+        longest = max(len(rollout.tokens) for group in groups for rollout in group.rollouts)
+        # Of what is scored the last token is no text.
+        require_context(self.cfg.model.path, "model.path", longest if self.speaks else longest - 1)
 
     def _sampling(self, rewards: RewardManager, say: Say) -> Sampling:
         """Engines that answer the held-out rows."""

@@ -51,6 +51,8 @@ class Toys:
 
     def require_model(self) -> None: ...
 
+    def require_fits(self) -> None: ...
+
     def read(self, sources: Sequence[str]) -> AnsweredRows:
         groups = [self.group(Prompt(f"toy:{i}", [i], str(right(i)))) for i in range(PROMPTS)]
         return AnsweredRows(sources, groups, "", self.cfg.data, self.cfg.seed)

@@ -253,6 +253,30 @@ def test_what_the_assistant_says_in_a_row_is_scored(tmp_path: Path, capsys: pyte
     assert "3 calls on 1 rows" in out
 
 
+@pytest.mark.parametrize("column", ["messages", "conversations"])
+def test_a_conversation_that_the_assistant_ends_is_a_prompt_and_its_response(
+    tmp_path: Path, capsys: pytest.CaptureFixture, column: str
+) -> None:
+    """OpenAI's and ShareGPT's rows, as `rlcore sft` learns them; a prompt column is asked, as in a run."""
+    talk = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "It is 4."}]
+    row = {column: talk, "answer": "#### 4"}
+    for more, asked in (({}, "2+2?"), ({"prompt": "Again: 2+2?"}, "Again: 2+2?")):
+        (tmp_path / "talk.jsonl").write_text(json.dumps({**row, **more}))
+        assert reward_test(["test", "gsm8k", "--data", str(tmp_path / "talk.jsonl")]) == 0
+        out = capsys.readouterr().out
+        assert f"prompt: {asked}\n" in out and "gold: #### 4\n" in out
+        assert "-- response: the assistant's last message\n  response: It is 4.\n    reward: 1 " in out
+
+
+def test_what_the_assistant_began_is_read_before_the_response_without_a_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    prompt = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "<think>\n"}]
+    row = {"prompt": prompt, "answer": "4", "response": "by hand</think>\n<answer>4</answer>"}
+    assert reward_test(["test", "format", "--data", rows_of(tmp_path, row)]) == 0
+    assert re.search(r"-- response: column response\n(?s:.*?)reward: 1 ", capsys.readouterr().out)
+
+
 def test_two_files_are_refused(data: str) -> None:
     with pytest.raises(ConfigError, match=r"--data is given 2 times \(a.jsonl, .*\); test one file at a time"):
         reward_test(["test", "gsm8k", "--data", "a.jsonl", "--data", data])

@@ -307,6 +307,7 @@ def test_what_a_row_would_give_its_template_besides_messages_is_refused(tmp_path
     for more, why in (
         ({"tools": [tool]}, "column tools has functions to call"),
         ({"tools": [tool["function"]]}, "column tools has functions"),
+        ({"tools": json.dumps([tool])}, "column tools has functions"),
         ({"chat_template_kwargs": {"a": 1}}, "set data.chat_template_args for all rows"),
     ):
         with pytest.raises(DataError, match=f"rows.jsonl, line 1: .*{why}"):

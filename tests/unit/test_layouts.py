@@ -246,7 +246,10 @@ def test_a_response_column_that_is_named_is_taken(tmp_path: Path, tokenizer) -> 
 def test_preference_layouts(tmp_path: Path, tokenizer, row: dict[str, Any], kind: str) -> None:
     source = written(tmp_path / f"a.{kind}", [row])
     for make, text in ((ResponsePairs, ["4", "5"]), (Pairs, ["4", "5"])):
-        ((good, bad),) = (group.rollouts for group in make([source], DataConfig(), tokenizer, 0, 8).take(1))
+        pairs = make([source], DataConfig(), tokenizer, 0, 8)
+        ((good, bad),) = (group.rollouts for group in pairs.take(1))
+        (note,) = pairs.notes  # as of every other kind of rows
+        assert note.startswith(f"{source}: preference pairs (TRL); ") and "answers from chosen and rejected" in note
         assert [good.text, bad.text] == text and tokenizer.decode(good.tokens).startswith("<user>2+2?<assistant>4")
     assert choose(load_rows(source), DataConfig()).layout.name == "preference pairs (TRL)"
 
@@ -360,6 +363,23 @@ def test_a_record_of_ones_own_may_be_json_text(tmp_path: Path, tokenizer) -> Non
     for column, gold in (("meta.right", '{"value": 4}'), ("meta.right.value", "4")):
         (prompt,) = Prompts([source], DataConfig(answer_column=column), tokenizer, 0).all()
         assert prompt.answer == gold
+
+
+def test_a_system_message_in_a_column_of_its_own_is_not_lost(tmp_path: Path, tokenizer) -> None:
+    talk = [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}]
+    alpaca = {"instruction": "2+2?", "input": "", "output": "4"}
+    for row in ({"conversations": talk}, alpaca):
+        for system in ("Be brief", "", None):
+            source = written(tmp_path / "rows.jsonl", [{**row, "system": system, "history": []}])
+            (group,) = Examples([source], DataConfig(), tokenizer, 0, 20).all()
+            first = group.prompt.messages[0]
+            assert first == ({"role": "system", "content": "Be brief"} if system else user("2+2?"))
+    for row, why in (
+        ({**alpaca, "history": [["1+1?", "2"]]}, "column history has earlier turns"),
+        ({"conversations": [{"from": "system", "value": "Be long"}, *talk], "system": "Be brief"}, "keep one"),
+    ):
+        with pytest.raises(DataError, match=f"line 1: .*{why}"):
+            Examples([written(tmp_path / "rows.jsonl", [row])], DataConfig(), tokenizer, 0, 20)
 
 
 def test_turns_of_unknown_speakers_are_refused(tmp_path: Path, tokenizer) -> None:

@@ -146,6 +146,11 @@ def test_messages_in_a_csv_file_are_json(tmp_path: Path) -> None:
             [{"chosen": [ASK, YES], "rejected": [ASK, NO]}, {"chosen": "a", "rejected": "b"}],
             "line 2: chosen and rejected are answers, in the first row whole conversations",
         ),
+        (
+            [{"prompt": [{"role": "system", "content": "S"}, ASK], "chosen": [ASK, YES], "rejected": [ASK, NO]}],
+            "line 1: column prompt has a message that chosen and rejected, whole conversations, do not begin with",
+        ),
+        ([{"prompt": "P", "chosen": [ASK, YES], "rejected": [ASK, NO]}], "line 1: column prompt has a message that"),
         ([{"prompt": "Q", "chosen": "refuse", "rejected": "b"}], "line 1: the tokenizer's chat template refuses it"),
         (
             [{"prompt": "Q", "chosen": [YES], "rejected": [NO]}, {"prompt": "Q", "chosen": [YES], "rejected": [NIL]}],

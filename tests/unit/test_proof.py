@@ -22,6 +22,7 @@ from rlcore.models.save import prove_saved, require_space, save_beside
 from rlcore.models.tokens import require_own_tokens, require_rows, require_same_tokens
 from rlcore.records import Batch
 from rlcore.train import proof
+from rlcore.train.dpo import DirectPreference
 from rlcore.train.prepare import with_directory
 from rlcore.train.reinforcement import Reinforcement
 from rlcore.train.reward_model import RewardModelling
@@ -369,3 +370,29 @@ def test_a_critic_and_a_reward_model_know_the_tokens_they_read(tiny: Path, tmp_p
     (scoring / "tokenizer.json").write_text(text.replace('"a":', '"@@":', 1).replace('"@":', '"a":', 1))
     with pytest.raises(ConfigError, match=f"critic.path: {scoring} has another tokenizer than model.path {tiny}"):
         proof.require_critic(cfg, tokenizer)
+
+
+# -- after the rows are read
+
+
+@pytest.mark.parametrize(
+    ("stage", "row", "longest"),
+    [
+        (Supervised, {"prompt": "x" * 90, "response": "y" * 30}, 123),
+        (DirectPreference, {"prompt": "x" * 90, "chosen": "y" * 30, "rejected": "z"}, 123),
+        (RewardModelling, {"prompt": "x" * 90, "chosen": "y" * 30, "rejected": "z"}, 122),
+    ],
+)
+def test_rows_longer_than_what_a_model_was_made_for_are_refused(
+    tiny: Path, tmp_path: Path, stage: Any, row: dict[str, str], longest: int
+) -> None:
+    path = Path(shutil.copytree(tiny, tmp_path / "short"))
+    changed = json.loads((path / "config.json").read_text())
+    cfg = config(path, tmp_path)
+    cfg.data.train = [str(tmp_path / "rows.jsonl")]
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    (path / "config.json").write_text(json.dumps(changed | {"max_position_embeddings": longest}))
+    stage(cfg, lambda text: None)
+    (path / "config.json").write_text(json.dumps(changed | {"max_position_embeddings": longest - 1}))
+    with pytest.raises(ConfigError, match=rf"made for {longest - 1} tokens, .* has {longest}; set .* together"):
+        stage(cfg, lambda text: None)

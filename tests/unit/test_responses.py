@@ -14,7 +14,7 @@ from rlcore.data.endings import text_of
 from rlcore.data.examples import Examples
 from rlcore.data.preferences import ResponsePairs
 from rlcore.data.prompts import Prompts
-from rlcore.errors import DataError
+from rlcore.errors import ConfigError, DataError
 from rlcore.records import Rollout
 from tests.templates import CHATML, GLM_4, LLAMA_2, OPENS_THINK, OPENS_THINK_SHOWS_IT, PHI_3, make_tokenizer
 
@@ -90,6 +90,8 @@ def test_a_completion_of_messages_is_what_they_say(tmp_path: Path, completion: A
         (OPENS_THINK, {**SAID, "content": "by hand</think>It is 4"}, "by hand</think>It is 4<|endoftext|>"),
         (OPENS_THINK_SHOWS_IT, SAID, "\n</think>\n\nIt is 4<|im_end|>"),
         (OPENS_THINK_SHOWS_IT, KEPT, "by hand\n</think>\n\nIt is 4<|im_end|>"),
+        # It would write an empty thought before the one in the content.
+        (OPENS_THINK_SHOWS_IT, THOUGHT, "by hand\n</think>\n\nIt is 4<|im_end|>"),
     ],
 )
 def test_an_answer_is_what_the_template_writes_after_the_prompt(
@@ -118,6 +120,9 @@ def test_an_answer_is_what_the_template_writes_after_the_prompt(
         (CHATML, {"prompt": "2+2?", "response": [MORE, SAID]}, "must begin and end with what the assistant says"),
         (CHATML, {"prompt": "2+2?", "response": [SAID, MORE]}, "must begin and end with what the assistant says"),
         (CHATML, {"prompt": "2+2?", "response": [{**SAID, "content": ""}]}, "column response is empty"),
+        (CHATML, {"prompt": "2+2?", "response": " \n"}, "column response is empty"),
+        (CHATML, {"messages": [ASK, {**SAID, "weight": 0}]}, "the assistant's last message has weight 0"),
+        (CHATML, {"messages": [ASK, {**SAID, "weight": 0.5}]}, "has weight 0.5; it must be 1"),
         (
             LLAMA_2,
             {"prompt": "2+2?", "response": [SAID, TOOL, SAID]},
@@ -139,6 +144,8 @@ def test_what_cannot_be_learned_as_it_is_is_refused_by_row(
         (LLAMA_2, {"messages": [ASK, SAID, MORE, SAID]}, [" It is 4 <|endoftext|>"] * 2, 0),
         (PHI_3, {"messages": [ASK, SAID, MORE, SAID]}, ["It is 4<|end|>"] * 2, 0),
         (CHATML, {"messages": [ASK, CALL, TOOL, SAID]}, TWO, 0),
+        # OpenAI's rows say of each what is not to be learned.
+        (CHATML, {"messages": [ASK, {**SAID, "weight": 0}, MORE, {**SAID, "weight": 1}]}, ["It is 4<|im_end|>"], 0),
         # A completion's turns are learned, the prompt's are not.
         (CHATML, {"prompt": [ASK, SAID, MORE], "response": [CALL, TOOL, SAID]}, TWO, 0),
         # Thoughts of an earlier question are left out of the prompt, so what was said then cannot be learned from it.
@@ -156,6 +163,28 @@ def test_every_turn_of_the_assistants_is_learned_where_it_is_in_the_prompt_as_it
     # The last turn answers the prompt, as where the held-out rows are answered.
     assert rollout.tokens[: len(rollout.prompt.tokens)] == rollout.prompt.tokens
     assert [m["role"] for m in rollout.prompt.messages][-1] != "assistant"
+
+
+def test_a_template_for_prompts_does_not_name_what_is_learned(tmp_path: Path) -> None:
+    tokenizer, file = make_tokenizer(CHATML), tmp_path / "rows.jsonl"
+    for make, row, name in (
+        (Examples, {"prompt": "2+2?", "response": "4"}, "response"),
+        (Examples, {"prompt": "2+2?", "completion": "4"}, "completion"),
+        (ResponsePairs, {"prompt": "2+2?", "chosen": "4", "rejected": "5"}, "chosen"),
+    ):
+        file.write_text(json.dumps(row))
+        with pytest.raises(ConfigError, match=f"{{{name}}} is .*: the prompt would give it away"):
+            make([str(file)], DataConfig(prompt_template=f"{{prompt}} {{{name}}}"), tokenizer, 0, 200)
+    # Nor the record that has the gold answer in it.
+    file.write_text(json.dumps({"prompt": "2+2?", "reward_model": {"ground_truth": "4"}}))
+    with pytest.raises(ConfigError, match="{reward_model} is the answer column"):
+        Prompts([str(file)], DataConfig(prompt_template="{prompt} {reward_model}"), tokenizer, 0)
+
+
+def test_a_begun_thought_is_gone_on_from_whatever_the_template_does_with_it(tmp_path: Path) -> None:
+    row = {"prompt": [ASK, {"role": "assistant", "content": "<think>\n"}], "response": "by hand</think>It is 4"}
+    for template, end in ((OPENS_THINK, "<|endoftext|>"), (OPENS_THINK_SHOWS_IT, "<|im_end|>")):
+        assert learned(only(rows_of(tmp_path, [row], template))) == [f"{row['response']}{end}"]
 
 
 def test_messages_in_a_csv_file_are_json(tmp_path: Path) -> None:
