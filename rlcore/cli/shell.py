@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import shlex
 import shutil
@@ -10,9 +11,17 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
-from rlcore.errors import EXIT_CODES, DiskError, RlcoreError, is_of_disk
+from rlcore.errors import EXIT_CODES, ConfigError, DiskError, RlcoreError, is_of_disk
 from rlcore.screen import give_up_unread, is_unread, message, shown
+
+
+class Arguments(argparse.ArgumentParser):
+    """Of a command. What is wrong with them is told as everything else is: ConfigError."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; {self.prog} --help shows what there is")
 
 
 def guarded(work: Callable[[], int]) -> int:
@@ -44,7 +53,11 @@ def guarded(work: Callable[[], int]) -> int:
         if is_unread(e):
             give_up_unread()  # what is left in the buffer is written when Python ends, and would fail again
             return 128 + (signal.SIGPIPE if isinstance(e, BrokenPipeError) else signal.SIGHUP)
-        return _ended_by(DiskError(f"{e.filename or ''}: {e.strerror}")) if is_of_disk(e) else _fault(e)
+        return (
+            _ended_by(DiskError(f"{e.filename or 'standard output, or another open file'}: {e.strerror}"))
+            if is_of_disk(e)
+            else _fault(e)
+        )
     except Exception as e:
         return _fault(e)
 

@@ -623,6 +623,14 @@ def test_a_key_nothing_read_is_said_at_the_end(recipe: str, capsys: pytest.Captu
         (["resume", "steps=3"], 2, "rlcore resume takes a run directory first"),
         (["resume", "nowhere"], 2, "nowhere holds no run"),
         (["export", "nowhere"], 6, "CheckpointError: no run directory nowhere"),
+        (
+            ["export", "a", "\x1b[31m"],
+            2,
+            "rlcore: ConfigError: unrecognized arguments: \\x1b[31m; rlcore export --help",
+        ),
+        (["export", "a", "--dtype", "half"], 2, "rlcore: ConfigError: argument --dtype: invalid choice: 'half'"),
+        (["serve-reward", "gsm8k", "--port", "x"], 2, "rlcore: ConfigError: argument --port: invalid int value: 'x'"),
+        (["rewards", "test", "gsm8k"], 2, "rlcore: ConfigError: the following arguments are required: --data"),
     ],
     ids=str,
 )
