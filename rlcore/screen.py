@@ -41,18 +41,21 @@ def screen_prints() -> None:
 
 def nobody_reads(stream: IO[str] | None) -> bool:
     """Whether nobody will see what is written there: a pipe without a reader, or a terminal that has been closed."""
+    if stream is None:
+        return False
     look = select.poll()
     try:
         look.register(stream, 0)
-    except (ValueError, AttributeError, TypeError):  # it has no file below
+    except (ValueError, AttributeError):  # it has no file below
         return False
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in look.poll(0))
 
 
 def is_unread(error: BaseException) -> bool:
     """Whether it comes of writing to standard output or to standard error, which nobody reads any longer."""
-    pipe_or_terminal = isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.EIO)
-    return pipe_or_terminal and error.filename is None and (nobody_reads(sys.stdout) or nobody_reads(sys.stderr))
+    if not isinstance(error, OSError) or error.errno not in (errno.EPIPE, errno.EIO) or error.filename is not None:
+        return False
+    return nobody_reads(sys.stdout) or nobody_reads(sys.stderr)
 
 
 def give_up_unread() -> None:

@@ -53,11 +53,9 @@ def guarded(work: Callable[[], int]) -> int:
         if is_unread(e):
             give_up_unread()  # what is left in the buffer is written when Python ends, and would fail again
             return 128 + (signal.SIGPIPE if isinstance(e, BrokenPipeError) else signal.SIGHUP)
-        return (
-            _ended_by(DiskError(f"{e.filename or 'standard output, or another open file'}: {e.strerror}"))
-            if is_of_disk(e)
-            else _fault(e)
-        )
+        if is_of_disk(e):
+            return _ended_by(DiskError(f"{e.filename or 'standard output, or another open file'}: {e.strerror}"))
+        return _fault(e)
     except Exception as e:
         return _fault(e)
 
