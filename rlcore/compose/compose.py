@@ -39,6 +39,7 @@ from rlcore.compose.unused_keys import DECIDING, idle
 from rlcore.config import Config, all_keys, uncounted
 from rlcore.errors import ConfigError, RlcoreError
 from rlcore.secret_values import without_secrets, written_in
+from rlcore.waiting import tell
 
 __all__ = ["RECIPES", "Composed", "as_config", "compose", "compose_run", "recipe_names", "run_with_hydra"]
 _COMMAND_LINE = "command line"
@@ -347,15 +348,18 @@ def run_with_hydra(
 
     def job(config: DictConfig) -> None:
         state = HydraConfig.get()
+        of_sweep = str(state.mode).endswith("MULTIRUN")
         try:
             mine = composed
-            if str(state.mode).endswith("MULTIRUN"):
+            if of_sweep:
                 mine = _job_of_sweep(composed, overrides, _unresolved(state.overrides.task), state.job.num)
             codes.append(task(as_config(mine.config), mine))
         except BaseException as e:
             failed.append(e)
             if not isinstance(e, RlcoreError):  # what ends one job of a sweep, Ctrl-C or a closed pipe ends all
                 raise _EndsAll from e
+            if of_sweep:  # the others go on, perhaps for hours
+                tell(f"job {state.job.num} of the sweep has failed: {type(e).__name__}: {str(e).strip()}")
 
     quiet = [
         "hydra/job_logging=none",
