@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import re
+import select
 import sys
 import unicodedata
+from typing import IO
 
 from rlcore.secret_values import without_secrets
 
@@ -33,6 +37,32 @@ def screen_prints() -> None:
         if stream is not None:
             raw = open(stream.fileno(), "wb", closefd=False)  # noqa: SIM115 - as long as the process lives
             setattr(sys, name, _Shown(raw, stream.encoding, "backslashreplace", line_buffering=True))
+
+
+def nobody_reads(stream: IO[str] | None) -> bool:
+    """Whether nobody will see what is written there: a pipe without a reader, or a terminal that has been closed."""
+    if stream is None:
+        return False
+    look = select.poll()
+    try:
+        look.register(stream, 0)
+    except (ValueError, AttributeError):  # it has no file below
+        return False
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in look.poll(0))
+
+
+def is_unread(error: BaseException) -> bool:
+    """Whether it comes of writing to standard output or to standard error, which nobody reads any longer."""
+    if not isinstance(error, OSError) or error.errno not in (errno.EPIPE, errno.EIO) or error.filename is not None:
+        return False
+    return nobody_reads(sys.stdout) or nobody_reads(sys.stderr)
+
+
+def give_up_unread() -> None:
+    """What is written from now on where nobody reads goes nowhere: an end in order is not disturbed by it."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None and nobody_reads(stream):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 class _Shown(io.TextIOWrapper):

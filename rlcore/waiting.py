@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from rlcore.screen import message
+
 _AFTER_SECONDS = (60.0, 180.0, 600.0, 1800.0)  # and every half hour from then on
 
 
 def tell(text: str) -> None:
     """A line of news from where no console is at hand. The bar of a terminal, while it runs, puts it above itself."""
-    print(f"[rlcore] {text}", flush=True)
+    print(f"[rlcore] {message(text)}", flush=True)
 
 
 class Waiting:

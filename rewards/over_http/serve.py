@@ -31,7 +31,7 @@ from rewards.over_http.serve_requests import Refusal, result, samples_of
 from rlcore.isolated.outcome import Outcome
 from rlcore.isolated.pool import Pool
 from rlcore.records import Prompt, Response
-from rlcore.screen import shown
+from rlcore.screen import message, shown
 
 TOKEN_VARIABLE = "RLCORE_REWARD_TOKEN"
 
@@ -249,7 +249,7 @@ def serve(pool: Pool, name: str, token: str | None, listening: socket.socket) ->
     host, port = listening.getsockname()[:2]
     use = usage(host, port, token is not None)
     print(
-        f"[rlcore] {name} on {host} port {port} ({'with' if token else 'no'} token): rlcore train NAME {use}",
+        message(f"[rlcore] {name} on {host} port {port} ({'with' if token else 'no'} token): rlcore train NAME {use}"),
         flush=True,
     )
     try:

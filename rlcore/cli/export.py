@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlcore.cli.shell import say
+from rlcore.cli.shell import Arguments, say
 from rlcore.errors import CheckpointError, ConfigError
 from rlcore.files import require_writable
 from rlcore.runs.export import export as export_checkpoint
@@ -14,7 +13,7 @@ from rlcore.runs.export import export as export_checkpoint
 
 def export(args: Sequence[str]) -> int:
     """Runs the command. Raises CheckpointError where there is no such run or checkpoint."""
-    parser = argparse.ArgumentParser(prog="rlcore export")
+    parser = Arguments(prog="rlcore export")
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--step", type=int)
     parser.add_argument("--out", type=Path)

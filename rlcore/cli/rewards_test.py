@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from rewards.manager import Result, RewardManager
+from rlcore.cli.shell import Arguments
 from rlcore.compose.compose import compose_rewards
 from rlcore.config import Config, DataConfig
 from rlcore.data import opened
@@ -81,7 +82,7 @@ def reward_test(args: Sequence[str]) -> int:
 
 
 def _arguments(args: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="rlcore rewards", description=__doc__, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("test", choices=["test"])

@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rewards.over_http.serve import TOKEN_VARIABLE, serve
 from rewards.pools import reward_pool
 from rewards.signatures import Fn
+from rlcore.cli.shell import Arguments
 from rlcore.errors import ConfigError
 from rlcore.secret_values import variables_in, written_in
 
@@ -49,7 +50,7 @@ def serve_reward(args: list[str]) -> int:
 
 
 def _arguments(args: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="rlcore serve-reward", description=_ABOUT)
+    parser = Arguments(prog="rlcore serve-reward", description=_ABOUT)
     parser.add_argument("function", help="FILE.py:function, a dotted path or a built-in name")
     parser.add_argument("--args", default="{}", metavar="JSON", help="the function's options, as in reward.args")
     parser.add_argument("--host", default="127.0.0.1", help=f"other than loopback needs {TOKEN_VARIABLE}")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
-import os
-import select
 import shlex
 import shutil
 import signal
@@ -12,10 +11,17 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import NoReturn
 
-from rlcore.errors import EXIT_CODES, DiskError, RlcoreError, is_of_disk
-from rlcore.screen import message, shown
+from rlcore.errors import EXIT_CODES, ConfigError, DiskError, RlcoreError, is_of_disk
+from rlcore.screen import give_up_unread, is_unread, message, shown
+
+
+class Arguments(argparse.ArgumentParser):
+    """Of a command. What is wrong with them is told as everything else is: ConfigError."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; {self.prog} --help shows what there is")
 
 
 def guarded(work: Callable[[], int]) -> int:
@@ -25,6 +31,8 @@ def guarded(work: Callable[[], int]) -> int:
 
     def stop(number: int, _frame: object) -> None:
         came.append(signal.Signals(number))
+        if number == signal.SIGHUP:
+            give_up_unread()
         raise KeyboardInterrupt(came[-1])
 
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -41,14 +49,13 @@ def guarded(work: Callable[[], int]) -> int:
         by = next((each for each in named if isinstance(each, signal.Signals)), signal.SIGINT)
         _complain(f"stopped by {'Ctrl-C' if by == signal.SIGINT else by.name}")
         return 128 + by
-    except BrokenPipeError as e:
-        if not _has_no_reader(sys.stdout):
-            return _fault(e)
-        # What is left in the buffer is written when Python ends, and would fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
     except OSError as e:
-        return _ended_by(DiskError(f"{e.filename or ''}: {e.strerror}")) if is_of_disk(e) else _fault(e)
+        if is_unread(e):
+            give_up_unread()  # what is left in the buffer is written when Python ends, and would fail again
+            return 128 + (signal.SIGPIPE if isinstance(e, BrokenPipeError) else signal.SIGHUP)
+        if is_of_disk(e):
+            return _ended_by(DiskError(f"{e.filename or 'standard output, or another open file'}: {e.strerror}"))
+        return _fault(e)
     except Exception as e:
         return _fault(e)
 
@@ -70,12 +77,6 @@ def _fault(error: Exception) -> int:
 def _complain(text: str) -> None:
     with contextlib.suppress(OSError):  # a terminal that is gone takes no words
         print(f"rlcore: {text}", file=sys.stderr)
-
-
-def _has_no_reader(stream: IO[str]) -> bool:
-    look = select.poll()
-    look.register(stream, 0)
-    return any(event & select.POLLERR for _, event in look.poll(0))
 
 
 def print_usage() -> int:

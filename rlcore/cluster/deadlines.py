@@ -7,13 +7,14 @@ rollout phase ends the run then, not when it is next needed. `deadline` is for c
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import ray
@@ -217,10 +218,13 @@ def deadline(seconds: float, what: str) -> Iterator[None]:
 
 def _exit(error: WorkerError, before: Sequence[Callable[[WorkerError], None]] = ()) -> None:
     """End the process from a thread, where raising would not reach the driver."""
-    print(f"rlcore: WorkerError: {message(str(error))}", file=sys.stderr, flush=True)
-    for each in before:
-        each(error)
-    os._exit(error.exit_code)
+    say = functools.partial(print, f"rlcore: WorkerError: {message(str(error))}", file=sys.stderr, flush=True)
+    try:
+        for each in (say, *(functools.partial(last, error) for last in before)):
+            with suppress(Exception):  # a screen that is gone, a full disk: else the process would stay for ever
+                each()
+    finally:
+        os._exit(error.exit_code)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import secrets
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from rlcore.cluster.local_ray import LocalRay, join
 from rlcore.cluster.signals import held, mute_ray, shut_down_ray
 from rlcore.config import DeadlineConfig, Device, Placement, PlacementConfig, RayConfig
 from rlcore.errors import ConfigError, WorkerError
+from rlcore.waiting import tell
 
 PORTS = range(20_000, 32_768)  # above Ray's for its workers, below those the kernel hands out
 
@@ -185,7 +187,11 @@ class Cluster:
 
     def _keep_logs(self, _error: WorkerError) -> None:
         if self.local is not None and self._keep_logs_in is not None:
-            self.local.folder.keep_logs(self._keep_logs_in)
+            try:
+                self.local.folder.keep_logs(self._keep_logs_in)
+            except OSError as e:  # what the run ended with is the news
+                with suppress(OSError):
+                    tell(f"Ray's logs are not in {self._keep_logs_in}, or not all of them: {e.strerror}")
 
 
 @ray.remote

@@ -39,6 +39,7 @@ from rlcore.compose.unused_keys import DECIDING, idle
 from rlcore.config import Config, all_keys, uncounted
 from rlcore.errors import ConfigError, RlcoreError
 from rlcore.secret_values import without_secrets, written_in
+from rlcore.waiting import tell
 
 __all__ = ["RECIPES", "Composed", "as_config", "compose", "compose_run", "recipe_names", "run_with_hydra"]
 _COMMAND_LINE = "command line"
@@ -320,6 +321,10 @@ def _unresolved(task: Any) -> list[str]:
     return typing.cast("list[str]", OmegaConf.to_container(task))
 
 
+class _EndsAll(BaseException):
+    """Of an Exception, Hydra writes a line of its own to stderr, with the overrides."""
+
+
 def _without_secrets(main: Callable[[], Any]) -> None:
     """What `--cfg job --resolve` prints has the values of the environment's variables."""
     printed = io.StringIO()
@@ -343,15 +348,18 @@ def run_with_hydra(
 
     def job(config: DictConfig) -> None:
         state = HydraConfig.get()
+        of_sweep = str(state.mode).endswith("MULTIRUN")
         try:
             mine = composed
-            if str(state.mode).endswith("MULTIRUN"):
+            if of_sweep:
                 mine = _job_of_sweep(composed, overrides, _unresolved(state.overrides.task), state.job.num)
             codes.append(task(as_config(mine.config), mine))
         except BaseException as e:
             failed.append(e)
-            if not isinstance(e, RlcoreError):  # what ends one job of a sweep, Ctrl-C ends all
-                raise
+            if not isinstance(e, RlcoreError):  # what ends one job of a sweep, Ctrl-C or a closed pipe ends all
+                raise _EndsAll from e
+            if of_sweep:  # the others go on, perhaps for hours
+                tell(f"job {state.job.num} of the sweep has failed: {type(e).__name__}: {str(e).strip()}")
 
     quiet = [
         "hydra/job_logging=none",
@@ -367,7 +375,7 @@ def run_with_hydra(
             # No config_path: beside recipes/algorithm/, Hydra would take `algorithm=NAME` for a file's.
             main = hydra.main(config_path=None, config_name="rlcore_run", version_base="1.3")(job)
             _without_secrets(main) if "--resolve" in flags else main()
-        except (HydraException, OmegaConfBaseException) as e:
+        except (HydraException, OmegaConfBaseException, _EndsAll) as e:
             raise failed[0] if failed else ConfigError(f"command line: {str(e).splitlines()[0]}") from e
         except SystemExit as e:  # Hydra has said what is wrong with a flag of its own
             raise failed[0] if failed else SystemExit(ConfigError.exit_code if e.code else 0) from e

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rlcore.errors import ConfigError, DiskError, RlcoreError, is_of_disk
 from rlcore.files import locked, require_writable, write_text
-from rlcore.screen import shown
+from rlcore.screen import is_unread, message, shown
 from rlcore.secret_values import clean
 
 
@@ -30,7 +30,9 @@ def recorded(run_dir: Path, named_by_time: bool = False) -> Iterator[Path]:
             try:
                 _write_down(error, type(e).__name__ if type(error) is RlcoreError else type(error).__name__, run_dir)
             except OSError as failed:
-                print(f"rlcore: the error below is not in {run_dir}: {failed.strerror}", file=sys.stderr)
+                with suppress(OSError):
+                    told = f"rlcore: the error below is not in {run_dir}: {failed.strerror}"
+                    print(message(told), file=sys.stderr)
             if error is e:
                 raise
             raise error from e
@@ -48,8 +50,8 @@ def _own(run_dir: Path, named_by_time: bool, ending: ExitStack) -> Path:
 
 
 def _as_told(error: BaseException, run_dir: Path) -> BaseException:
-    """The error itself where it has an exit code and words; else one that has. A pipe without a reader is no error."""
-    if isinstance(error, (RlcoreError, KeyboardInterrupt, SystemExit, BrokenPipeError)):
+    """The error itself where it has an exit code and words; else one that has. That nobody reads is no error."""
+    if isinstance(error, (RlcoreError, KeyboardInterrupt, SystemExit, BrokenPipeError)) or is_unread(error):
         return error
     of_the_run = isinstance(error, OSError) and str(error.filename or "").startswith(str(run_dir))
     if of_the_run or is_of_disk(error):

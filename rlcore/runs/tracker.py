@@ -5,12 +5,14 @@ Lines are appended and flushed, so a run killed at any moment loses at most the 
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -114,17 +116,17 @@ class Tracker:
         self._console.phase(f"rollout {done}/{total}")
 
     def close(self, status: str) -> None:
-        """End the run's record with `status` ("done", "failed", ...). A second call does nothing."""
+        """End the run's record with `status` ("done", "failed", ...). A second call does nothing. Where the run has
+        failed, a disk that is full as well, or a screen that is gone, hides nothing of why."""
         if self._closed:
             return
         self._closed = True
-        self._console.close()
-        self.event("closed", status=status)
-        self._events.close()
-        if self._metrics is not None:
-            self._metrics.close()
-        for sink in self._sinks:
-            sink.close(status)
+        parts = [self._console.close, lambda: self.event("closed", status=status), self._events.close]
+        parts += [self._metrics.close] if self._metrics is not None else []
+        parts += [functools.partial(sink.close, status) for sink in self._sinks]
+        for close in parts:
+            with suppress(OSError) if status == "failed" else nullcontext():
+                close()
 
     def _begin(self, step: int) -> None:
         """On the first call: drop what the files have of `step` and later, then open them and the sinks."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -90,6 +92,58 @@ def test_a_closed_pipe_ends_silently() -> None:
     for shown in (f"{command} | head -1", f"{command.replace(' --cfg job', ' --help')} | true"):
         done = subprocess.run(["bash", "-c", f"{shown}; exit ${{PIPESTATUS[0]}}"], capture_output=True, text=True)
         assert (done.returncode, done.stderr) in ((141, ""), (0, "")), shown  # 0: it fitted into the pipe
+
+
+def test_a_closed_pipe_ends_a_job_silently(tmp_path: Path) -> None:
+    code = """
+import sys
+from rlcore.cli.shell import guarded, say
+from rlcore.compose.compose import compose, run_with_hydra
+from rlcore.runs.directory import recorded
+def work():
+    composed, for_hydra = compose("demo", ["run_dir=run", "seed=1,2"], multirun=True)
+    return run_with_hydra(composed, for_hydra, ["--multirun"], job)
+def job(cfg, composed):
+    with recorded(__import__("pathlib").Path(cfg.run_dir)):
+        for _ in range(100_000):
+            say(cfg.run_dir)
+    return 0
+sys.exit(guarded(work))
+"""
+    shown = f"{sys.executable} -c '{code}' | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", shown], capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (141, "[rlcore] run/0\n", "")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["0"]  # no other job is begun
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_closed_terminal_is_exit_129(tmp_path: Path, ignored: bool) -> None:
+    """Whether it is told by the signal or, after `disown`, by what can no longer be written."""
+    code = """
+import signal, sys, time
+from pathlib import Path
+from rlcore.cli.shell import guarded, say
+from rlcore.runs.directory import recorded
+def work():
+    with recorded(Path("run")):
+        try:
+            while True:
+                say("here")
+                time.sleep(0.1)
+        finally:
+            print("the end")
+if sys.argv[1] == "True":
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+sys.exit(guarded(work))
+"""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(tmp_path)
+        os.execv(sys.executable, [sys.executable, "-c", code, str(ignored)])
+    while b"here" not in os.read(terminal, 1000):
+        pass
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 129
 
 
 def test_a_full_disk_is_exit_7(tmp_path: Path) -> None:

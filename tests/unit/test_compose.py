@@ -173,6 +173,23 @@ def test_a_bad_interpolation_in_a_sweep_is_a_config_error(recipe: str, tmp_path:
         run_with_hydra(composed, for_hydra, ["--multirun"], lambda cfg, _: ran.append(cfg) or 0)
 
 
+def test_every_failure_of_a_sweep_is_told_at_once(
+    recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    composed, for_hydra = compose(recipe, [f"run_dir={tmp_path}/sweep", "seed=1,2,3"], multirun=True)
+    told = []
+
+    def job(cfg: Config, _: object) -> int:
+        told.append(capsys.readouterr().out)
+        if cfg.seed < 3:
+            raise ConfigError(f"no seed {cfg.seed}")
+        return 0
+
+    with pytest.raises(ConfigError, match="no seed 1"):
+        run_with_hydra(composed, for_hydra, ["--multirun"], job)
+    assert told == ["", *(f"[rlcore] job {i} of the sweep has failed: ConfigError: no seed {i + 1}\n" for i in (0, 1))]
+
+
 @pytest.fixture
 def run_dir(recipe: str, tmp_path: Path) -> Path:
     where = tmp_path / "run"
@@ -623,6 +640,14 @@ def test_a_key_nothing_read_is_said_at_the_end(recipe: str, capsys: pytest.Captu
         (["resume", "steps=3"], 2, "rlcore resume takes a run directory first"),
         (["resume", "nowhere"], 2, "nowhere holds no run"),
         (["export", "nowhere"], 6, "CheckpointError: no run directory nowhere"),
+        (
+            ["export", "a", "\x1b[31m"],
+            2,
+            "rlcore: ConfigError: unrecognized arguments: \\x1b[31m; rlcore export --help",
+        ),
+        (["export", "a", "--dtype", "half"], 2, "rlcore: ConfigError: argument --dtype: invalid choice: 'half'"),
+        (["serve-reward", "gsm8k", "--port", "x"], 2, "rlcore: ConfigError: argument --port: invalid int value: 'x'"),
+        (["rewards", "test", "gsm8k"], 2, "rlcore: ConfigError: the following arguments are required: --data"),
     ],
     ids=str,
 )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import sys
 import threading
 from typing import Any
 
 import pytest
 
+from rlcore.cluster import deadlines
 from rlcore.cluster.deadlines import Watch, Worker, deadline
 from rlcore.errors import WorkerError
 from rlcore.waiting import Waiting
@@ -23,6 +26,18 @@ def test_a_call_that_takes_no_timeout_ends_the_process_by_name(
     assert codes == [WorkerError.exit_code]
     said = "rlcore: WorkerError: joining the Ray cluster at nowhere took longer than 0.01 s\n"
     assert capsys.readouterr().err == said
+
+
+def test_a_full_disk_or_a_closed_screen_keeps_no_process_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*args: object, **kwargs: object) -> None:
+        done.append("asked")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    done, codes = list[str](), list[int]()
+    monkeypatch.setattr(os, "_exit", codes.append)
+    monkeypatch.setattr(sys.stderr, "write", fails)
+    deadlines._exit(WorkerError("Ray's raylet died"), [fails, lambda error: done.append(str(error))])
+    assert codes == [WorkerError.exit_code] and done == ["asked", "asked", "Ray's raylet died"]
 
 
 def test_a_call_that_returns_in_time_does_not(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,8 +97,9 @@ def test_what_a_run_directory_does_to_a_run_has_the_right_code(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(directory, "write_text", full)
-    with pytest.raises(WorkerError, match="engine died"), recorded(tmp_path / "run"):
+    with pytest.raises(WorkerError, match="engine died"), recorded(tmp_path / "\x1b[31m"):
         raise WorkerError("engine died")  # the disk being full as well hides nothing
-    assert "No space left on device" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert f"the error below is not in {tmp_path}/\\x1b[31m: No space left on device" in err
     require_writable(tmp_path / "new" / "er", "--out")
     assert list((tmp_path / "new" / "er").iterdir()) == []

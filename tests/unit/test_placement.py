@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
@@ -9,11 +10,13 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from rlcore.cluster import folder, local_ray, placement
 from rlcore.cluster.folder import RayFolder, sweep
+from rlcore.cluster.placement import Cluster
 from rlcore.errors import ConfigError, WorkerError
 
 
@@ -107,3 +110,12 @@ def test_nobody_waits_for_a_cluster_that_is_not_there() -> None:
             local_ray.join(address, False)
     with pytest.raises(ConfigError, match=f"nobody answers at .*'{address}'.*refused"):
         local_ray.join(address, False)
+
+
+def test_logs_that_cannot_be_kept_hide_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def full(target: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    cluster = SimpleNamespace(local=SimpleNamespace(folder=SimpleNamespace(keep_logs=full)), _keep_logs_in=tmp_path)
+    Cluster._keep_logs(cluster, WorkerError("an engine died"))  # type: ignore[arg-type]
+    assert f"Ray's logs are not in {tmp_path}, or not all of them: No space" in capsys.readouterr().out

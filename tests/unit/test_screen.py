@@ -10,6 +10,7 @@ from rlcore.cli.shell import guarded, say
 from rlcore.errors import DataError
 from rlcore.runs.console import Console
 from rlcore.screen import message, shown
+from rlcore.waiting import tell
 
 
 def test_characters_that_move_hide_or_turn_are_escaped() -> None:
@@ -54,7 +55,14 @@ def test_every_way_to_the_screen(
     console.say("console \x1b[2J")
     console.close()
     say("said \x07")
+    tell("told \x07")
     assert guarded(work) == 2
     out, err = capsys.readouterr()
-    assert "console \\x1b[2J" in out and "[rlcore] said \\x07" in out and "\x1b[2J" not in out and "\x07" not in out
+    assert (
+        "console \\x1b[2J" in out
+        and "[rlcore] said \\x07" in out
+        and "[rlcore] told \\x07" in out
+        and "\x1b[2J" not in out
+        and "\x07" not in out
+    )
     assert err == "rlcore: DataError: bad \\x1b[31m\n"

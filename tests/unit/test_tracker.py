@@ -8,6 +8,7 @@ import json
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -225,3 +226,17 @@ def test_sinks_are_imported_only_when_asked_for(tmp_path: Path, monkeypatch: pyt
     run = tracker(tmp_path)
     run.log(1, {"x": 1.0})
     run.close("done")
+
+
+def test_a_full_disk_hides_nothing_of_why_a_run_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = []
+    for status in ("failed", "done"):
+        ours = tracker(tmp_path)
+        ours._sinks.append(SimpleNamespace(close=closed.append))  # type: ignore[arg-type]
+        monkeypatch.setattr(ours, "_events", open("/dev/full", "a"))  # noqa: SIM115
+        if status == "failed":
+            ours.close(status)
+        else:
+            with pytest.raises(OSError, match="No space left"):
+                ours.close(status)
+    assert closed == ["failed"]
