@@ -119,7 +119,7 @@ def _read(loaded: Rows, cfg: DataConfig) -> _Read:
     chosen, column = choose(loaded, cfg), response_column(loaded, cfg)
     if chosen.layout is PAIRS:
         pairs = list(pairs_of(loaded, cfg))
-        last = {pair.prompt.id: [as_text(messages[-1]["content"]) for messages in pair.answers] for pair in pairs}
+        last = {pair.prompt.id: [messages[-1]["content"] or "" for messages in pair.answers] for pair in pairs}
         texts = {i: [("column chosen", good), ("column rejected", bad)] for i, (good, bad) in last.items()}
         return _Read([pair.prompt for pair in pairs], chosen.told_pairs(loaded), column, texts)
     said: dict[str, list[tuple[str, str]]] = {}

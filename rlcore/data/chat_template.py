@@ -22,6 +22,7 @@ _OURS |= {"conversation", "tokenize", "padding", "truncation", "max_length", "re
 _OURS |= {"return_assistant_tokens_mask", "tokenizer_kwargs", "raise_exception", "strftime_now"}
 
 _TAG = re.compile(r"</?[A-Za-z]\w*>")  # as <think> and </think>: what a prompt may ask for and a response may hold
+_TAG_LAST = re.compile(rf"({_TAG.pattern})\s*\Z")
 _MARK = re.compile(r"<[^<>\s]{1,40}>|\[/?[A-Z_]{2,}\]")
 _SAID = ("said-by-the-system", "said-first", "said-in-answer", "said-last")
 
@@ -175,7 +176,11 @@ def _continued(tokenizer: Any, conversation: Sequence[Message], args: Mapping[st
 
 def _overlap(text: str, words: str) -> int:
     """How much of the beginning of `words` a text ends with already, as with a <think> that the template opens."""
-    return next((n for n in range(len(words), 0, -1) if text.endswith(words[:n]) and words[:n].strip()), 0)
+    exact = next((n for n in range(len(words), 0, -1) if text.endswith(words[:n]) and words[:n].strip()), 0)
+    tag, begun = _TAG_LAST.search(text), words.lstrip()
+    if exact or tag is None or not begun.startswith(tag[1]):
+        return exact
+    return len(words) - len(begun.removeprefix(tag[1]))  # another line's end after it, or none
 
 
 @functools.lru_cache(maxsize=8)

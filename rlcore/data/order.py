@@ -66,12 +66,17 @@ class Order:
     def state(self) -> dict[str, Any]:
         """Where `take` stands, as plain JSON values."""
         where = {"epoch": self._epoch, "position": self._position}
-        return {"rows": self._rows, "seed": self._seed, "content": self._content(), **where}
+        return {**self._rule(), "content": self._content(), **where}
+
+    def _rule(self) -> dict[str, Any]:
+        """What a permutation of the rows is a function of, beside the epoch."""
+        by = None if self._difficulty is None else digest((i, {"": each}) for i, each in enumerate(self._difficulty))
+        return {"rows": self._rows, "seed": self._seed, "shuffle": self._shuffle, "curriculum": by}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on exactly where `state()` was taken. Raises DataError when the rows have changed since."""
-        for name, now in (("rows", self._rows), ("seed", self._seed)):
-            if state[name] != now:
+        for name, now in self._rule().items():
+            if state.get(name, now) != now:
                 raise DataError(f"{self._source}: {name} is {now}, was {state[name]} when saved: another data order")
         require_same(state.get("content"), self._content())
         self._epoch, self._position = state["epoch"], state["position"]

@@ -153,6 +153,11 @@ def _own_words(where: str, message: Message, begun: str) -> str:
     rest = opened.after(begun, text)
     if rest is not None:
         return rest
+    if begun.rstrip().endswith("</think>") and text.lstrip().startswith("<think>"):
+        raise DataError(
+            f"{where}: the prompt ends with {begun.strip()!r}, a thought that is closed, and the assistant's message "
+            "begins another; leave the thought out, or set data.chat_template_args so that the prompt does not close it"
+        )
     missing = [close for tag, close in _CLOSES.items() if begun.rstrip().endswith(tag) and close not in text]
     if missing:
         raise DataError(

@@ -329,6 +329,12 @@ def test_resuming_on_other_data_is_refused(tmp_path: Path, tokenizer) -> None:
         Prompts([sums(tmp_path, 9)], DataConfig(), tokenizer, seed=3).restore(state)
     with pytest.raises(DataError, match="seed is 4, was 3"):
         Prompts([sums(tmp_path)], DataConfig(), tokenizer, seed=4).restore(state)
+    for cfg, why in (
+        (DataConfig(shuffle=False), "shuffle is False, was True"),
+        (DataConfig(curriculum="source"), "curriculum"),
+    ):
+        with pytest.raises(DataError, match=f"{why}.* when saved: another data order"):
+            Prompts([sums(tmp_path)], cfg, tokenizer, seed=3).restore(state)
 
 
 def of_prompts(path: str, tokenizer) -> Prompts:

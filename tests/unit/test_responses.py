@@ -182,9 +182,19 @@ def test_a_template_for_prompts_does_not_name_what_is_learned(tmp_path: Path) ->
 
 
 def test_a_begun_thought_is_gone_on_from_whatever_the_template_does_with_it(tmp_path: Path) -> None:
-    row = {"prompt": [ASK, {"role": "assistant", "content": "<think>\n"}], "response": "by hand</think>It is 4"}
-    for template, end in ((OPENS_THINK, "<|endoftext|>"), (OPENS_THINK_SHOWS_IT, "<|im_end|>")):
-        assert learned(only(rows_of(tmp_path, [row], template))) == [f"{row['response']}{end}"]
+    for begun in ("<think>\n", "<think>", "<think>Well, "):
+        row = {"prompt": [ASK, {"role": "assistant", "content": begun}], "response": "by hand</think>It is 4"}
+        for template, end in ((OPENS_THINK, "<|endoftext|>"), (OPENS_THINK_SHOWS_IT, "<|im_end|>")):
+            rollout = only(rows_of(tmp_path, [row], template))
+            assert learned(rollout) == [f"{row['response']}{end}"]
+            assert text_of(make_tokenizer(None), rollout.prompt.tokens).count("<think>") == 1
+
+
+def test_no_thought_is_learned_after_one_that_the_prompt_has_closed(tmp_path: Path) -> None:
+    closes = CHATML.removesuffix("{% endif %}") + "{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}"
+    assert learned(only(rows_of(tmp_path, [{"messages": [ASK, SAID]}], closes))) == ["It is 4<|im_end|>"]
+    with pytest.raises(DataError, match="line 1: .*a thought that is closed"):
+        rows_of(tmp_path, [{"messages": [ASK, THOUGHT]}], closes)
 
 
 def test_messages_in_a_csv_file_are_json(tmp_path: Path) -> None:
