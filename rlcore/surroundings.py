@@ -15,6 +15,7 @@ _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 
 def settle() -> None:
     """First thing in a command. What it changes in the environment reaches every process that the command starts."""
+    three_streams()
     try:
         installed_first()
     except FileNotFoundError:
@@ -26,6 +27,18 @@ def settle() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a text that a narrow encoding lacks must not end a run
             stream.reconfigure(errors="backslashreplace")
+
+
+def three_streams() -> None:
+    """Of those that were closed (`>&-`), one that goes nowhere: else the next file that is opened takes its number."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        if getattr(sys, name) is None:
+            setattr(sys, name, io.TextIOWrapper(io.FileIO(number, "w", closefd=False)))
 
 
 def installed_first() -> None:

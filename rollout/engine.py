@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import psutil
@@ -97,7 +99,8 @@ class Engine:
         receiver.register()
         self.check_args()
         try:
-            self._llm = LLMEngine.from_engine_args(EngineArgs(**self._args()))
+            with files_beside_rays():
+                self._llm = LLMEngine.from_engine_args(EngineArgs(**self._args()))
             self._try()
         except Exception as e:  # of any kind: what vLLM does not take, it refuses by whatever comes up
             known = self._llm and self._llm.model_config
@@ -299,6 +302,18 @@ def kept_of(response: Any) -> Kept:
             "that it had ruled out; the trainer needs all: set rollout.top_p=1, top_k=0 and min_response_tokens=0"
         )
     return Kept.of(each)
+
+
+@contextmanager
+def files_beside_rays() -> Iterator[None]:
+    """vLLM makes a file where its ranks meet, in the folder for temporary files, and leaves it there. In here that is
+    the folder of the run's own Ray, where there is one, which goes with the run."""
+    before = tempfile.tempdir
+    tempfile.tempdir = os.environ.get("VLLM_RPC_BASE_PATH", before)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
 
 
 def _prepare(spec: EngineSpec) -> None:

@@ -116,6 +116,13 @@ sys.exit(guarded(work))
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["0"]  # no other job is begun
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_no_fault(closed: str) -> None:
+    for args, code in (("--config-name demo --cfg job", 0), ("--help", 0), ("--config-name nonsense", 2)):
+        done = subprocess.run(["bash", "-c", f"{sys.executable} -m rlcore.train {args} {closed}"], capture_output=True)
+        assert done.returncode == code and b"Traceback" not in done.stderr, done.stderr
+
+
 @pytest.mark.parametrize("ignored", [False, True])
 def test_a_closed_terminal_is_exit_129(tmp_path: Path, ignored: bool) -> None:
     """Whether it is told by the signal or, after `disown`, by what can no longer be written."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rlcore.config import RolloutConfig
-from rollout.engine import EngineSpec
+from rollout.engine import EngineSpec, files_beside_rays
 from rollout.refusals import in_our_words
 
 CACHE = (
@@ -51,3 +53,16 @@ def test_a_bare_assertion_says_what_was_asserted() -> None:
         assert heads % 2 == 0
     error.value.args = ()
     assert told(error.value).endswith("AssertionError at assert heads % 2 == 0")
+
+
+def test_what_vllm_leaves_goes_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.utils.network_utils import get_file_store_init_method
+
+    before = tempfile.gettempdir()
+    monkeypatch.setenv("VLLM_RPC_BASE_PATH", str(tmp_path))
+    with files_beside_rays():
+        assert get_file_store_init_method().startswith(f"file://{tmp_path}/")
+    monkeypatch.delenv("VLLM_RPC_BASE_PATH")
+    with files_beside_rays():
+        assert tempfile.gettempdir() == before
+    assert tempfile.gettempdir() == before
