@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import time
 import traceback
@@ -63,7 +64,11 @@ def _as_told(error: BaseException, run_dir: Path) -> BaseException:
 
 
 def _write_down(error: BaseException, name: str, run_dir: Path) -> None:
+    if not run_dir.is_dir():  # somebody has deleted it while the run went on, and does not want it back
+        return
+    by = error.args[0] if isinstance(error, KeyboardInterrupt) and error.args else None
+    message = by.name if isinstance(by, signal.Signals) else str(error)
     write_text(run_dir / "error.txt", shown(getattr(error, "details", "") or traceback.format_exc()))
-    event = {"time": time.time(), "event": "failed", "error": name, "message": str(error)}
+    event = {"time": time.time(), "event": "failed", "error": name, "message": message}
     with (run_dir / "events.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(clean(event)) + "\n")

@@ -13,6 +13,7 @@ from rlcore.cluster.placement import Cluster
 from rlcore.cluster.turns import Phases, Turns
 from rlcore.config import Config, compute_dtype
 from rlcore.data.endings import text_of
+from rlcore.errors import ConfigError
 from rlcore.models.embedded import EMBEDDED
 from rlcore.plugins import plugin
 from rlcore.runs.checkpoint import ASIDE, Best, Checkpoints, state_of, step_of
@@ -92,7 +93,7 @@ def build(
     run_dir = Path(str(cfg.run_dir))
     run_dir.mkdir(parents=True, exist_ok=True)
     checkpoints = Checkpoints(run_dir, cfg.keep_checkpoints, cfg.keep_best)
-    start = _start(checkpoints, step, say)
+    start = _start(checkpoints, step, cfg.steps, say)
     if any(path and path not in EMBEDDED and not Path(path).exists() for path in (cfg.model.path, cfg.model.tokenizer)):
         offline_without_hub()
     ready: Ready = plugin(stage.made_by, "stage")(cfg, say)
@@ -122,12 +123,17 @@ def build(
     return run, groups
 
 
-def _start(checkpoints: Checkpoints, step: int | None, say: Say) -> Path | None:
-    """The checkpoint to go on from, told and verified."""
+def _start(checkpoints: Checkpoints, step: int | None, steps: int, say: Say) -> Path | None:
+    """The checkpoint to go on from, told and verified. ConfigError where the run would be over before it."""
     for path in checkpoints.left_by_a_kill():
         say(f"checkpoints: passing over {path}: a process was killed while it saved or deleted it")
     found = checkpoints.latest(step)
     if found is not None:
+        if step_of(found) > steps:
+            raise ConfigError(
+                f"steps is {steps}, and {found} is of step {step_of(found)}: steps counts from the run's beginning; "
+                "raise it, or take an older checkpoint with step=N"
+            )
         say(f"checkpoints: going on from step {step_of(found)}, {found}")
         later = [path.name for path in checkpoints.all() if step_of(path) > step_of(found)]
         if later:

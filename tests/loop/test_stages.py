@@ -132,6 +132,8 @@ def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_an_older_one_to_t
     (newest / "model/model.safetensors").write_bytes(table)
     with pytest.raises(CheckpointError, match=rf"model.safetensors: its content.*rlcore resume {tmp_path} step=4"):
         run(cfg, monkeypatch)
+    with pytest.raises(ConfigError, match="steps is 3, and .*step_000004 is of step 4"):
+        run(config(tmp_path, "sft", steps=3), monkeypatch, step=4)
     run(cfg, monkeypatch, step=4)
     assert lines(tmp_path / "metrics.jsonl") == whole
     assert (tmp_path / "export/model.safetensors").read_bytes() == exported

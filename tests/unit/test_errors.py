@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -101,5 +102,13 @@ def test_what_a_run_directory_does_to_a_run_has_the_right_code(
         raise WorkerError("engine died")  # the disk being full as well hides nothing
     err = capsys.readouterr().err
     assert f"the error below is not in {tmp_path}/\\x1b[31m: No space left on device" in err
+    monkeypatch.undo()
+    with pytest.raises(KeyboardInterrupt), recorded(tmp_path / "run"):
+        raise KeyboardInterrupt(signal.SIGTERM)
+    assert json.loads((tmp_path / "run" / "events.jsonl").read_text().splitlines()[-1])["message"] == "SIGTERM"
+    with pytest.raises(DiskError), recorded(tmp_path / "run"):
+        shutil.rmtree(tmp_path / "run")
+        (tmp_path / "run" / "metrics.jsonl").open("a")
+    assert not (tmp_path / "run").exists()  # whoever deleted it does not want it back
     require_writable(tmp_path / "new" / "er", "--out")
     assert list((tmp_path / "new" / "er").iterdir()) == []
