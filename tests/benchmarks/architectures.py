@@ -218,7 +218,8 @@ def saved_error(model: Any, path: Path, run_dir: Path) -> float:
     from transformers import AutoModelForCausalLM
 
     from rlcore.config import Config, ModelConfig
-    from rlcore.runs.checkpoint import Checkpoints, export
+    from rlcore.runs.checkpoint import Checkpoints
+    from rlcore.runs.export import export
     from rlcore.workers.rank import TrainedRank
 
     rank: Any = TrainedRank(SimpleNamespace(rank=0), Config(model=ModelConfig(path=str(path))))  # type: ignore[arg-type]
@@ -253,7 +254,7 @@ def measure(name: str) -> dict[str, Any]:
         model = load_path(str(path), torch.float32).eval()
         found["packed"] = packed_error(plain, model)
         cfg = RolloutConfig(max_response_tokens=RESPONSE, max_sequences=32, kv_cache_gib=0.0625)
-        engine: Any = Apart(EngineSpec(str(path), "float32", "cpu", CONTEXT), cfg)
+        engine: Any = Apart(EngineSpec(str(path), "float32", "cpu", CONTEXT, (1,)), cfg)
         try:
             engine.start()
         except ConfigError as e:  # known to vLLM only
@@ -318,7 +319,8 @@ def row(name: str, found: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    """Measure what is not measured yet, write the page; 1 when something neither works nor is refused."""
+    """Measure what is not measured yet, then write the page; 1, and no page, when something neither works nor is
+    refused."""
     FOUND.mkdir(parents=True, exist_ok=True)
     code, rows, wrong = digest(), [], 0
     for name in ARCHITECTURES:
@@ -326,6 +328,8 @@ def main() -> int:
         rows.append(row(name, found))
         wrong += not is_right(found)
         print(rows[-1], flush=True)
+    if wrong:
+        return 1  # the page is of what works, or is refused
     text = PAGE.read_text()
     begin, end = (text.index(mark) for mark in ("| architecture |", "\n\nHow"))
     table = [
@@ -333,7 +337,7 @@ def main() -> int:
         "| --- | --- | --- | --- | --- | --- |",
     ]
     PAGE.write_text(text[:begin] + "\n".join(table + rows) + text[end:])
-    return int(wrong > 0)
+    return 0
 
 
 if __name__ == "__main__":
