@@ -76,7 +76,8 @@ def response_tokens(
     begun = opened.of_text(before)
     said = _turn(whole.removeprefix(before), ends)
     repeated = _repeats(begun, said, _joined(context, message)[-1]["content"])
-    if cfg.chat_template and whole.startswith(before) and not repeated and not _left_out(message, begun + said):
+    shown = begun + _without_ends(said, ends)
+    if cfg.chat_template and whole.startswith(before) and not repeated and not _left_out(message, shown):
         tokens = _going_on(tokenizer, before, said)
         if tokens[-1:] and tokens[-1] in ends.ids:
             return tokens
@@ -103,6 +104,13 @@ def _turn(text: str, ends: Endings) -> str:
     """The text up to the first ending token, with it; all of a text that has none."""
     found = [at + len(end) for end in ends.texts if end and (at := text.find(end)) >= 0]
     return text[: min(found, default=len(text))]
+
+
+def _without_ends(text: str, ends: Endings) -> str:
+    """Else a tool called `f` would be found in `<|endoftext|>`."""
+    for end in filter(None, ends.texts):
+        text = text.replace(end, "")
+    return text
 
 
 def _going_on(tokenizer: Any, before: str, said: str) -> list[int]:

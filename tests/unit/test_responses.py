@@ -113,6 +113,8 @@ def test_an_answer_is_what_the_template_writes_after_the_prompt(
         (OPENS_THINK, {"messages": [ASK, SAID]}, "the prompt ends with <think>, and the assistant's message neither"),
         (OPENS_THINK, {"messages": [ASK, KEPT]}, "leaves out the reasoning_content of the assistant's message"),
         (LLAMA_2, {"messages": [ASK, {**CALL, "content": "let me"}]}, "leaves out the tool_calls of the assistant's"),
+        # Its name is in <|endoftext|>, which ends the turn.
+        (LLAMA_2, {"messages": [ASK, {**SAID, "tool_calls": [{"name": "f"}]}]}, "leaves out the tool_calls of the"),
         (CHATML, {"messages": [ASK, {**SAID, "content": "4<|im_end|>"}]}, r"the response holds <\|im_end\|>, "),
         (CHATML, {"prompt": "2+2?", "response": "a<|endoftext|>b"}, r"the response holds <\|endoftext\|>, "),
         (CHATML, {"prompt": "2+2?", "response": {"a": 4}}, "column response must be text or a list of .* messages"),
