@@ -294,12 +294,27 @@ def row_tokens(
 ) -> list[int]:
     """`conversation_tokens` of a row, which is at `where`. DataError names it, also where its text holds special tokens
     or the chat template would leave something out."""
+    text = row_text(where, conversation, cfg, tokenizer, generation_prompt)
+    return tokens_of_row(where, text, cfg, tokenizer, generation_prompt)
+
+
+def row_text(
+    where: str, conversation: Sequence[Message], cfg: DataConfig, tokenizer: Any, generation_prompt: bool = False
+) -> str:
+    """What `row_tokens` makes tokens of. Raises the same."""
     try:
         if not cfg.chat_template:
-            return conversation_tokens(tokenizer, conversation, False, generation_prompt)
+            return conversation_text(tokenizer, conversation, False, generation_prompt)
         require_plain(where, conversation, tokenizer)
-        text = require_written(tokenizer, conversation, cfg.chat_template_args, generation_prompt)
-        return _tokens(tokenizer, text, generation_prompt)
+        return require_written(tokenizer, conversation, cfg.chat_template_args, generation_prompt)
+    except ValueError as e:
+        raise DataError(f"{where}: {e}") from e
+
+
+def tokens_of_row(where: str, text: str, cfg: DataConfig, tokenizer: Any, generation_prompt: bool = False) -> list[int]:
+    """The tokens of its `row_text`."""
+    try:
+        return (_tokens if cfg.chat_template else _plain_tokens)(tokenizer, text, generation_prompt)
     except ValueError as e:
         raise DataError(f"{where}: {e}") from e
 

@@ -21,7 +21,7 @@ from rlcore.data.messages import Message, normalised
 from rlcore.data.sources import Rows
 from rlcore.errors import DataError
 
-_THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # where messages keep them, beside the content
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # where messages keep them, beside the content
 _CLOSES = {"<think>": "</think>", "<answer>": "</answer>"}
 
 
@@ -77,7 +77,7 @@ def response_tokens(
     said = _turn(whole.removeprefix(before), ends)
     repeated = _repeats(begun, said, _joined(context, message)[-1]["content"])
     shown = begun + _without_ends(said, ends)
-    if cfg.chat_template and whole.startswith(before) and not repeated and not _left_out(message, shown):
+    if cfg.chat_template and whole.startswith(before) and not repeated and not left_out(message, shown):
         tokens = _going_on(tokenizer, before, said)
         if tokens[-1:] and tokens[-1] in ends.ids:
             return tokens
@@ -122,11 +122,11 @@ def _going_on(tokenizer: Any, before: str, said: str) -> list[int]:
     return tokenizer(said, add_special_tokens=False)["input_ids"]
 
 
-def _left_out(message: Message, said: str) -> list[str]:
+def left_out(message: Message, said: str) -> list[str]:
     """What of the message is not in `said`. White space does not count: templates trim it."""
     squeezed = _squeezed(said)
     wanted = {"content": [message["content"]]}
-    wanted |= {name: [message[name]] for name in _THOUGHTS if isinstance(message.get(name), str)}
+    wanted |= {name: [message[name]] for name in THOUGHTS if isinstance(message.get(name), str)}
     wanted["tool_calls"] = [_called(call) for call in message.get("tool_calls") or ()]
     return [name for name, texts in wanted.items() if any(_squeezed(text) not in squeezed for text in texts)]
 
@@ -149,7 +149,7 @@ def _up_to(said: str, content: str) -> str:
 
 def _own_words(where: str, message: Message, begun: str) -> str:
     """The message's text, after what the prompt has `begun` of it."""
-    more = [name for name in _left_out(message, message["content"]) if name != "content"]
+    more = [name for name in left_out(message, message["content"]) if name != "content"]
     if more:
         raise DataError(
             f"{where}: the chat template leaves out the {more[0]} of the assistant's message; write into its content "
