@@ -8,10 +8,10 @@ from typing import Any
 
 from rlcore.config import DataConfig
 from rlcore.data.answered import AnsweredRows, answer
-from rlcore.data.conversation import Message, read_rows
+from rlcore.data.conversation import Message, asked, read_rows
 from rlcore.data.endings import Endings, endings
 from rlcore.data.layouts import choose, response_column
-from rlcore.data.prompts import as_prompts, tokenized
+from rlcore.data.prompts import as_prompts, with_tokens
 from rlcore.data.responses import learned_before, response_tokens, spoken
 from rlcore.data.sources import Rows, load_sources
 from rlcore.errors import DataError
@@ -66,8 +66,9 @@ class Examples(AnsweredRows):
     def _example(self, where: str, prompt: Prompt, conversation: list[Message], earlier: list[int]) -> Group | None:
         """The last message as the response; messages number `earlier` are learned too, where they are what was said."""
         cfg, tokenizer, ends = self._cfg, self._tokenizer, self._ends
-        prompt = tokenized(prompt, where, cfg, tokenizer)
-        response = response_tokens(where, tokenizer, conversation, cfg, ends)
+        found = asked(where, prompt.messages, cfg, tokenizer)
+        prompt = with_tokens(prompt, found, tokenizer)
+        response = response_tokens(where, tokenizer, conversation, cfg, ends, found)
         if len(prompt.tokens) > cfg.max_prompt_tokens or len(response) > self._longest:
             return None
         before = learned_before(where, tokenizer, conversation, earlier, prompt.tokens, cfg, ends)

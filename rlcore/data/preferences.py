@@ -16,6 +16,7 @@ from rlcore.data.answered import AnsweredRows, answer
 from rlcore.data.conversation import (
     Message,
     Read,
+    asked,
     conversation_of,
     conversation_text,
     read_rows,
@@ -24,7 +25,7 @@ from rlcore.data.conversation import (
 )
 from rlcore.data.endings import Endings, endings
 from rlcore.data.layouts import PROMPTS, choose
-from rlcore.data.prompts import as_prompts, tokenized
+from rlcore.data.prompts import as_prompts, with_tokens
 from rlcore.data.responses import THOUGHTS, left_out, messages_of, response_tokens
 from rlcore.data.sources import Row, Rows, load_sources
 from rlcore.errors import DataError
@@ -150,12 +151,13 @@ def _unwritten(conversation: Sequence[Message], text: str, cfg: DataConfig, toke
 
 def _to_learn(pair: _Pair, cfg: DataConfig, tokenizer: Any, max_response_tokens: int, ends: Endings) -> Group | None:
     _require_prompt(pair)
-    prompt = tokenized(pair.prompt, pair.where, cfg, tokenizer)
+    found = asked(pair.where, pair.prompt.messages, cfg, tokenizer)
+    prompt = with_tokens(pair.prompt, found, tokenizer)
     tokens, texts, responses = prompt.tokens, list[str](), list[list[int]]()
     for column, messages in zip(_COLUMNS, pair.answers, strict=True):
         where = f"{pair.where}: {column}"
         texts.append(_only_text(where, messages))
-        responses.append(response_tokens(where, tokenizer, [*prompt.messages, *messages], cfg, ends))
+        responses.append(response_tokens(where, tokenizer, [*prompt.messages, *messages], cfg, ends, found))
     if len(tokens) > cfg.max_prompt_tokens or max(map(len, responses)) > max_response_tokens:
         return None
     if responses[0] == responses[1]:

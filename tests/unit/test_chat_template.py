@@ -11,7 +11,7 @@ import pytest
 
 from rlcore.config import DataConfig
 from rlcore.data.chat_template import mark_in, with_defaults
-from rlcore.data.conversation import conversation_tokens, prompt_tokens
+from rlcore.data.conversation import asked, conversation_tokens
 from rlcore.data.examples import Examples
 from rlcore.data.messages import normalised
 from rlcore.data.preferences import Pairs, ResponsePairs
@@ -89,7 +89,7 @@ def said(*turns: tuple[str, Any]) -> list[dict[str, Any]]:
 def prompt_of(messages: Sequence[Any], template: str = CHATML, args: dict[str, Any] | None = None) -> str:
     tokenizer = make_tokenizer(template)
     form = normalised(messages, "row 1")
-    return tokenizer.decode(prompt_tokens("row 1", form, DataConfig(chat_template_args=args or {}), tokenizer))
+    return tokenizer.decode(asked("row 1", form, DataConfig(chat_template_args=args or {}), tokenizer).tokens)
 
 
 def jsonl(path: Path, *rows: dict[str, Any]) -> str:
