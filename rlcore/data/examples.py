@@ -10,11 +10,11 @@ from rlcore.config import DataConfig
 from rlcore.data.answered import AnsweredRows, answer
 from rlcore.data.conversation import Message, asked, read_rows
 from rlcore.data.endings import Endings, endings
-from rlcore.data.layouts import choose, response_column
+from rlcore.data.layouts import choose, response_column, value_of
 from rlcore.data.prompts import as_prompts, with_tokens
 from rlcore.data.responses import learned_before, response_tokens, spoken
 from rlcore.data.sources import Rows, load_sources
-from rlcore.errors import DataError
+from rlcore.errors import DataError, nearest
 from rlcore.records import Group, Prompt
 
 
@@ -52,6 +52,7 @@ class Examples(AnsweredRows):
                 conversation.append(said)
                 first = 0
             else:
+                _require_response(loaded, i, column)
                 first = len(conversation)
                 conversation += spoken(loaded, i, column)
             turns = [n for n in range(first, len(conversation)) if _learned(conversation[n], loaded.at(i))]
@@ -77,6 +78,16 @@ class Examples(AnsweredRows):
         whole = answer(prompt, prompt.tokens + response, len(response), text, 0.0)
         mask = whole.mask if before is None else [*before, *whole.mask[len(before) :]]
         return Group([dataclasses.replace(whole, mask=mask)])
+
+
+def _require_response(loaded: Rows, i: int, column: str) -> None:
+    """DataError for a row that has nothing to learn, which names the columns it has."""
+    row = loaded.rows[i]
+    if column not in row and value_of(loaded, i, column) is None:
+        raise DataError(
+            f"{loaded.at(i)}: column {column} is missing{nearest(column, row)}; set data.response_column to the column "
+            f"that is to be learned, one of {', '.join(row)}, or end the row's messages with the assistant's"
+        )
 
 
 def _learned(message: Message, where: str) -> bool:
