@@ -47,6 +47,14 @@ class Read(NamedTuple):
     told: str = ""
 
 
+class Asked(NamedTuple):
+    """A prompt as text and tokens; `bare` are without those that the tokenizer puts around any text."""
+
+    text: str
+    tokens: list[int]
+    bare: list[int]
+
+
 def read_rows(loaded: Rows, cfg: DataConfig, answers_needed: bool = True) -> Read:
     """Every row of a source as a conversation. A template that does not name {prompt} needs no prompt column.
 
@@ -230,7 +238,7 @@ def conversation_tokens(
     Raises ValueError when this conversation cannot be done, DataError when none can.
     """
     text = conversation_text(tokenizer, conversation, chat_template, generation_prompt, args)
-    return (_tokens if chat_template else _plain_tokens)(tokenizer, text, generation_prompt)
+    return _tokens_of(tokenizer, text, chat_template, generation_prompt).tokens
 
 
 def conversation_text(
@@ -246,22 +254,22 @@ def conversation_text(
     return _plain(conversation, generation_prompt)
 
 
-def _tokens(tokenizer: Any, text: str, generation_prompt: bool) -> list[int]:
-    """Of a text that has its special tokens."""
-    tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
+def prompt_of_text(tokenizer: Any, text: str, chat_template: bool) -> Asked:
+    """A prompt's text, with its tokens. ValueError where it has none."""
+    return _tokens_of(tokenizer, text, chat_template, generation_prompt=True)
+
+
+def _tokens_of(tokenizer: Any, text: str, chat_template: bool, generation_prompt: bool) -> Asked:
+    """A chat template's text has its special tokens; to a plain one come those that the tokenizer puts around any."""
+    bare = tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
     if not tokens:
         raise ValueError(f"the {'prompt' if generation_prompt else 'conversation'} has no tokens")
-    return tokens
-
-
-def _plain_tokens(tokenizer: Any, text: str, generation_prompt: bool) -> list[int]:
-    tokens = _tokens(tokenizer, text, generation_prompt)
-    before, after = _around(tokenizer)
+    before, after = ([], []) if chat_template else _around(tokenizer)
     if tokens[: len(before)] != before:
         tokens = before + tokens
     if not generation_prompt and after and tokens[-len(after) :] != after:
         tokens = tokens + after
-    return tokens
+    return Asked(text, tokens, bare)
 
 
 def _around(tokenizer: Any) -> tuple[list[int], list[int]]:
@@ -284,22 +292,34 @@ def _plain(conversation: Sequence[Message], generation_prompt: bool) -> str:
     return "".join(texts)
 
 
-def prompt_tokens(where: str, conversation: Sequence[Message], cfg: DataConfig, tokenizer: Any) -> list[int]:
-    """The tokens of what the assistant is to answer, or to go on with. DataError names the row, which is at `where`."""
-    return row_tokens(where, conversation, cfg, tokenizer, generation_prompt=True)
+def asked(where: str, conversation: Sequence[Message], cfg: DataConfig, tokenizer: Any) -> Asked:
+    """What the assistant is to answer, or to go on with. DataError names the row, which is at `where`, also where its
+    text holds special tokens or the chat template would leave something out."""
+    text = row_text(where, conversation, cfg, tokenizer, generation_prompt=True)
+    return _tokens_of_row(where, text, cfg, tokenizer, generation_prompt=True)
 
 
-def row_tokens(
+def row_text(
     where: str, conversation: Sequence[Message], cfg: DataConfig, tokenizer: Any, generation_prompt: bool = False
-) -> list[int]:
-    """`conversation_tokens` of a row, which is at `where`. DataError names it, also where its text holds special tokens
-    or the chat template would leave something out."""
+) -> str:
+    """The text of a row's conversation. Raises what `asked` does."""
     try:
         if not cfg.chat_template:
-            return conversation_tokens(tokenizer, conversation, False, generation_prompt)
+            return conversation_text(tokenizer, conversation, False, generation_prompt)
         require_plain(where, conversation, tokenizer)
-        text = require_written(tokenizer, conversation, cfg.chat_template_args, generation_prompt)
-        return _tokens(tokenizer, text, generation_prompt)
+        return require_written(tokenizer, conversation, cfg.chat_template_args, generation_prompt)
+    except ValueError as e:
+        raise DataError(f"{where}: {e}") from e
+
+
+def tokens_of_row(where: str, text: str, cfg: DataConfig, tokenizer: Any) -> list[int]:
+    """The tokens of the `row_text` of a whole conversation."""
+    return _tokens_of_row(where, text, cfg, tokenizer, generation_prompt=False).tokens
+
+
+def _tokens_of_row(where: str, text: str, cfg: DataConfig, tokenizer: Any, generation_prompt: bool) -> Asked:
+    try:
+        return _tokens_of(tokenizer, text, cfg.chat_template, generation_prompt)
     except ValueError as e:
         raise DataError(f"{where}: {e}") from e
 

@@ -8,13 +8,13 @@ from typing import Any
 
 from rlcore.config import DataConfig
 from rlcore.data.answered import AnsweredRows, answer
-from rlcore.data.conversation import Message, read_rows
+from rlcore.data.conversation import Message, asked, read_rows
 from rlcore.data.endings import Endings, endings
-from rlcore.data.layouts import choose, response_column
-from rlcore.data.prompts import as_prompts, tokenized
+from rlcore.data.layouts import choose, response_column, value_of
+from rlcore.data.prompts import as_prompts, with_tokens
 from rlcore.data.responses import learned_before, response_tokens, spoken
 from rlcore.data.sources import Rows, load_sources
-from rlcore.errors import DataError
+from rlcore.errors import DataError, nearest
 from rlcore.records import Group, Prompt
 
 
@@ -52,6 +52,7 @@ class Examples(AnsweredRows):
                 conversation.append(said)
                 first = 0
             else:
+                _require_response(loaded, i, column)
                 first = len(conversation)
                 conversation += spoken(loaded, i, column)
             turns = [n for n in range(first, len(conversation)) if _learned(conversation[n], loaded.at(i))]
@@ -66,8 +67,9 @@ class Examples(AnsweredRows):
     def _example(self, where: str, prompt: Prompt, conversation: list[Message], earlier: list[int]) -> Group | None:
         """The last message as the response; messages number `earlier` are learned too, where they are what was said."""
         cfg, tokenizer, ends = self._cfg, self._tokenizer, self._ends
-        prompt = tokenized(prompt, where, cfg, tokenizer)
-        response = response_tokens(where, tokenizer, conversation, cfg, ends)
+        found = asked(where, prompt.messages, cfg, tokenizer)
+        prompt = with_tokens(prompt, found, tokenizer)
+        response = response_tokens(where, tokenizer, conversation, cfg, ends, found)
         if len(prompt.tokens) > cfg.max_prompt_tokens or len(response) > self._longest:
             return None
         before = learned_before(where, tokenizer, conversation, earlier, prompt.tokens, cfg, ends)
@@ -76,6 +78,16 @@ class Examples(AnsweredRows):
         whole = answer(prompt, prompt.tokens + response, len(response), text, 0.0)
         mask = whole.mask if before is None else [*before, *whole.mask[len(before) :]]
         return Group([dataclasses.replace(whole, mask=mask)])
+
+
+def _require_response(loaded: Rows, i: int, column: str) -> None:
+    """DataError for a row that has nothing to learn, which names the columns it has."""
+    row = loaded.rows[i]
+    if column not in row and value_of(loaded, i, column) is None:
+        raise DataError(
+            f"{loaded.at(i)}: column {column} is missing{nearest(column, row)}; set data.response_column to the column "
+            f"that is to be learned, one of {', '.join(row)}, or end the row's messages with the assistant's"
+        )
 
 
 def _learned(message: Message, where: str) -> bool:

@@ -16,14 +16,17 @@ from rlcore.data.answered import AnsweredRows, answer
 from rlcore.data.conversation import (
     Message,
     Read,
+    asked,
     conversation_of,
+    conversation_text,
     read_rows,
-    row_tokens,
+    row_text,
+    tokens_of_row,
 )
 from rlcore.data.endings import Endings, endings
 from rlcore.data.layouts import PROMPTS, choose
-from rlcore.data.prompts import as_prompts, tokenized
-from rlcore.data.responses import messages_of, response_tokens
+from rlcore.data.prompts import as_prompts, with_tokens
+from rlcore.data.responses import THOUGHTS, left_out, messages_of, response_tokens
 from rlcore.data.sources import Row, Rows, load_sources
 from rlcore.errors import DataError
 from rlcore.records import Group, Prompt, Rollout
@@ -105,7 +108,10 @@ class _Pair(NamedTuple):
 
 
 def _to_score(pair: _Pair, cfg: DataConfig, tokenizer: Any, most: int) -> Group | None:
-    whole = [row_tokens(pair.where, [*pair.prompt.messages, *messages], cfg, tokenizer) for messages in pair.answers]
+    whole = [
+        _scored(pair.where, column, [*pair.prompt.messages, *messages], cfg, tokenizer)
+        for column, messages in zip(_COLUMNS, pair.answers, strict=True)
+    ]
     if max(map(len, whole)) > most or whole[0] == whole[1]:
         return None
     tokens = [to_score(each, tokenizer.pad_token_id) for each in whole]
@@ -113,14 +119,45 @@ def _to_score(pair: _Pair, cfg: DataConfig, tokenizer: Any, most: int) -> Group 
     return Group([answer(pair.prompt, *each) for each in zip(tokens, (1, 1), texts, _REWARDS, strict=True)])
 
 
+def _scored(where: str, column: str, conversation: list[Message], cfg: DataConfig, tokenizer: Any) -> list[int]:
+    """The tokens of a whole conversation. DataError where its last message is not all there: it would be scored by the
+    rest, as with R1's template by what follows the thought."""
+    text = row_text(where, conversation, cfg, tokenizer)
+    if lost := _unwritten(conversation, text, cfg, tokenizer):
+        writes = "the chat template does not write" if cfg.chat_template else "without a chat template nothing writes"
+        raise DataError(
+            f"{where}: {column}: {writes} the whole {lost} of the last message, so the answer would be scored without "
+            "it; take a chat template that writes it (of thoughts, not one that drops them), or leave it out of the row"
+        )
+    return tokens_of_row(where, text, cfg, tokenizer)
+
+
+def _unwritten(conversation: Sequence[Message], text: str, cfg: DataConfig, tokenizer: Any) -> str | None:
+    """What of the last message is not in the text, white space aside; a thought may be written as its content."""
+    *before, last = conversation
+    content = last["content"] or ""
+    if lost := left_out({**last, "content": content}, text):
+        return lost[0]
+    thoughts = [name for name in THOUGHTS if name in left_out({**last, "content": ""}, content)]
+    if not thoughts:
+        return None
+    silent = [*before, {name: value for name, value in last.items() if name not in THOUGHTS}]
+    try:
+        same = conversation_text(tokenizer, silent, cfg.chat_template, args=cfg.chat_template_args) == text
+    except ValueError:
+        same = False
+    return thoughts[0] if same else None
+
+
 def _to_learn(pair: _Pair, cfg: DataConfig, tokenizer: Any, max_response_tokens: int, ends: Endings) -> Group | None:
     _require_prompt(pair)
-    prompt = tokenized(pair.prompt, pair.where, cfg, tokenizer)
+    found = asked(pair.where, pair.prompt.messages, cfg, tokenizer)
+    prompt = with_tokens(pair.prompt, found, tokenizer)
     tokens, texts, responses = prompt.tokens, list[str](), list[list[int]]()
     for column, messages in zip(_COLUMNS, pair.answers, strict=True):
         where = f"{pair.where}: {column}"
         texts.append(_only_text(where, messages))
-        responses.append(response_tokens(where, tokenizer, [*prompt.messages, *messages], cfg, ends))
+        responses.append(response_tokens(where, tokenizer, [*prompt.messages, *messages], cfg, ends, found))
     if len(tokens) > cfg.max_prompt_tokens or max(map(len, responses)) > max_response_tokens:
         return None
     if responses[0] == responses[1]:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rlcore.config import DataConfig
-from rlcore.data.conversation import Read, prompt_tokens, read_rows
+from rlcore.data.conversation import Asked, Read, asked, read_rows
 from rlcore.data.opened import opened
 from rlcore.data.order import Content, Order, digest, in_epoch
 from rlcore.data.sources import Rows, load_sources
@@ -109,7 +109,12 @@ class Prompts:
 
 def tokenized(prompt: Prompt, where: str, cfg: DataConfig, tokenizer: Any) -> Prompt:
     """The prompt with its tokens, and what is open at their end. DataError names the row, which is at `where`."""
-    tokens = prompt_tokens(where, prompt.messages, cfg, tokenizer)
+    return with_tokens(prompt, asked(where, prompt.messages, cfg, tokenizer), tokenizer)
+
+
+def with_tokens(prompt: Prompt, found: Asked, tokenizer: Any) -> Prompt:
+    """The prompt with the tokens of its messages, and what is open at their end."""
+    tokens = found.tokens
     return dataclasses.replace(prompt, tokens=tokens, opened=opened(tokenizer, tokens, prompt.messages))
 
 

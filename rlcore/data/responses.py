@@ -9,11 +9,12 @@ from typing import Any
 from rlcore.config import DataConfig
 from rlcore.data import opened
 from rlcore.data.conversation import (
+    Asked,
     as_text,
     cell,
     conversation_text,
-    conversation_tokens,
     is_message,
+    prompt_of_text,
     require_plain_response,
 )
 from rlcore.data.endings import Endings
@@ -21,7 +22,7 @@ from rlcore.data.messages import Message, normalised
 from rlcore.data.sources import Rows
 from rlcore.errors import DataError
 
-_THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # where messages keep them, beside the content
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # where messages keep them, beside the content
 _CLOSES = {"<think>": "</think>", "<answer>": "</answer>"}
 
 
@@ -48,9 +49,9 @@ def _parsed(text: str) -> list[Any] | None:
 
 
 def response_tokens(
-    where: str, tokenizer: Any, conversation: Sequence[Message], cfg: DataConfig, ends: Endings
+    where: str, tokenizer: Any, conversation: Sequence[Message], cfg: DataConfig, ends: Endings, prompt: Asked
 ) -> list[int]:
-    """The tokens of the last message, the assistant's, after the prompt of those before it; an ending token is last.
+    """The tokens of the last message, the assistant's, after the `prompt` of those before it; an ending token is last.
 
     They are what the chat template renders for it, where that goes on from the prompt and leaves nothing out, else the
     message's text. DataError names the row, at `where`, in which neither is what the assistant says.
@@ -68,22 +69,23 @@ def response_tokens(
     for text in (message["content"], message.get("reasoning_content") or ""):
         require_plain_response(where, text, cfg, tokenizer)
     try:
-        args = cfg.chat_template_args
-        before = conversation_text(tokenizer, context, cfg.chat_template, True, args)
-        whole = conversation_text(tokenizer, _joined(context, message), True, args=args) if cfg.chat_template else ""
+        joined, args = _joined(context, message), cfg.chat_template_args
+        whole = conversation_text(tokenizer, joined, True, args=args) if cfg.chat_template else ""
     except ValueError as e:
         raise DataError(f"{where}: {e}") from e
+    before = prompt.text
     begun = opened.of_text(before)
     said = _turn(whole.removeprefix(before), ends)
-    repeated = _repeats(begun, said, _joined(context, message)[-1]["content"])
-    if cfg.chat_template and whole.startswith(before) and not repeated and not _left_out(message, begun + said):
-        tokens = _going_on(tokenizer, before, said)
+    repeated = _repeats(begun, said, joined[-1]["content"])
+    shown = begun + _without_ends(said, ends)
+    if cfg.chat_template and whole.startswith(before) and not repeated and not left_out(message, shown):
+        tokens = _going_on(tokenizer, prompt, said)
         if tokens[-1:] and tokens[-1] in ends.ids:
             return tokens
         said = _up_to(said, message["content"])
     else:
         said = _own_words(where, message, begun)
-    return [*_going_on(tokenizer, before, said), ends.taught]
+    return [*_going_on(tokenizer, prompt, said), ends.taught]
 
 
 def _joined(context: Sequence[Message], message: Message) -> list[Message]:
@@ -105,20 +107,27 @@ def _turn(text: str, ends: Endings) -> str:
     return text[: min(found, default=len(text))]
 
 
-def _going_on(tokenizer: Any, before: str, said: str) -> list[int]:
-    """The tokens of `said` where it goes on from `before`: not as the beginning of a text, as long as the tokens of
-    `before` stay what they are in a prompt."""
-    prompt, whole = (tokenizer(t, add_special_tokens=False)["input_ids"] for t in (before, before + said))
-    if whole[: len(prompt)] == prompt:
-        return whole[len(prompt) :]
+def _without_ends(text: str, ends: Endings) -> str:
+    """Else a tool called `f` would be found in `<|endoftext|>`."""
+    for end in filter(None, ends.texts):
+        text = text.replace(end, "")
+    return text
+
+
+def _going_on(tokenizer: Any, prompt: Asked, said: str) -> list[int]:
+    """The tokens of `said` where it goes on from the prompt: not as the beginning of a text, as long as the tokens of
+    the prompt stay what they are."""
+    before, whole = prompt.bare, tokenizer(prompt.text + said, add_special_tokens=False)["input_ids"]
+    if whole[: len(before)] == before:
+        return whole[len(before) :]
     return tokenizer(said, add_special_tokens=False)["input_ids"]
 
 
-def _left_out(message: Message, said: str) -> list[str]:
+def left_out(message: Message, said: str) -> list[str]:
     """What of the message is not in `said`. White space does not count: templates trim it."""
     squeezed = _squeezed(said)
     wanted = {"content": [message["content"]]}
-    wanted |= {name: [message[name]] for name in _THOUGHTS if isinstance(message.get(name), str)}
+    wanted |= {name: [message[name]] for name in THOUGHTS if isinstance(message.get(name), str)}
     wanted["tool_calls"] = [_called(call) for call in message.get("tool_calls") or ()]
     return [name for name, texts in wanted.items() if any(_squeezed(text) not in squeezed for text in texts)]
 
@@ -141,7 +150,7 @@ def _up_to(said: str, content: str) -> str:
 
 def _own_words(where: str, message: Message, begun: str) -> str:
     """The message's text, after what the prompt has `begun` of it."""
-    more = [name for name in _left_out(message, message["content"]) if name != "content"]
+    more = [name for name in left_out(message, message["content"]) if name != "content"]
     if more:
         raise DataError(
             f"{where}: the chat template leaves out the {more[0]} of the assistant's message; write into its content "
@@ -183,14 +192,13 @@ def learned_before(
     mask = [False] * len(tokens)
     for number in turns:
         try:
-            before = conversation_tokens(
-                tokenizer, conversation[:number], cfg.chat_template, True, cfg.chat_template_args
-            )
+            text = conversation_text(tokenizer, conversation[:number], cfg.chat_template, True, cfg.chat_template_args)
+            before = prompt_of_text(tokenizer, text, cfg.chat_template)
         except ValueError:  # nothing before it, or nothing that the template takes alone
             return None
-        said = response_tokens(where, tokenizer, conversation[: number + 1], cfg, ends)
-        start, end = len(before), len(before) + len(said)
-        if list(tokens[:end]) != before + said:
+        said = response_tokens(where, tokenizer, conversation[: number + 1], cfg, ends, before)
+        start, end = len(before.tokens), len(before.tokens) + len(said)
+        if list(tokens[:end]) != before.tokens + said:
             return None
         mask[start:end] = [True] * len(said)
     return mask

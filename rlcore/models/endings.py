@@ -39,7 +39,7 @@ def _declared(path: str) -> tuple[str, list[int]]:
         value = found.get("eos_token_id", (found.get("text_config") or {}).get("eos_token_id"))
         if value is not None:
             listed = value if isinstance(value, list) else [value]
-            if not all(isinstance(token, int) for token in listed):
+            if not all(type(token) is int for token in listed):  # true is an int to Python
                 raise ConfigError(f"model.path: {name} of {path}: eos_token_id is {value!r}, must be a token's number")
             return name, listed
     return _FILES[0], []

@@ -11,12 +11,13 @@ import pytest
 
 from rlcore.config import DataConfig
 from rlcore.data.chat_template import mark_in, with_defaults
-from rlcore.data.conversation import conversation_tokens, prompt_tokens
+from rlcore.data.conversation import asked, conversation_tokens
 from rlcore.data.examples import Examples
 from rlcore.data.messages import normalised
 from rlcore.data.preferences import Pairs, ResponsePairs
 from rlcore.data.prompts import Prompts
 from rlcore.errors import ConfigError, DataError
+from tests import templates
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -88,7 +89,7 @@ def said(*turns: tuple[str, Any]) -> list[dict[str, Any]]:
 def prompt_of(messages: Sequence[Any], template: str = CHATML, args: dict[str, Any] | None = None) -> str:
     tokenizer = make_tokenizer(template)
     form = normalised(messages, "row 1")
-    return tokenizer.decode(prompt_tokens("row 1", form, DataConfig(chat_template_args=args or {}), tokenizer))
+    return tokenizer.decode(asked("row 1", form, DataConfig(chat_template_args=args or {}), tokenizer).tokens)
 
 
 def jsonl(path: Path, *rows: dict[str, Any]) -> str:
@@ -394,6 +395,54 @@ def test_a_response_without_a_template_must_not_hold_the_end(tmp_path: Path) -> 
         Examples([source], DataConfig(chat_template=False), make_tokenizer(None), 0, 99)
     source = jsonl(tmp_path / "b.jsonl", {"prompt": "Q", "response": "a<|im_end|>"})
     assert len(Examples([source], DataConfig(chat_template=False), make_tokenizer(None), 0, 99)) == 1
+
+
+# -- what a reward model learns from is the whole answer
+
+THOUGHT = "<think>by hand</think>It is 4"
+
+
+def pair_of(path: Path, template: str | None, chosen: dict[str, Any], **keys: Any) -> str:
+    tokenizer, other = make_tokenizer(template), {"role": "assistant", "content": "It is 5"}
+    row = {"prompt": "by hand?", "chosen": [{"role": "assistant", **chosen}], "rejected": [other]}
+    (pair,) = Pairs([jsonl(path / "a.jsonl", row)], DataConfig(**keys), tokenizer, 0, 99).all()
+    return tokenizer.decode(pair.rollouts[0].tokens[:-1])
+
+
+@pytest.mark.parametrize("name", ["r1", "qwen3"])
+@pytest.mark.parametrize(
+    ("chosen", "lost"),
+    [
+        ({"content": THOUGHT}, "content"),
+        ({"content": "It is 4", "reasoning_content": "I add"}, "reasoning_content"),
+        # What the user says is not what the assistant thinks.
+        ({"content": "It is 4", "reasoning_content": "by hand"}, "reasoning_content"),
+    ],
+)
+def test_an_answer_is_not_scored_without_what_the_template_drops(
+    tmp_path: Path, name: str, chosen: dict[str, Any], lost: str
+) -> None:
+    with pytest.raises(
+        DataError, match=f"a.jsonl, line 1: chosen: the chat template does not write the whole {lost} of"
+    ):
+        pair_of(tmp_path, TEMPLATES[name], chosen)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("content", ["It is 4", " It  is\n 4 \n\n", ""])
+def test_an_answer_that_is_trimmed_is_scored(tmp_path: Path, name: str, content: str) -> None:
+    assert content.strip() in pair_of(tmp_path, TEMPLATES[name], {"content": content, "reasoning_content": " "})
+
+
+def test_thoughts_that_a_template_writes_are_scored(tmp_path: Path) -> None:
+    for chosen in ({"content": THOUGHT}, {"content": "It is 4", "reasoning_content": "by hand"}):
+        for template in (templates.CHATML, templates.OPENS_THINK_SHOWS_IT):
+            text = pair_of(tmp_path, template, chosen)
+            assert "".join(text.split()).endswith("by hand</think>It is 4<|im_end|>".replace(" ", ""))
+    # Beside the content that has it, it is written there.
+    assert THOUGHT in pair_of(tmp_path, CHATML, {"content": THOUGHT, "reasoning_content": "by hand"})
+    with pytest.raises(DataError, match="line 1: chosen: without a chat template nothing writes the whole reasoning_c"):
+        pair_of(tmp_path, None, {"content": "4", "reasoning_content": "by hand"}, chat_template=False)
 
 
 # -- arguments of the template

@@ -410,9 +410,16 @@ def test_examples_without_a_response_are_refused_and_long_ones_counted(tmp_path:
     empty = {"role": "assistant", "content": ""}
     with pytest.raises(DataError, match="line 1: the assistant's last message has no text"):
         Examples([jsonl(tmp_path / "empty.jsonl", [{"messages": [USER, empty]}])], DataConfig(), tokenizer, 0, 8)
-    source = jsonl(tmp_path / "none.jsonl", [{"prompt": "a", "answer": "b"}])
-    with pytest.raises(DataError, match="line 1: column response is missing"):
-        Examples([source], DataConfig(), tokenizer, 0, 8)
+    for row in ({"prompt": "a", "answer": "b"}, {"messages": [USER], "answer": "b"}):
+        source = jsonl(tmp_path / "none.jsonl", [row])
+        why = f"line 1: column response is missing; set data.response_column to .* one of {', '.join(row)}, or end"
+        with pytest.raises(DataError, match=why):
+            Examples([source], DataConfig(), tokenizer, 0, 8)
+    nested = [{"prompt": "a", "said": {"text": "b"}}, {"prompt": "a", "said": {"txt": "b"}}]
+    cfg = DataConfig(response_column="said.text")
+    assert len(Examples([jsonl(tmp_path / "in.jsonl", nested[:1])], cfg, tokenizer, 0, 8)) == 1
+    with pytest.raises(DataError, match="line 2: column said.text is missing; .* one of prompt, said, or"):
+        Examples([jsonl(tmp_path / "in.jsonl", nested)], cfg, tokenizer, 0, 8)
     source = jsonl(tmp_path / "long.jsonl", [{"prompt": "a", "response": "b" * n} for n in (7, 8)])
     examples = Examples([source], DataConfig(), tokenizer, 0, max_response_tokens=8)
     assert examples.dropped == 1 and [group.prompt.id for group in examples.take(2)] == ["long:0", "long:0@2"]

@@ -82,6 +82,8 @@ def model(path: Path, files: dict) -> Config:
         (20, r"eos_token_id 20, which is '\$' in the tokenizer, a piece of text"),
         ([3, 500], "eos_token_id 500, which is no token of the tokenizer"),
         ("</s>", "eos_token_id is '</s>', must be a token's number"),
+        (True, "eos_token_id is True, must be a token's number"),
+        ([3, True], r"eos_token_id is \[3, True\], must be a token's number"),
     ],
 )
 def test_files_of_two_models_are_refused(tmp_path: Path, declared: object, why: str) -> None:

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 from rlcore.config import DataConfig
-from rlcore.data.endings import text_of
+from rlcore.data.conversation import conversation_text, conversation_tokens, prompt_of_text
+from rlcore.data.endings import endings, text_of
 from rlcore.data.examples import Examples
 from rlcore.data.preferences import ResponsePairs
 from rlcore.data.prompts import Prompts
+from rlcore.data.responses import response_tokens
 from rlcore.errors import ConfigError, DataError
 from rlcore.records import Rollout
 from tests.templates import CHATML, GLM_4, LLAMA_2, OPENS_THINK, OPENS_THINK_SHOWS_IT, PHI_3, make_tokenizer
@@ -113,6 +115,8 @@ def test_an_answer_is_what_the_template_writes_after_the_prompt(
         (OPENS_THINK, {"messages": [ASK, SAID]}, "the prompt ends with <think>, and the assistant's message neither"),
         (OPENS_THINK, {"messages": [ASK, KEPT]}, "leaves out the reasoning_content of the assistant's message"),
         (LLAMA_2, {"messages": [ASK, {**CALL, "content": "let me"}]}, "leaves out the tool_calls of the assistant's"),
+        # Its name is in <|endoftext|>, which ends the turn.
+        (LLAMA_2, {"messages": [ASK, {**SAID, "tool_calls": [{"name": "f"}]}]}, "leaves out the tool_calls of the"),
         (CHATML, {"messages": [ASK, {**SAID, "content": "4<|im_end|>"}]}, r"the response holds <\|im_end\|>, "),
         (CHATML, {"prompt": "2+2?", "response": "a<|endoftext|>b"}, r"the response holds <\|endoftext\|>, "),
         (CHATML, {"prompt": "2+2?", "response": {"a": 4}}, "column response must be text or a list of .* messages"),
@@ -228,3 +232,48 @@ def test_pairs_say_what_examples_say(tmp_path: Path, template: str, message: dic
     (pair,) = ResponsePairs([str(file)], DataConfig(), make_tokenizer(template), 0, 200).all()
     assert [learned(r) for r in pair.rollouts] == [[said], [said.replace("4", "5")]]
     assert pair.rollouts[0].tokens == only(rows_of(tmp_path, [{"messages": [ASK, message]}], template)).tokens
+
+
+@pytest.mark.parametrize(
+    ("make", "row", "texts"),
+    [
+        (Examples, {"prompt": [ASK], "response": [SAID]}, 2),  # the prompt, the whole
+        (ResponsePairs, {"prompt": [ASK], "chosen": [SAID], "rejected": [{**SAID, "content": "5"}]}, 3),
+        (Examples, {"messages": [ASK, SAID, MORE, SAID]}, 4),  # each turn with its prompt
+    ],
+)
+def test_a_prompt_is_rendered_and_tokenized_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Any, row: dict[str, Any], texts: int
+) -> None:
+    tokenizer, file, done = make_tokenizer(CHATML), tmp_path / "rows.jsonl", list[str]()
+    for method in ("__call__", "apply_chat_template"):
+        monkeypatch.setattr(type(tokenizer), method, counted(getattr(type(tokenizer), method), done))
+    counts = []
+    for rows in (1, 1, 3):  # what is found out once about a tokenizer is, in the first
+        file.write_text(f"{json.dumps(row)}\n" * rows)
+        done.clear()
+        assert len(make([str(file)], DataConfig(), tokenizer, 0, 200)) == rows
+        counts.append([done.count(name) for name in ("__call__", "apply_chat_template")])
+    assert [more - one for one, more in zip(*counts[1:], strict=True)] == [2 * texts] * 2
+
+
+def counted(method: Any, done: list[str]) -> Any:
+    def call(*args: Any, **how: Any) -> Any:
+        done.append(method.__name__)
+        return method(*args, **how)
+
+    return call
+
+
+@pytest.mark.parametrize("chat_template", [True, False])
+@pytest.mark.parametrize("template", [CHATML, OPENS_THINK, OPENS_THINK_SHOWS_IT, LLAMA_2, PHI_3, GLM_4])
+def test_what_goes_on_from_a_prompt_that_is_known_is_the_same_as_from_a_new_one(
+    tmp_path: Path, template: str, chat_template: bool
+) -> None:
+    tokenizer, cfg = make_tokenizer(template), DataConfig(chat_template=chat_template)
+    ends, conversation = endings(tokenizer, chat_template), [ASK, THOUGHT]
+    text = conversation_text(tokenizer, [ASK], chat_template, generation_prompt=True)
+    anew = response_tokens("row 1", tokenizer, conversation, cfg, ends, prompt_of_text(tokenizer, text, chat_template))
+    rollout = only(rows_of(tmp_path, [{"messages": conversation}], template, chat_template=chat_template))
+    assert rollout.tokens == conversation_tokens(tokenizer, [ASK], chat_template, generation_prompt=True) + anew
+    assert [t for t, m in zip(rollout.tokens, rollout.mask, strict=True) if m] == anew
