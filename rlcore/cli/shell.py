@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from rlcore.errors import EXIT_CODES, ConfigError, DiskError, RlcoreError, is_of_disk
 from rlcore.screen import give_up_unread, is_unread, message, shown
+from rlcore.waiting import tell
 
 
 class Arguments(argparse.ArgumentParser):
@@ -92,9 +93,7 @@ def print_usage() -> int:
     return 0
 
 
-def say(text: str) -> None:
-    """One line of news."""
-    print(f"[rlcore] {message(text)}", flush=True)
+say = tell  # one line of news: what a command tells looks as what a wait does
 
 
 def typed(*words: str | Path) -> str:

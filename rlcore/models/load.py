@@ -146,7 +146,7 @@ def _require_value(model: PreTrainedModel, found: Found, at: str, new_head: bool
 
 def proved(path: str, key: str) -> PreTrainedModel:
     """The language model at `path` (hub id or local directory) without memory. Raises ConfigError naming `key` when the
-    checkpoint is not whole, not of its config, or not one that rlcore trains; the weights are not read."""
+    checkpoint is not whole, or not of its config; the weights are not read."""
     directory = directory_of(path, key)
     require_usable(directory, key)
     disk = headers(directory, key)
@@ -154,7 +154,6 @@ def proved(path: str, key: str) -> PreTrainedModel:
     model, at = make(), f"{key}: {directory}"
     require_whole(model, compare(make(), disk), at)
     require_tied(model, disk, at)
-    pack(make())
     return model
 
 
@@ -168,7 +167,6 @@ def proved_value(path: str, key: str, new_head: bool = True) -> PreTrainedModel:
     )
     model = make()
     _require_value(model, compare(make(), disk), f"{key}: {directory}", new_head)
-    pack_value(make(), key)
     return model
 
 

@@ -19,7 +19,6 @@ from transformers.core_model_loading import (
     WeightRenaming,
     convert_and_load_state_dict_in_model,
     rename_source_key,
-    revert_weight_conversion,
 )
 from transformers.initialization import no_init_weights
 from transformers.modeling_utils import LoadStateDictConfig
@@ -27,6 +26,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from rlcore.errors import ConfigError
 from rlcore.models.checkpoint_files import Header, first_few
+from rlcore.models.names import checkpoint_tensors
 
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 _COMPARED_AT_ONCE = 1 << 24  # numbers of each of two matrices
@@ -54,7 +54,7 @@ def to_disk(model: PreTrainedModel) -> dict[str, Tensor]:
     kept = model.state_dict()
     named = [*model.named_parameters(), *((n, b) for n, b in model.named_buffers() if n in kept)]
     with torch.no_grad():
-        return revert_weight_conversion(model, {name: tensor.detach() for name, tensor in named})
+        return checkpoint_tensors(model, {name: tensor.detach() for name, tensor in named})
 
 
 def compare(model: PreTrainedModel, disk: dict[str, Header]) -> Found:
